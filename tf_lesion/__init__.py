@@ -1,0 +1,3 @@
+"""Unsupervised lesion detection via image restoration with a normative prior (TensorFlow 2)."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,216 @@
+"""Settings as data: frozen dataclasses, three presets, to and from JSON."""
+
+import dataclasses
+import json
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tf_lesion import __version__
+from tf_lesion.files import InputError, written_whole
+from tf_lesion.objective import RELEASED_KL_C_FLOOR, RELEASED_PRECISION_OFFSET
+
+MODEL_NAMES = ("gmvae", "vae")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Table 3 of the paper and what it leaves open."""
+
+    model: str = "gmvae"
+    height: int = 158  # pixels
+    width: int = 198  # pixels
+    num_clusters: int = 6  # K; unused by the VAE
+    dim_z: int = 1
+    dim_omega: int = 1
+    num_filters: int = 64
+    initializer: str = "truncated_normal"  # or "he_normal"
+    precision: str = "float32"  # of the convolutions; or "bfloat16"
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Which form of the ELBO terms (see `tf_lesion.objective`)."""
+
+    responsibilities: str = "released"  # or "bayes"
+    kl_c_floor: float = RELEASED_KL_C_FLOOR  # nats per latent position
+    precision_offset: float = RELEASED_PRECISION_OFFSET
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Adam and its schedules; fractions are of `steps`."""
+
+    steps: int = 1_600_000
+    batch_size: int = 16
+    learning_rate: float = 5e-5
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    kl_weight_start: float = 1.0
+    kl_ramp: tuple = (0.0, 0.0)  # the KL weight rises from its start to 1 between these fractions
+    learning_rate_drop: float = 1.0  # factor on the learning rate after `drop_at`
+    drop_at: float = 1.0  # fraction
+    log_every: int = 50  # steps
+    test_every: int = 500
+    checkpoint_every: int = 5_000
+    picture_every: int = 10_000
+    checkpoints_kept: int = 30
+    num_pictures: int = 16  # test slices
+
+    def kl_weight(self, step):
+        """Weight of the KL terms at `step` (0-based)."""
+        start, end = (fraction * self.steps for fraction in self.kl_ramp)
+        if step >= end:
+            return 1.0
+        risen = max(0.0, (step - start) / (end - start))
+        return self.kl_weight_start + risen * (1.0 - self.kl_weight_start)
+
+    def learning_rate_at(self, step):
+        """Learning rate at `step` (0-based)."""
+        dropped = step >= self.drop_at * self.steps
+        return self.learning_rate * (self.learning_rate_drop if dropped else 1.0)
+
+
+@dataclass(frozen=True)
+class RestorationConfig:
+    """Gradient ascent on ELBO(x) - tv_weight * TV(observed - x)."""
+
+    steps: int = 500
+    step_sizes: tuple = ((0, 5e-3), (100, 2e-3))  # (from this step on, step size)
+    gradient_clip: float | None = 100.0  # None: no clipping
+    tv_weight: float = 1.8  # lambda, per unit intensity
+
+    def step_size(self, step):
+        """Step size at `step` (0-based)."""
+        return [size for start, size in self.step_sizes if step >= start][-1]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is determined by, but for its data."""
+
+    preset: str = "released"
+    seed: int = 0
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    restoration: RestorationConfig = field(default_factory=RestorationConfig)
+
+    def replace(self, **sections):
+        """A copy; a dict given for a section replaces single fields of it."""
+        return dataclasses.replace(
+            self,
+            **{
+                name: dataclasses.replace(getattr(self, name), **value)
+                if isinstance(value, dict)
+                else value
+                for name, value in sections.items()
+            },
+        )
+
+    def to_dict(self):
+        """JSON-serialisable form, with the version of the package."""
+        return {"tf_lesion_version": __version__, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values):
+        """Inverse of `to_dict`."""
+        training, restoration = dict(values["training"]), dict(values["restoration"])
+        training["kl_ramp"] = tuple(training["kl_ramp"])
+        restoration["step_sizes"] = tuple(tuple(pair) for pair in restoration["step_sizes"])
+        return cls(
+            preset=values["preset"],
+            seed=values["seed"],
+            network=NetworkConfig(**values["network"]),
+            objective=ObjectiveConfig(**values["objective"]),
+            training=TrainingConfig(**training),
+            restoration=RestorationConfig(**restoration),
+        )
+
+
+_EXACT = ObjectiveConfig(responsibilities="bayes", kl_c_floor=0.0, precision_offset=0.0)
+_PRESETS = {
+    "released": Config(preset="released"),
+    "paper": Config(
+        preset="paper",
+        network=NetworkConfig(num_clusters=9),
+        objective=_EXACT,
+        restoration=RestorationConfig(step_sizes=((0, 1e-3),), gradient_clip=None),
+    ),
+    # Budgets of minutes to hours: with the released initialisation and learning rate the posterior
+    # collapses before anything is learned.
+    "practical": Config(
+        preset="practical",
+        network=NetworkConfig(num_clusters=9, initializer="he_normal", precision="bfloat16"),
+        objective=_EXACT,
+        training=TrainingConfig(
+            steps=5_000,
+            batch_size=8,
+            learning_rate=5e-4,
+            kl_weight_start=0.1,
+            kl_ramp=(0.4, 0.7),
+            learning_rate_drop=0.2,
+            drop_at=0.7,
+            checkpoint_every=500,
+            picture_every=1_000,
+        ),
+    ),
+}
+PRESET_NAMES = tuple(_PRESETS)
+_RELEASED_VAE = {"gradient_clip": 50.0, "tv_weight": 2.2}
+
+
+def preset(name, model="gmvae"):
+    """The preset `name` for `model`: "released", "paper" or "practical".
+
+    The released code restores with a VAE at lambda 2.2 and gradients clipped at 50 (GMVAE: 1.8
+    and 100); the other presets take over its lambda.
+    """
+    config = _PRESETS[name].replace(network={"model": model})
+    if model != "vae":
+        return config
+    changes = dict(_RELEASED_VAE)
+    if config.restoration.gradient_clip is None:
+        del changes["gradient_clip"]
+    return config.replace(restoration=changes)
+
+
+def check(config):
+    """Raise `InputError` for values that cannot be trained or restored with; returns the config."""
+    network, training, restoration = config.network, config.training, config.restoration
+    rules = [
+        (network.num_clusters >= 1, f"--clusters 1 or more, got {network.num_clusters}"),
+        (network.dim_z >= 1 and network.dim_omega >= 1, "latents of 1 channel or more"),
+        (training.steps >= 1, f"--steps 1 or more, got {training.steps}"),
+        (training.batch_size >= 1, f"--batch-size 1 or more, got {training.batch_size}"),
+        (training.learning_rate > 0, f"--learning-rate above 0, got {training.learning_rate}"),
+        (restoration.steps >= 0, f"--steps 0 or more, got {restoration.steps}"),
+        (restoration.tv_weight >= 0, f"--tv-weight 0 or more, got {restoration.tv_weight}"),
+        (config.seed >= 0, f"--seed 0 or more, got {config.seed}"),
+    ]
+    for holds, expected in rules:
+        if not holds:
+            raise InputError(f"Expected {expected}.")
+    return config
+
+
+def commit():
+    """Commit of the checkout the package runs from, or None outside one."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def write_json(path, values):
+    """Write `values` as indented JSON, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,65 @@
+"""What every command shares about files: errors for people, outputs written whole or not at all."""
+
+import argparse
+import contextlib
+import functools
+import os
+import shutil
+import sys
+from pathlib import Path
+
+EXIT_BAD_INPUT = 2
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message says what, where and what to do."""
+
+
+def refuse_existing(path, *, force):
+    """Raise `FileExistsError` if `path` exists and `force` is false."""
+    if Path(path).exists() and not force:
+        raise FileExistsError(f"Output {path} exists; choose another name or pass --force.")
+
+
+@contextlib.contextmanager
+def written_whole(path, *, force=True):
+    """Yield a temporary name beside `path`; rename it on success, delete it on any failure.
+
+    The temporary name keeps the suffix of `path` (".nii.gz" included), because writers choose the
+    format by it. Works for files and for folders.
+
+    Raises:
+        FileExistsError: if `path` exists and `force` is false (checked before anything is written).
+    """
+    path = Path(path)
+    refuse_existing(path, force=force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def command(main):
+    """Decorate `main(argv)`: bad input and full disks become one line and exit status 2."""
+
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        try:
+            return main(argv) or 0
+        except (InputError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_BAD_INPUT
+
+    return wrapped
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help that shows defaults and keeps the line breaks of the example."""

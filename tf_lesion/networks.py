@@ -1,0 +1,227 @@
+"""Encoder, decoder and prior network of the GMVAE (You et al., MIDL 2019, Table 3).
+
+Every size below is that of 158 x 198 slices; the networks take any size of 30 + 4k pixels.
+"""
+
+import keras
+import tensorflow as tf
+
+RELEASED_STDDEV = 0.01  # truncated normal of every released kernel
+RELEASED_BIAS = 0.01
+LOG_PRECISION_BIAS = 0.1  # of the two log-precision heads, released code
+UPSAMPLING = 2
+PADDING = 2  # zeros around an upsampled map, so that 158 x 198 comes back as 158 x 198
+LATENT_STRIDE = 4
+LATENT_MARGIN = 30  # a slice of 30 + 4k pixels has a latent grid of k
+
+INITIALIZERS = {
+    "truncated_normal": lambda: keras.initializers.TruncatedNormal(stddev=RELEASED_STDDEV),
+    "he_normal": lambda: keras.initializers.HeNormal(),
+}
+PRECISIONS = {"float32": None, "bfloat16": "mixed_bfloat16"}  # None: the global Keras policy
+
+
+def latent_size(pixels):
+    """Length of the latent grid for a slice of `pixels` = 30 + 4k pixels: k (158 -> 32)."""
+    return (pixels - LATENT_MARGIN) // LATENT_STRIDE
+
+
+class _Convolutions:
+    """Makes the layers of one network: same initializer and precision, 64 filters by default."""
+
+    def __init__(self, *, num_filters, initializer, precision):
+        self._num_filters = num_filters
+        self._initializer = INITIALIZERS[initializer]
+        self._dtype = PRECISIONS[precision]
+
+    def _options(self, bias):
+        return {
+            "padding": "valid",
+            "kernel_initializer": self._initializer(),
+            "bias_initializer": keras.initializers.Constant(bias),
+            "dtype": self._dtype,
+        }
+
+    def conv(self, name, *, size=3, stride=1):
+        return keras.layers.Conv2D(
+            self._num_filters,
+            size,
+            strides=stride,
+            activation="relu",
+            name=name,
+            **self._options(RELEASED_BIAS),
+        )
+
+    def transposed(self, name):
+        return keras.layers.Conv2DTranspose(
+            self._num_filters, 3, activation="relu", name=name, **self._options(RELEASED_BIAS)
+        )
+
+    def head(self, name, channels, *, size=1, bias=RELEASED_BIAS):
+        return keras.layers.Conv2D(channels, size, name=name, **self._options(bias))
+
+
+def _full_precision(head, features):
+    """Output of a head in the precision of its weights: losses and latents stay in float32."""
+    return tf.cast(head(features), head.variable_dtype)
+
+
+class Encoder(keras.Model):
+    """q(z | x) and, for the GMVAE, q(omega | x): one shared trunk, two or four linear 1x1 heads.
+
+    Source: You et al., MIDL 2019, Table 3.
+
+    Args:
+        dim_z, dim_omega: channels of the latents; `dim_omega=None` makes the encoder of the VAE.
+        num_filters: channels of the trunk.
+        initializer: "truncated_normal" (released) or "he_normal".
+        precision: of the convolutions, "float32" or "bfloat16"; the outputs are float32.
+
+    Shapes (x -> 158 x 198):
+        image: [B, 158, 198, 1], normalised intensity
+        z_mean, z_logvar: [B, 32, 42, dim_z]
+        omega_mean, omega_logvar: [B, 32, 42, dim_omega]
+    """
+
+    STRIDES = (2, 1, 1, 2, 1, 1)
+
+    def __init__(
+        self,
+        *,
+        dim_z=1,
+        dim_omega=1,
+        num_filters=64,
+        initializer="truncated_normal",
+        precision="float32",
+        name="encoder",
+    ):
+        super().__init__(name=name)
+        make = _Convolutions(num_filters=num_filters, initializer=initializer, precision=precision)
+        self.trunk = [
+            make.conv(f"conv{position}", stride=stride)
+            for position, stride in enumerate(self.STRIDES)
+        ]
+        latents = {"omega": dim_omega, "z": dim_z} if dim_omega else {"z": dim_z}
+        self.heads = {
+            f"{latent}_{moment}": make.head(f"{latent}_{moment}", channels)
+            for latent, channels in latents.items()
+            for moment in ("mean", "logvar")
+        }
+
+    def call(self, image):
+        """Moments of the latents as a dict, keys as under Shapes."""
+        features = image
+        for layer in self.trunk:
+            features = layer(features)
+        return {name: _full_precision(head, features) for name, head in self.heads.items()}
+
+
+class Decoder(keras.Model):
+    """p(x | z): mean and log-precision of every pixel.
+
+    Source: You et al., MIDL 2019, Table 3; the zero padding of 2 around the two upsampled maps is
+    the released code's.
+
+    Args: see `Encoder`.
+
+    Shapes (heights; widths go 42, 46, 92, 96, 94, 98, 196, 200, 198):
+        z: [B, 32, 42, dim_z]
+        y_mean, y_log_precision: [B, 158, 198, 1]; log(1/sigma^2), not clipped
+    """
+
+    def __init__(
+        self,
+        *,
+        num_filters=64,
+        initializer="truncated_normal",
+        precision="float32",
+        name="decoder",
+    ):
+        super().__init__(name=name)
+        make = _Convolutions(num_filters=num_filters, initializer=initializer, precision=precision)
+        self.input_layer = make.conv("conv0", size=1)
+        self.low = [make.transposed("transposed1"), make.transposed("transposed2")]
+        self.middle = make.conv("conv3")
+        self.high = [make.transposed("transposed4"), make.transposed("transposed5")]
+        self.mean_head = make.head("y_mean", 1, size=3)
+        self.log_precision_head = make.head("y_log_precision", 1, size=3, bias=LOG_PRECISION_BIAS)
+
+    def features(self, z):
+        """Last feature map, [B, 160, 200, 64]: what the two heads read."""
+        features = self.input_layer(z)  # 32
+        for layer in self.low:
+            features = layer(features)  # 34, 36
+        features = self.middle(upsample_and_pad(features))  # 72, 76, 74
+        for layer in self.high:
+            features = layer(features)  # 76, 78
+        return upsample_and_pad(features)  # 156, 160
+
+    def mean(self, z):
+        """Mean of p(x | z) alone, [B, 158, 198, 1]: all that the restoration needs."""
+        return _full_precision(self.mean_head, self.features(z))
+
+    def call(self, z):
+        """Moments of the pixels as a dict, keys as under Shapes."""
+        features = self.features(z)
+        return {
+            "y_mean": _full_precision(self.mean_head, features),
+            "y_log_precision": _full_precision(self.log_precision_head, features),
+        }
+
+
+def upsample_and_pad(features):
+    """Nearest-neighbour x 2, then two rows and columns of zeros all around."""
+    height, width = tf.shape(features)[1], tf.shape(features)[2]
+    resized = tf.image.resize(features, [UPSAMPLING * height, UPSAMPLING * width], method="nearest")
+    return tf.pad(resized, [[0, 0], [PADDING, PADDING], [PADDING, PADDING], [0, 0]])
+
+
+class PriorNetwork(keras.Model):
+    """Conditional prior p(z | omega, c): one diagonal Gaussian over z per cluster c.
+
+    A 1x1 convolution shared by all clusters, then one linear 1x1 head for the means and one for the
+    log-precisions. Nothing is shared across space but weights.
+
+    Source: You et al., MIDL 2019, Table 3.
+
+    Shapes (h x w latent grid, 32 x 42 for 158 x 198 slices; K clusters):
+        omega:                [B, h, w, dim_omega]
+        prior_mean:           [B, h, w, dim_z, K], unit of z
+        prior_log_precision:  [B, h, w, dim_z, K], log(1/sigma^2), not clipped
+
+    Raises:
+        ValueError: if `num_clusters` is below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_clusters,
+        dim_z=1,
+        num_filters=64,
+        initializer="truncated_normal",
+        precision="float32",
+        name="prior_network",
+    ):
+        super().__init__(name=name)
+        if num_clusters < 1:
+            raise ValueError(f"Expected num_clusters of 1 or more, got {num_clusters}.")
+        make = _Convolutions(num_filters=num_filters, initializer=initializer, precision=precision)
+        self.num_clusters, self.dim_z = num_clusters, dim_z
+        self.hidden = make.conv("conv0", size=1)
+        self.mean_head = make.head("prior_mean", dim_z * num_clusters)
+        self.log_precision_head = make.head(
+            "prior_log_precision", dim_z * num_clusters, bias=LOG_PRECISION_BIAS
+        )
+
+    def call(self, omega):
+        """Moments of every cluster as a dict, keys as under Shapes."""
+        features = self.hidden(omega)
+        grid = tf.shape(features)[:3]
+        shape = tf.concat([grid, [self.dim_z, self.num_clusters]], axis=0)
+        return {
+            "prior_mean": tf.reshape(_full_precision(self.mean_head, features), shape),
+            "prior_log_precision": tf.reshape(
+                _full_precision(self.log_precision_head, features), shape
+            ),
+        }

@@ -1,0 +1,104 @@
+"""The terms of the evidence lower bound, each per image [B], in nats.
+
+Source: You et al., MIDL 2019, Equation 2, and the code released with it. Where the two part, both
+are here: `responsibilities`, `kl_c(floor=...)` and `kl_z(precision_offset=...)`.
+
+Axes: h x w is the latent grid, D the channels of z, K the clusters; `prior_*` are [B, h, w, D, K].
+"""
+
+import math
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfd = tfp.distributions
+
+SIGMA_RANGE = (1e-8, 1.0)  # released code: sigma of p(x | z) is kept between these
+LOG_PRECISION_RANGE = (-2 * math.log(SIGMA_RANGE[1]), -2 * math.log(SIGMA_RANGE[0]))
+LOG_EPSILON = 1e-8  # released code: inside the logarithm of KL(c)
+RELEASED_PRECISION_OFFSET = 1e-6  # released code: added to the prior's precision in KL(z)
+RELEASED_KL_C_FLOOR = 0.5  # nats per latent position (`c_lambda`); not in the paper
+
+
+def _per_image(terms):
+    return tf.reduce_sum(terms, axis=list(range(1, terms.shape.rank)))
+
+
+def _normal(mean, log_precision):
+    return tfd.Normal(mean, tf.exp(-0.5 * log_precision))
+
+
+def log_likelihood(image, *, y_mean, y_log_precision):
+    """log N(image; y_mean, sigma^2), sigma clipped to [1e-8, 1] through its log-precision; [B]."""
+    clipped = tf.clip_by_value(y_log_precision, *LOG_PRECISION_RANGE)
+    return _per_image(_normal(y_mean, clipped).log_prob(image))
+
+
+def fixed_sigma_log_likelihood(image, *, y_mean):
+    """-sum (image - y_mean)^2: the log-likelihood at sigma = 1/sqrt(2), its constant left out; [B].
+
+    The restoration uses it in place of `log_likelihood` (paper, section 2.2), because a large
+    sigma where the reconstruction fails would shield the lesion.
+    """
+    return -_per_image(tf.square(image - y_mean))
+
+
+def cluster_probs(z, *, prior_mean, prior_log_precision, responsibilities):
+    """Responsibilities p(c | z, omega) [B, h, w, K], for equally likely clusters.
+
+    Args:
+        z: [B, h, w, D].
+        prior_mean, prior_log_precision: [B, h, w, D, K].
+        responsibilities: "bayes" for Bayes' rule with the Gaussian density (paper), or "released"
+            for the released code's logit -(z - m)^2 exp(l) / 2 - l, in which the log-precision l
+            counts -1 instead of +1/2: it favours broad clusters.
+    """
+    z = z[..., None]
+    if responsibilities == "bayes":
+        logits = _normal(prior_mean, prior_log_precision).log_prob(z)
+    elif responsibilities == "released":
+        squared = tf.square(z - prior_mean) * tf.exp(prior_log_precision)
+        logits = -0.5 * squared - prior_log_precision + math.log(math.pi)
+    else:
+        raise ValueError(
+            f"Expected responsibilities 'bayes' or 'released', got {responsibilities}."
+        )
+    return tf.nn.softmax(tf.reduce_sum(logits, axis=-2), axis=-1)
+
+
+def kl_z(*, z_mean, z_logvar, prior_mean, prior_log_precision, cluster_probs, precision_offset=0.0):
+    """E_c KL[q(z | x) || p(z | omega, c)], clusters weighted by `cluster_probs`; [B].
+
+    Args:
+        z_mean, z_logvar: [B, h, w, D].
+        prior_mean, prior_log_precision: [B, h, w, D, K].
+        cluster_probs: [B, h, w, K].
+        precision_offset: added to the prior's precision; 1e-6 in the released code, 0 is exact.
+    """
+    z_mean, z_logvar = z_mean[..., None], z_logvar[..., None]
+    squared = tf.exp(z_logvar) + tf.square(z_mean - prior_mean)
+    precision = tf.exp(prior_log_precision) + precision_offset
+    per_cluster = 0.5 * (squared * precision - prior_log_precision - z_logvar - 1.0)
+    return _per_image(cluster_probs[..., None, :] * per_cluster)
+
+
+def kl_standard_normal(mean, logvar):
+    """KL[N(mean, exp(logvar)) || N(0, 1)], summed over positions and channels; [B].
+
+    It is KL(omega) of the GMVAE and KL(z) of the VAE.
+    """
+    posterior = tfd.Normal(mean, tf.exp(0.5 * logvar))
+    standard = tfd.Normal(tf.zeros([], mean.dtype), tf.ones([], mean.dtype))
+    return _per_image(tfd.kl_divergence(posterior, standard))
+
+
+def kl_c(cluster_probs, *, floor=0.0):
+    """KL[p(c | z, omega) || uniform], at least `floor` nats at every latent position; [B]."""
+    clusters = tf.cast(tf.shape(cluster_probs)[-1], cluster_probs.dtype)
+    terms = cluster_probs * tf.math.log(cluster_probs * clusters + LOG_EPSILON)
+    return _per_image(tf.maximum(tf.reduce_sum(terms, axis=-1), floor))
+
+
+def total_variation(images):
+    """Anisotropic total variation [B]: sum of |vertical| + |horizontal| differences."""
+    return tf.image.total_variation(images)

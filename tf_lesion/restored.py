@@ -1,0 +1,177 @@
+"""The file of restored slices: `Restore` [N, H, W], as the released code writes it, and more.
+
+    Restore     [N, H, W] float32   restored slices, cropped
+    rows        [N] int64           row of each in the cache's `Test`
+    Trajectory  group               datasets named by the step: images after that many steps
+
+The attribute `settings` is JSON: model, lambda, steps, seed, cache. While it is being made the
+file is called `NAME.partial` and a dataset `done` [N] says which slices are there, so that an
+interrupted restoration goes on where it stopped.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from tf_lesion import __version__
+from tf_lesion.files import InputError, refuse_existing
+
+
+def _preallocated(file, name, shape, dtype=np.float32):
+    """A contiguous dataset with its space taken at once: a kill cannot leave it inconsistent."""
+    options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    options.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    space = h5py.h5s.create_simple(shape)
+    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+    group = file.require_group(str(Path("/" + name).parent))
+    h5py.h5d.create(group.id, Path(name).name.encode(), kind, space, options)
+    return file[name]
+
+
+class RestoredWriter:
+    """Writes restored slices batch by batch, and resumes.
+
+    Args:
+        path: the file to make.
+        rows: [N] rows of the cache that will be restored.
+        shape: (H, W) in pixels.
+        settings: JSON-serialisable; a partial file made with other settings is refused.
+        trajectory_steps: steps after which the images are kept too.
+        force: overwrite `path` and start over.
+
+    Raises:
+        FileExistsError: if `path` exists and `force` is false.
+        InputError: if a partial file belongs to other settings.
+    """
+
+    def __init__(self, path, *, rows, shape, settings, trajectory_steps=(), force=False):
+        self.path = Path(path)
+        refuse_existing(path, force=force)
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        if force:
+            self._partial.unlink(missing_ok=True)
+        self._rows = np.asarray(rows, dtype=np.int64)
+        self._names = ["Restore", *(f"Trajectory/{step}" for step in trajectory_steps)]
+        self._shape = (len(self._rows), *shape)
+        self._settings = settings
+
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._reopened() if self._partial.exists() else self._new()
+        return self
+
+    def _new(self):
+        try:
+            with h5py.File(self._partial, "w") as file:
+                for name in self._names:
+                    _preallocated(file, name, self._shape)
+                _preallocated(file, "done", self._shape[:1], np.uint8)
+                file["rows"] = self._rows
+                file.attrs["settings"] = json.dumps(self._settings)
+                file.attrs["tf_lesion_version"] = __version__
+        except BaseException:
+            self._partial.unlink(missing_ok=True)
+            raise
+        return h5py.File(self._partial, "r+")
+
+    def _reopened(self):
+        file = h5py.File(self._partial, "r+")
+        same_rows = "rows" in file and np.array_equal(file["rows"][:], self._rows)
+        names = set(self._names) <= {
+            "Restore",
+            *(f"Trajectory/{n}" for n in file.get("Trajectory", ())),
+        }
+        if json.loads(file.attrs["settings"]) != self._settings or not same_rows or not names:
+            file.close()
+            raise InputError(
+                f"{self._partial} was begun with other settings; give the same ones to go on, "
+                f"or --force to start over."
+            )
+        return file
+
+    @property
+    def missing(self):
+        """Positions that are not restored yet, ascending."""
+        return np.flatnonzero(self._file["done"][:] == 0)
+
+    def write(self, positions, images, trajectory=None):
+        """Store images [n, H, W, 1] at `positions`; `trajectory` is {step: images}."""
+        contents = {"Restore": images} | {
+            f"Trajectory/{step}": kept for step, kept in (trajectory or {}).items()
+        }
+        for name, kept in contents.items():
+            for position, image in zip(positions, np.asarray(kept)[..., 0], strict=True):
+                self._file[name][int(position)] = image
+        self._file.flush()
+        for position in positions:
+            self._file["done"][int(position)] = 1
+        self._file.flush()
+
+    def __exit__(self, kind, error, trace):
+        complete = kind is None and len(self.missing) == 0
+        if complete:
+            del self._file["done"]
+        self._file.close()
+        if complete:
+            os.replace(self._partial, self.path)
+
+
+class RestoredReader:
+    """Reads a file of restored slices, ours or the released code's (`Restore` alone).
+
+    Attributes:
+        rows: [N] row in the cache's `Test` of each slice.
+        settings: how it was made; {} for a released file.
+        shape: (H, W) in pixels.
+
+    Raises:
+        FileNotFoundError, InputError: if the file is missing or holds no `Restore` [N, H, W].
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if not self.path.exists():
+            raise FileNotFoundError(
+                f"No restored slices at {path}; make them with restore_brats.py."
+            )
+        try:
+            self._file = h5py.File(path, "r")
+        except OSError as error:
+            raise InputError(f"Expected an HDF5 file of restored slices, got {path}.") from error
+        stored = self._file.get("Restore")
+        if not isinstance(stored, h5py.Dataset) or stored.ndim != 3:
+            found = ", ".join(sorted(self._file)) or "nothing"
+            raise InputError(f"{path}: expected a dataset Restore [N, H, W]; it has {found}.")
+        self._restored = stored
+        self.settings = json.loads(self._file.attrs.get("settings", "{}"))
+        self.shape = tuple(stored.shape[1:])
+        self.rows = self._file["rows"][:] if "rows" in self._file else np.arange(len(stored))
+
+    def __len__(self):
+        return len(self._restored)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    @property
+    def trajectory_steps(self):
+        """Steps of which the images were kept, ascending."""
+        return sorted(int(step) for step in self._file.get("Trajectory", ()))
+
+    def read(self, positions):
+        """Restored slices [n, H, W, 1] float32 at the given positions."""
+        return self._stack(self._restored, positions)
+
+    def read_step(self, step, positions):
+        """The same slices after `step` steps."""
+        return self._stack(self._file[f"Trajectory/{step}"], positions)
+
+    @staticmethod
+    def _stack(stored, positions):
+        return np.stack([stored[int(p)] for p in positions]).astype(np.float32)[..., None]
