@@ -5,11 +5,15 @@ sigma of p(x | z) fixed at 1/sqrt(2) (You et al., MIDL 2019, Algorithm 1). Every
 gradient of its own sum, so the result does not depend on the batch.
 """
 
+import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
 from tf_lesion.objective import total_variation
+
+STEPS_PER_CALL = 25  # between two updates of the progress bar
 
 
 def map_objective(model, image, *, observed, noise, tv_weight):
@@ -112,3 +116,66 @@ def _at_least_two(*tensors):
     if tensors[0].shape[0] > 1:
         return tensors
     return tuple(tf.concat([tensor, tensor], axis=0) for tensor in tensors)
+
+
+def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=None):
+    """Restore a batch from the observed slices to the last step.
+
+    Args:
+        restorer: `Restorer`.
+        observed, mask: [B, H, W, 1].
+        slices: [B] integers that identify the slices.
+        save_every: keep the images after every so many steps.
+        on_progress: called with the number of slice-steps just taken.
+
+    Returns:
+        (restored [B, H, W, 1] float32, {step: images} of the trajectory).
+    """
+    image, step, trajectory = observed, 0, {}
+    for stop in _stops(restorer.restoration.steps, save_every):
+        image, _ = restorer(
+            image, observed=observed, mask=mask, slices=slices, start=step, stop=stop
+        )
+        if on_progress:
+            on_progress((stop - step) * len(slices))
+        step = stop
+        if save_every and step % save_every == 0:
+            trajectory[step] = np.asarray(image)
+    return np.asarray(image), trajectory
+
+
+def trajectory_steps(steps, save_every):
+    """Steps after which `restore` keeps the images."""
+    return list(range(save_every, steps + 1, save_every)) if save_every else []
+
+
+def _stops(steps, save_every):
+    """Where the loop returns to the host: for the progress bar and for the trajectory."""
+    stops = {*range(STEPS_PER_CALL, steps, STEPS_PER_CALL), *trajectory_steps(steps, save_every)}
+    return sorted({stop for stop in stops if stop <= steps} | ({steps} if steps else set()))
+
+
+def restore_cache(restorer, cache, writer, *, batch_size, save_every=None):
+    """Restore the slices that `writer` still misses; a killed run goes on where it stopped.
+
+    Args:
+        restorer: `Restorer`.
+        cache: `SliceCache` of the observed slices; their rows seed the noise.
+        writer: open `RestoredWriter` with the rows to restore.
+        batch_size: slices at once; it changes speed and memory, not the images.
+        save_every: keep the trajectory every so many steps.
+    """
+    missing, steps = writer.missing, restorer.restoration.steps
+    with tqdm(total=len(missing) * steps, desc="restoring", unit="slice-step") as progress:
+        for start in range(0, len(missing), batch_size):
+            positions = missing[start : start + batch_size]
+            rows = writer.rows[positions]
+            images, trajectory = restore(
+                restorer,
+                cache.read(rows),
+                cache.mask(rows),
+                rows,
+                save_every=save_every,
+                on_progress=progress.update,
+            )
+            writer.write(positions, images, trajectory)

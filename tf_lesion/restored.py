@@ -42,6 +42,9 @@ class RestoredWriter:
         trajectory_steps: steps after which the images are kept too.
         force: overwrite `path` and start over.
 
+    Attributes:
+        rows: as given.
+
     Raises:
         FileExistsError: if `path` exists and `force` is false.
         InputError: if a partial file belongs to other settings.
@@ -53,9 +56,9 @@ class RestoredWriter:
         self._partial = self.path.with_name(self.path.name + ".partial")
         if force:
             self._partial.unlink(missing_ok=True)
-        self._rows = np.asarray(rows, dtype=np.int64)
+        self.rows = np.asarray(rows, dtype=np.int64)
         self._names = ["Restore", *(f"Trajectory/{step}" for step in trajectory_steps)]
-        self._shape = (len(self._rows), *shape)
+        self._shape = (len(self.rows), *shape)
         self._settings = settings
 
     def __enter__(self):
@@ -69,7 +72,7 @@ class RestoredWriter:
                 for name in self._names:
                     _preallocated(file, name, self._shape)
                 _preallocated(file, "done", self._shape[:1], np.uint8)
-                file["rows"] = self._rows
+                file["rows"] = self.rows
                 file.attrs["settings"] = json.dumps(self._settings)
                 file.attrs["tf_lesion_version"] = __version__
         except BaseException:
@@ -79,7 +82,7 @@ class RestoredWriter:
 
     def _reopened(self):
         file = h5py.File(self._partial, "r+")
-        same_rows = "rows" in file and np.array_equal(file["rows"][:], self._rows)
+        same_rows = "rows" in file and np.array_equal(file["rows"][:], self.rows)
         names = set(self._names) <= {
             "Restore",
             *(f"Trajectory/{n}" for n in file.get("Trajectory", ())),
