@@ -90,7 +90,7 @@ def kl_z(*, z_mean, z_logvar, prior_mean, prior_log_precision, cluster_probs, pr
 def kl_standard_normal(mean, logvar):
     """KL[N(mean, exp(logvar)) || N(0, 1)], summed over positions and channels; [B].
 
-    It is KL(omega) of the GMVAE and KL(z) of the VAE. Written out, and summed in this order, because
+    It is KL(omega) of the GMVAE and KL(z) of the VAE. Written out and summed in this order because
     the terms cancel near the prior: in float32 other orders, `tfd.kl_divergence` among them, part
     from the released code by up to 4e-4 of the sum.
     """

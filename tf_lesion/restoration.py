@@ -5,6 +5,8 @@ sigma of p(x | z) fixed at 1/sqrt(2) (You et al., MIDL 2019, Algorithm 1). Every
 gradient of its own sum, so the result does not depend on the batch.
 """
 
+import math
+
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -13,6 +15,7 @@ from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
 from tf_lesion.objective import total_variation
 
+VECTOR_LENGTH = 16  # float32 numbers in the widest CPU vector (AVX-512)
 STEPS_PER_CALL = 25  # between two updates of the progress bar
 
 
@@ -74,12 +77,8 @@ class Restorer:
             (image after the last step [B, H, W, 1], the objective before it [B]).
         """
         settings = self.restoration
-        batch = _at_least_two(
-            tf.cast(image, tf.float32),
-            tf.cast(observed, tf.float32),
-            tf.cast(mask, tf.float32),
-            tf.cast(slices, tf.int64),
-        )
+        images = [tf.cast(values, tf.float32) for values in (image, observed, mask)]
+        batch = _padded([*images, tf.cast(slices, tf.int64)], self.model.grid)
         image, values = self._loop(
             *batch,
             start,
@@ -111,11 +110,18 @@ class Restorer:
         return image, values
 
 
-def _at_least_two(*tensors):
-    """Double a batch of one: oneDNN rounds differently for single images, and only for them."""
-    if tensors[0].shape[0] > 1:
-        return tensors
-    return tuple(tf.concat([tensor, tensor], axis=0) for tensor in tensors)
+def _padded(tensors, grid):
+    """Repeat the last image until rounding no longer depends on where in the batch an image stands.
+
+    CPU kernels round the last few numbers of a tensor otherwise than the rest, and oneDNN single
+    images otherwise than batches. So the latents fill whole vectors, and there are two images.
+    """
+    count = tensors[0].shape[0]
+    multiple = VECTOR_LENGTH // math.gcd(VECTOR_LENGTH, grid[0] * grid[1])
+    extra = max(2, -(-count // multiple) * multiple) - count
+    return [
+        tf.concat([tensor, tf.repeat(tensor[-1:], extra, axis=0)], axis=0) for tensor in tensors
+    ]
 
 
 def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=None):

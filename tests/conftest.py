@@ -1,0 +1,85 @@
+"""What the tests share: small configurations, small caches, and the released graph's numbers."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+
+from tf_lesion.config import preset
+from tf_lesion.slices import CacheWriter
+
+GOLDEN = Path(__file__).parent / "golden"
+HEIGHT, WIDTH = 38, 42  # the smallest comfortable slices
+
+
+def golden(name):
+    """Arrays of a file in tests/golden, by the released code's keys."""
+    with np.load(GOLDEN / name) as stored:
+        return dict(stored)
+
+
+def small_config(model="gmvae", name="paper", **sections):
+    """A preset at 38 x 42 pixels with 8 filters; sections replace single fields."""
+    config = preset(name, model)
+    small = {"height": HEIGHT, "width": WIDTH, "num_filters": 8, "initializer": "he_normal"}
+    config = config.replace(network={**small, **sections.pop("network", {})})
+    return config.replace(**sections)
+
+
+def phantom_slices(count, *, seed=0, shape=(HEIGHT, WIDTH)):
+    """Ellipses with a bright center and smooth shades, [count, H, W] in [0, 1], 0 outside."""
+    rng = np.random.default_rng(seed)
+    height, width = shape
+    x, y = np.mgrid[:height, :width]
+    images = []
+    for _ in range(count):
+        size_x, size_y = rng.uniform(0.36, 0.44, 2) * shape
+        radius = ((x - height / 2) / size_x) ** 2 + ((y - width / 2) / size_y) ** 2
+        wave = np.sin(x / rng.uniform(4, 8) + rng.uniform(0, 6)) * np.cos(y / rng.uniform(4, 8))
+        image = 0.4 + 0.08 * wave + 0.3 * np.exp(-8 * radius)
+        images.append(np.where(radius < 1, image, 0))
+    return np.array(images, dtype=np.float32)
+
+
+def write_cache(path, *, train=24, test=7, shape=(HEIGHT, WIDTH), crop=None, seed=0):
+    """A healthy cache, which is a patients' cache too: `Test` has `Mask` and `Label`."""
+    crop = crop or (0, shape[0], 0, shape[1])
+    with CacheWriter(path, slice_shape=shape, crop=crop, settings={"made": "by a test"}) as cache:
+        if train:
+            images = phantom_slices(train, seed=seed, shape=shape)
+            cache.append("Train", images, subject_id="train", slice_index=range(train))
+        for number, count in enumerate((test - test // 2, test // 2)):
+            images = phantom_slices(count, seed=seed + 1 + number, shape=shape)
+            label = np.zeros_like(images, dtype=np.uint8)
+            label[:, shape[0] // 2 - 4 : shape[0] // 2, shape[1] // 2 + 4 : shape[1] // 2 + 9] = 1
+            images = np.where(label, np.minimum(images + 0.4, 1), images)
+            cache.append(
+                "Test",
+                images,
+                subject_id=f"test-{number}",
+                slice_index=range(count),
+                mask=images > 0,
+                label=label,
+            )
+        cache.set_reference(np.linspace(0.2, 0.8, 1001))
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache_path(tmp_path_factory):
+    """A small cache, made once."""
+    return write_cache(tmp_path_factory.mktemp("cache") / "healthy.h5")
+
+
+@pytest.fixture
+def float64_policy():
+    """Keras weights in float64 for the length of a test."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_dtype_policy(before)

@@ -1,0 +1,453 @@
+"""The evaluation of restored slices, from the files to the table and the picture."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from eval import evaluate, figures, metrics
+from eval.evaluate import main
+from eval.scores import Cohort
+from eval.thresholds import Threshold, Thresholds
+from tf_lesion.files import InputError
+from tf_lesion.slices import CacheWriter
+
+SHAPE = (38, 42)
+SLICES = 4
+EXACT = 1e-12
+SETTINGS = {"model_identity": "m1", "tv_weight": 1.8, "steps": 500}
+
+
+def brain():
+    mask = np.zeros(SHAPE, bool)
+    mask[4:-4, 5:-5] = True
+    return mask
+
+
+def made_up(seed, *, lesion=True, subjects=3, slices=SLICES):
+    """Observed, restored [subjects, slices, H, W] and labels; lesions shine a little."""
+    generator = np.random.default_rng(seed)
+    restored = generator.uniform(0.3, 0.6, (subjects, slices, *SHAPE)) * brain()
+    label = np.zeros(restored.shape, bool)
+    for subject in range(subjects if lesion else 0):
+        label[subject, 1:3, 8 + 4 * subject : 16 + 4 * subject, 10:18] = True
+    noise = generator.normal(0, 0.1, restored.shape)
+    observed = np.clip(restored + noise + 0.15 * label, 1e-3, 1) * brain()
+    return observed.astype(np.float32), restored.astype(np.float32), label
+
+
+def write(folder, name, observed, restored, label, *, rows=None, settings=SETTINGS, extra=()):
+    """A cache and its restored slices; returns their paths."""
+    cache, result = folder / f"{name}.h5", folder / f"{name}_restored.h5"
+    with CacheWriter(cache, slice_shape=SHAPE, crop=(0, SHAPE[0], 0, SHAPE[1])) as writer:
+        for number, images in enumerate(observed):
+            writer.append(
+                "Test",
+                images,
+                subject_id=f"s{number}",
+                slice_index=range(len(images)),
+                mask=np.broadcast_to(brain(), images.shape),
+                label=None if label is None else label[number],
+            )
+    flat = restored.reshape(-1, *SHAPE)
+    rows = np.arange(len(flat)) if rows is None else np.asarray(rows)
+    with h5py.File(result, "w") as file:
+        file["Restore"], file["rows"] = flat[rows], rows
+        file.attrs["settings"] = json.dumps(settings)
+        for step, images in extra:
+            file[f"Trajectory/{step}"] = images.reshape(-1, *SHAPE)[rows]
+    return cache, result
+
+
+def healthy_thresholds(**changed):
+    points = [Threshold(0.01, 0.3, 0.009), Threshold(0.05, 0.2, 0.05), Threshold(0.1, 0.15, 0.1)]
+    fields = {
+        "method": "exact",
+        "model_id": "m1",
+        "restoration": SETTINGS,
+        "cohort": {},
+        "points": {"residual": points},
+    }
+    return Thresholds(**{**fields, **changed})
+
+
+@pytest.fixture
+def patients(tmp_path):
+    """(folder, cache, restored file, residual in the brain [V], truth [V], images)."""
+    images = made_up(0)
+    cache, restored = write(tmp_path, "patients", *images)
+    inside = np.broadcast_to(brain(), images[0].shape)
+    residual = np.abs(images[0] - images[1])[inside]
+    return tmp_path, cache, restored, residual, images[2][inside], images
+
+
+def run(patients, *extra, out="results"):
+    folder, cache, restored = patients[:3]
+    flags = ["--restored", restored, "--cache", cache, "--out", folder / out, *extra]
+    status = main([str(flag) for flag in flags])
+    path = folder / out / "metrics.json"
+    return status, json.loads(path.read_text()) if path.exists() else None
+
+
+def test_pooled_numbers_are_those_of_all_brain_voxels_together(patients):
+    status, results = run(patients)
+    residual, truth = patients[3:5]
+    measured = results["scores"]["residual"]
+    assert status == 0
+    assert measured["auc_method"] == "exact"
+    assert measured["pooled_auc"] == pytest.approx(roc_auc_score(truth, residual), abs=EXACT)
+    expected = average_precision_score(truth, residual)
+    assert measured["pooled_auprc"] == pytest.approx(expected, abs=EXACT)
+    low, high = measured["pooled_auc_interval"]
+    assert low < measured["pooled_auc"] < high
+    point = measured["points"]["dsc_auc"]
+    detected = residual > point["threshold"]
+    assert point["pooled_fpr"] == pytest.approx(detected[~truth].mean())
+    assert point["pooled_fnr"] == pytest.approx(1 - detected[truth].mean())
+
+
+def test_subject_numbers_are_means_over_subjects(patients):
+    _, results = run(patients)
+    observed, restored, label = patients[5]
+    measured = results["scores"]["residual"]
+    threshold = measured["points"]["dsc_auc"]["threshold"]
+    aucs, dices = [], []
+    for images in zip(observed, restored, label, strict=True):
+        one, other, truth = (image[:, brain()].ravel() for image in images)
+        residual = np.abs(one - other)
+        aucs.append(roc_auc_score(truth, residual))
+        detected = residual > threshold
+        dices.append(2 * (detected & truth).sum() / (detected.sum() + truth.sum()))
+    assert measured["subjects"]["auc"] == pytest.approx(aucs, abs=EXACT)
+    assert measured["mean_subject_auc"] == pytest.approx(np.mean(aucs), abs=EXACT)
+    point = measured["points"]["dsc_auc"]
+    assert point["subjects"]["dice"] == pytest.approx(dices, abs=EXACT)
+    assert point["mean_subject_dice"] == pytest.approx(np.mean(dices), abs=EXACT)
+    assert point["std_subject_dice"] == pytest.approx(np.std(dices), abs=EXACT)
+    assert measured["mean_subject_largest_dice"] >= point["mean_subject_dice"]
+
+
+def test_baselines_are_measured_on_the_same_voxels(patients, capsys):
+    _, results = run(patients)
+    intensity = patients[5][0][np.broadcast_to(brain(), patients[5][0].shape)]
+    measured = results["scores"]["intensity"]["pooled_auc"]
+    assert measured == pytest.approx(roc_auc_score(patients[4], intensity), abs=EXACT)
+    equalized = results["scores"]["equalized"]
+    assert equalized["mean_subject_auc"] == pytest.approx(
+        results["scores"]["intensity"]["mean_subject_auc"], abs=1e-3
+    )  # equalization keeps the order within a subject, up to the bins of its histogram
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("residual", "intensity", "equalized"))
+
+
+def test_released_protocol_counts_at_the_401_thresholds_only(patients):
+    status, results = run(patients, "--protocol", "released")
+    residual, truth = patients[3:5]
+    thresholds = metrics.released_thresholds()
+    curve = metrics.Curve.from_counts(metrics.count_at(residual, truth, thresholds), thresholds)
+    measured = results["scores"]["residual"]
+    assert status == 0
+    assert measured["auc_method"] == "released"
+    assert measured["pooled_auc"] == metrics.area(curve)
+    assert measured["points"]["dsc_auc"]["threshold"] in thresholds
+    low, high = measured["pooled_auc_interval"]
+    assert low < measured["pooled_auc"] < high
+
+
+def test_healthy_thresholds_give_dsc1_5_10(patients):
+    path = patients[0] / "thresholds.json"
+    healthy_thresholds().save(path)
+    status, results = run(patients, "--thresholds", path, "--pdf")
+    assert status == 0
+    points = results["scores"]["residual"]["points"]
+    assert list(points) == ["dsc_auc", "dsc1", "dsc5", "dsc10"]
+    assert [points[name]["threshold"] for name in ("dsc1", "dsc5", "dsc10")] == [0.3, 0.2, 0.15]
+    detected = patients[3] > 0.2
+    assert points["dsc5"]["pooled_fpr"] == pytest.approx(detected[~patients[4]].mean())
+    assert results["settings"]["thresholds"]["model_id"] == "m1"
+    assert (patients[0] / "results" / "panel.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model_id": "m2"}, "belongs to model m2, not to m1"),
+        ({"restoration": {"tv_weight": 2.0}}, "made with tv_weight 2.0, not 1.8"),
+    ],
+)
+def test_thresholds_of_another_model_or_lambda_are_an_error(patients, capsys, changed, message):
+    path = patients[0] / "thresholds.json"
+    healthy_thresholds(**changed).save(path)
+    status, results = run(patients, "--thresholds", path)
+    assert (status, results) == (2, None)
+    assert message in capsys.readouterr().err
+
+
+def test_lesions_and_false_ones_are_counted_per_scan(tmp_path):
+    observed, restored, label = made_up(3)
+    observed = restored.copy()
+    label[:] = False
+    label[0, 1:3, 10:14, 10:14] = True  # found
+    label[1, 0, 8:10, 8:10] = True  # missed
+    observed[0, 1, 10, 10] += 0.3
+    observed[1, 3, 30, 30] += 0.3  # two false ones in one scan, none in the third
+    observed[1, 1, 30, 30] += 0.3
+    patients = (tmp_path, *write(tmp_path, "patients", observed, restored, label))
+    healthy_thresholds().save(tmp_path / "thresholds.json")
+    _, results = run(patients, "--thresholds", tmp_path / "thresholds.json")
+    point = results["scores"]["residual"]["points"]["dsc5"]
+    assert point["lesions"] == 2
+    assert point["lesion_detection_rate"] == 0.5
+    assert point["false_positives_per_scan"] == pytest.approx(2 / 3)
+
+
+def test_a_subject_without_lesion_is_counted_but_has_no_auc(tmp_path):
+    observed, restored, label = made_up(1)
+    label[1] = False
+    patients = (tmp_path, *write(tmp_path, "patients", observed, restored, label))
+    status, results = run(patients)
+    measured = results["scores"]["residual"]
+    assert status == 0
+    assert results["cohort"]["subjects_without_lesion"] == 1
+    assert measured["subjects_with_auc"] == 2
+    assert measured["subjects"]["auc"][1] is None
+    assert measured["points"]["dsc_auc"]["subjects"]["dice"][1] == 0
+
+
+def test_a_cohort_without_any_lesion_is_measured_without_auc(tmp_path):
+    patients = (tmp_path, *write(tmp_path, "patients", *made_up(1, lesion=False)))
+    status, results = run(patients)
+    assert status == 0
+    assert results["scores"]["residual"]["pooled_auc"] is None
+    assert results["scores"]["residual"]["points"] == {}
+
+
+def test_two_cohorts_are_pooled(tmp_path):
+    images = [made_up(seed) for seed in (0, 1)]
+    files = [write(tmp_path, f"g{number}", *image) for number, image in enumerate(images)]
+    caches, restored = ([str(path) for path in paths] for paths in zip(*files, strict=True))
+    flags = ["--restored", *restored, "--cache", *caches, "--out", str(tmp_path / "both")]
+    assert main(flags) == 0
+    results = json.loads((tmp_path / "both" / "metrics.json").read_text())
+    residual = np.concatenate([np.abs(o - r)[..., brain()].ravel() for o, r, _ in images])
+    truth = np.concatenate([label[..., brain()].ravel() for *_, label in images])
+    measured = results["scores"]["residual"]["pooled_auc"]
+    assert measured == pytest.approx(roc_auc_score(truth, residual), abs=EXACT)
+    assert results["cohort"]["subjects"] == 6
+
+
+def test_a_shuffled_subset_of_slices_is_matched_to_its_rows(tmp_path):
+    observed, restored, label = made_up(2)
+    rows = np.random.default_rng(0).permutation(12)[:9]
+    patients = (tmp_path, *write(tmp_path, "patients", observed, restored, label, rows=rows))
+    _, results = run(patients)
+    pick = [images.reshape(-1, *SHAPE)[rows][:, brain()] for images in (observed, restored, label)]
+    expected = roc_auc_score(pick[2].ravel(), np.abs(pick[0] - pick[1]).ravel())
+    assert results["scores"]["residual"]["pooled_auc"] == pytest.approx(expected, abs=EXACT)
+    assert results["cohort"]["slices"] == 9
+
+
+def test_a_released_cache_is_evaluated_with_its_label_file_and_counts(tmp_path, patients):
+    observed, restored, label = patients[5]
+    cache, labels, result, counts = (tmp_path / n for n in ("c.h5", "l.h5", "r.h5", "n.npy"))
+    with h5py.File(cache, "w") as file:
+        file["Test"] = observed.reshape(-1, *SHAPE).astype(np.float64)
+    with h5py.File(labels, "w") as file:
+        file["Label"] = 4.0 * label.reshape(-1, *SHAPE)
+    with h5py.File(result, "w") as file:
+        file["Restore"] = restored.reshape(-1, *SHAPE)
+    np.save(counts, [SLICES] * 3)
+    flags = ("--labels", labels, "--subjects", counts)
+    status, results = run((tmp_path, cache, result), *flags, out="released")
+    _, ours = run(patients)
+    assert status == 0
+    ours, theirs = (r["scores"]["residual"] for r in (ours, results))
+    assert theirs["pooled_auc"] == ours["pooled_auc"]
+    assert theirs["mean_subject_auc"] == ours["mean_subject_auc"]
+
+
+def test_slices_of_unknown_position_have_no_lesion_wise_numbers(tmp_path, patients):
+    with h5py.File(patients[1], "a") as file:
+        del file["Test_info"]
+    status, results = run(patients)
+    point = results["scores"]["residual"]["points"]["dsc_auc"]
+    assert status == 0
+    assert results["cohort"]["subjects"] == 1
+    assert point["lesion_detection_rate"] is None
+
+
+def test_images_of_an_earlier_step_can_be_evaluated(tmp_path):
+    observed, restored, label = made_up(4)
+    extra = [(0, observed), (500, restored)]
+    cache, result = write(tmp_path, "patients", observed, restored, label, extra=extra)
+    aucs = []
+    for step in (0, 500, None):
+        cohort = Cohort(result, cache, step=step)
+        results, _ = evaluate.evaluate([cohort], progress=False)
+        aucs.append(results["scores"]["residual"]["pooled_auc"])
+    assert aucs[0] == 0.5  # nothing has moved
+    assert aucs[1] == aucs[2] > 0.6
+    with pytest.raises(InputError, match="after step 7; it holds 0, 500"):
+        evaluate.evaluate([Cohort(result, cache, step=7)], progress=False)
+
+
+def test_binned_pooling_gives_the_same_numbers(patients, monkeypatch):
+    cohort = Cohort(patients[2], patients[1])
+    exact, _ = evaluate.evaluate([cohort], progress=False)
+    kept = metrics.PooledScores
+    monkeypatch.setattr(metrics, "PooledScores", lambda: kept(max_bins=4_000))
+    binned, _ = evaluate.evaluate([cohort], progress=False)
+    exact, binned = (results["scores"]["residual"] for results in (exact, binned))
+    assert (exact["auc_method"], binned["auc_method"]) == ("exact", "binned")
+    assert binned["pooled_auc"] == pytest.approx(exact["pooled_auc"], abs=1e-4)
+    assert binned["mean_subject_auc"] == exact["mean_subject_auc"]
+
+
+def test_results_name_version_settings_and_one_csv_row_per_subject(patients):
+    _, results = run(patients)
+    assert results["tf_lesion_version"]
+    assert results["settings"]["restoration"] == [SETTINGS]
+    lines = (patients[0] / "results" / "subjects.csv").read_text().splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("ids,slices,brain_voxels,lesion_voxels,residual_auc")
+
+
+def test_existing_results_are_kept_without_force(patients, capsys):
+    run(patients)
+    path = patients[0] / "results" / "metrics.json"
+    before = path.stat().st_mtime_ns
+    assert run(patients)[0] == 2
+    assert "--force" in capsys.readouterr().err
+    assert path.stat().st_mtime_ns == before
+    assert run(patients, "--force")[0] == 0
+    assert path.stat().st_mtime_ns != before
+
+
+def break_shape(file):
+    del file["Restore"]
+    file["Restore"] = np.zeros((12, 34, 42), np.float32)
+
+
+def break_rows(file):
+    file["rows"][3] = 99
+
+
+def break_twice(file):
+    file["rows"][3] = 2
+
+
+def break_nan(file):
+    file["Restore"][5, 10, 10] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_shape, "holds slices of 34 x 42 pixels"),
+        (break_rows, "outside the 12 slices"),
+        (break_twice, "some slices twice"),
+        (break_nan, "row 5 is NaN or infinite"),
+    ],
+)
+def test_restored_slices_that_do_not_fit_the_cache_are_refused(patients, capsys, damage, message):
+    with h5py.File(patients[2], "a") as file:
+        damage(file)
+    assert run(patients) == (2, None)
+    assert message in capsys.readouterr().err
+    assert not list((patients[0]).glob("results/*"))
+
+
+def test_missing_labels_are_asked_for(tmp_path, capsys):
+    observed, restored, _ = made_up(0)
+    patients = (tmp_path, *write(tmp_path, "patients", observed, restored, None))
+    assert run(patients) == (2, None)
+    assert "--labels" in capsys.readouterr().err
+
+
+def test_many_slices_of_unknown_subject_are_refused(tmp_path, capsys):
+    images = made_up(0, subjects=1, slices=257)
+    patients = (tmp_path, *write(tmp_path, "patients", *images))
+    with h5py.File(patients[1], "a") as file:
+        del file["Test_info"]
+    assert run(patients) == (2, None)
+    assert "--subjects" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"not npy", None])
+def test_counts_that_are_none_are_refused(patients, capsys, content):
+    path = patients[0] / "counts.npy"
+    if content is None:
+        np.save(path, [3.5, 2])
+    else:
+        path.write_bytes(content)
+    assert run(patients, "--subjects", path) == (2, None)
+    assert "slices" in capsys.readouterr().err
+
+
+def test_numbers_of_files_must_agree(patients, capsys):
+    assert run(patients, "--cache", patients[1], patients[1])[0] == 2
+    assert "Expected 1 files with --cache" in capsys.readouterr().err
+
+
+def test_empty_brain_is_an_error(tmp_path, capsys):
+    observed, restored, label = made_up(0)
+    patients = (tmp_path, *write(tmp_path, "patients", observed, restored, label))
+    with h5py.File(patients[1], "a") as file:
+        file["Mask"][:] = 0
+    assert run(patients) == (2, None)
+    assert "brain mask is empty" in capsys.readouterr().err
+
+
+# The picture
+
+
+def test_slices_are_shown_anterior_up_with_the_right_side_on_the_left():
+    image = np.zeros(SHAPE)
+    image[-1, -1] = 1  # most right, most anterior
+    seen = figures.as_seen(image)
+    assert seen.shape == SHAPE[::-1]
+    assert seen[0, 0] == 1
+
+
+def test_panel_shows_the_largest_lesions_of_different_subjects(patients):
+    cohort = Cohort(patients[2], patients[1])
+    _, panel = evaluate.evaluate([cohort], progress=False)
+    areas = [kept[0] for kept in panel._kept]
+    names = [kept[1].splitlines()[0] for kept in panel._kept]
+    assert areas == sorted(areas, reverse=True) == [64, 64, 64]
+    assert sorted(names) == ["s0", "s1", "s2"]
+
+
+def test_panel_is_a_picture_of_five_rows_with_one_gray_window(patients, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)  # keep the figure to look at it
+    assert run(patients)[0] == 0
+    plt.imread(patients[0] / "results" / "panel.png")
+    images = [axis.images[0] for axis in drawn[0].axes if axis.images]
+    assert len(images) == 5 * 3
+    windows = [image.get_clim() for image in images]
+    assert len(set(windows[:6])) == 1  # observed and restored
+    assert len(set(windows[6:9])) == 1  # residual
+    assert all(image.get_cmap().name == "gray" for image in images)
+
+
+def test_lines_are_told_apart_without_color(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    x = np.linspace(0, 4, 5)
+    series = dict.fromkeys(("GMVAE", "VAE", "baseline"), (x, x / 8, x / 8 - 0.1, x / 8 + 0.1))
+    path = tmp_path / "fig2a.png"
+    figures.auc_against_lambda(path, series, marked={"GMVAE": 1.9}, pdf=True)
+    (axis,) = drawn[0].axes
+    whole = [line for line in axis.lines if len(line.get_xdata()) > 1]
+    styles = [(line.get_color(), line.get_linestyle()) for line in whole]
+    assert len(set(styles)) == 3
+    assert all(color[0] == color[1] == color[2] for color in map(to_rgb, dict(styles)))
+    assert [line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 1] == [2]
+    assert "λ" in axis.get_xlabel()
+    assert path.exists()
+    assert path.with_suffix(".pdf").exists()
