@@ -249,6 +249,35 @@ def test_a_shuffled_subset_of_slices_is_matched_to_its_rows(tmp_path):
     expected = roc_auc_score(pick[2].ravel(), np.abs(pick[0] - pick[1]).ravel())
     assert results["scores"]["residual"]["pooled_auc"] == pytest.approx(expected, abs=EXACT)
     assert results["cohort"]["slices"] == 9
+    assert results["cohort"]["subject_ids"] == ["s0", "s1", "s2"]
+    assert results["cohort"]["subject_slices"] == np.bincount(rows // SLICES).tolist()
+
+
+def test_slices_come_in_axial_order_whatever_the_order_in_the_file(tmp_path):
+    rows = np.random.default_rng(1).permutation(12)
+    cache, restored = write(tmp_path, "patients", *made_up(2), rows=rows)
+    for number, subject in enumerate(Cohort(restored, cache).subjects()):
+        np.testing.assert_array_equal(subject.slice_index, range(SLICES))
+        np.testing.assert_array_equal(subject.rows, number * SLICES + np.arange(SLICES))
+
+
+def test_lesion_outside_the_brain_mask_is_not_counted(tmp_path):
+    observed, restored, label = made_up(2)
+    inside = int(label.sum())
+    label[:, :, :2] = True
+    cache, result = write(tmp_path, "patients", observed, restored, label)
+    results, _ = evaluate.evaluate([Cohort(result, cache)], progress=False)
+    assert results["cohort"]["lesion_voxels"] == inside
+
+
+def test_interval_of_one_subject_is_its_auc_even_with_many_zeros(tmp_path):
+    observed, restored, label = made_up(2, subjects=1)
+    restored[:, ::2] = observed[:, ::2]
+    cache, result = write(tmp_path, "patients", observed, restored, label)
+    results, _ = evaluate.evaluate([Cohort(result, cache)], progress=False)
+    measured = results["scores"]["residual"]
+    low, high = measured["pooled_auc_interval"]
+    assert low == high == pytest.approx(measured["pooled_auc"], abs=1e-4)
 
 
 def test_a_released_cache_is_evaluated_with_its_label_file_and_counts(tmp_path, patients):

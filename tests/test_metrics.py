@@ -220,6 +220,13 @@ def test_scores_of_any_size_keep_their_order():
     np.testing.assert_array_equal(pooled.curve().tp, Curve.from_scores(scores, lesion).tp)
 
 
+def test_average_precision_of_released_points_takes_the_last_point_as_the_first_step():
+    scores, lesion = np.array([2.0, 3.0, 0.5, 0.2]), np.array([1, 0, 1, 0], bool)
+    counts = count_at(scores, lesion, [0.0, 0.4, 1.0])
+    curve = Curve.from_counts(counts, [0.0, 0.4, 1.0])
+    assert metrics.average_precision(curve) == pytest.approx(0.5 * 1 / 2 + 0.5 * 2 / 3)
+
+
 def test_youden_threshold_and_largest_dice_are_the_best_of_all_thresholds():
     scores, lesion = some_scores(500, ties=True)
     curve = Curve.from_scores(scores, lesion)

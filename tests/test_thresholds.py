@@ -79,7 +79,12 @@ def test_streamed_thresholds_equal_the_exact_ones(kind):
 
 @pytest.mark.parametrize("total", [1, 3, 7, 100, 1_000, 12_345])
 def test_allowed_positives_is_the_largest_number_within_the_target(total):
-    for target in [*np.arange(0, 1, 0.01), 1 / 3, 0.07, 0.29]:
+    round_shares = np.append(np.arange(0, 1, 0.01), 1 / 3)
+    for target in [
+        *round_shares,
+        *np.nextafter(round_shares[1:], 0),
+        *np.nextafter(round_shares, 1),
+    ]:
         number = allowed_positives(total, target)
         assert number / total <= target < (number + 1) / total
 

@@ -137,6 +137,14 @@ def load(path, *, precision="float32"):
     return LoadedModel(model, config, data, reference, str(path))
 
 
+def named_variables(variables):
+    """{path: tf.Variable} of Keras variables, for checkpoints.
+
+    A checkpoint of a Keras 3 model leaves out, silently, the layers that it keeps in lists.
+    """
+    return {variable.path: variable.value for variable in variables}
+
+
 def restore_weights(model, run):
     """Read the weights of the run's newest checkpoint into the model.
 
@@ -147,7 +155,7 @@ def restore_weights(model, run):
     if prefix is None:
         raise InputError(f"{run.folder} has no checkpoint yet; train it with train_gmvae.py.")
     try:
-        status = tf.train.Checkpoint(model=model).restore(prefix)
+        status = tf.train.Checkpoint(model=named_variables(model.weights)).restore(prefix)
         status.expect_partial().assert_existing_objects_matched()
     except (ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]

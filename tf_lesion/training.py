@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from tf_lesion.models import elbo, make_model
 from tf_lesion.noise import slice_noise
+from tf_lesion.runs import named_variables
 
 TEST_SLICES = 64  # fixed slices of `Test` on which the test losses are measured
 PREFETCHED_BATCHES = 4
@@ -80,12 +81,18 @@ class Trainer:
         self.model = make_model(config)
         training = config.training
         self.optimizer = keras.optimizers.Adam(
-            training.learning_rate, training.beta_1, training.beta_2, training.epsilon
+            training.learning_rate,
+            training.beta_1,
+            training.beta_2,
+            training.epsilon,
+            name="adam",  # the checkpoint's names must not depend on earlier optimizers
         )
         self.optimizer.build(self.model.trainable_variables)
         self.step = tf.Variable(0, dtype=tf.int64, name="step")
         self._checkpoint = tf.train.Checkpoint(
-            model=self.model, optimizer=self.optimizer, step=self.step
+            model=named_variables(self.model.weights),
+            optimizer=named_variables(self.optimizer.variables),
+            step=self.step,
         )
         self._manager = tf.train.CheckpointManager(
             self._checkpoint, str(run.checkpoints), training.checkpoints_kept

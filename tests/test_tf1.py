@@ -1,0 +1,87 @@
+"""Parity with the released graph: its checkpoints, its numbers, and a comparison that can fail."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, golden
+
+from tf_lesion import tf1
+from tf_lesion.files import InputError
+from tf_lesion.runs import load
+
+ROOT = Path(__file__).parent.parent
+FILES = ["gmvae_k6_forward", "gmvae_k6_restore", "gmvae_k6_train", "vae_forward", "vae_restore"]
+
+
+def _compare(checkpoint, reference):
+    """Run the command in a process of its own, because it sets up TensorFlow its own way."""
+    command = [sys.executable, "-m", "eval.compare_tf1", "--tf1-checkpoint", str(checkpoint)]
+    return subprocess.run(
+        [*command, "--reference", str(reference)], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_quantity_of_the_released_graph_is_reproduced(name):
+    kind = name.rsplit("_", 1)[0]
+    run = _compare(GOLDEN / f"{kind}_ckpt", GOLDEN / f"{name}.npz")
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = [line.split() for line in run.stdout.splitlines()[1:-1]]
+    assert {row[-1] for row in rows} == {"yes"}
+    inputs = {"x", "observed", "mask", "eps_w", "eps_z", "tv_weight", "num_clusters", "c_lambda"}
+    inputs |= {"step_size", "clip", "learning_rate"}
+    assert {row[0] for row in rows} == set(golden(f"{name}.npz")) - inputs
+
+
+def test_a_changed_number_fails_the_comparison_and_is_named(tmp_path):
+    reference = golden("vae_forward.npz")
+    reference["z_mean"] = reference["z_mean"] * 1.001
+    np.savez(tmp_path / "changed.npz", **reference)
+    run = _compare(GOLDEN / "vae_ckpt", tmp_path / "changed.npz")
+    assert run.returncode == 1
+    failed = [line.split()[0] for line in run.stdout.splitlines() if line.endswith("NO")]
+    assert failed == ["z_mean"]
+
+
+def test_a_quantity_nobody_computes_fails_the_comparison(tmp_path):
+    reference = golden("vae_forward.npz")
+    np.savez(tmp_path / "more.npz", **reference, loss_unheard_of=np.float32(1))
+    assert _compare(GOLDEN / "vae_ckpt", tmp_path / "more.npz").returncode == 1
+
+
+def test_model_and_clusters_are_read_from_the_checkpoint():
+    loaded = load(GOLDEN / "gmvae_k6_ckpt")
+    network = loaded.config.network
+    assert (network.model, network.num_clusters, loaded.config.preset) == ("gmvae", 6, "released")
+    assert load(GOLDEN / "vae_ckpt").config.network.model == "vae"
+
+
+def test_every_weight_is_loaded_exactly_once():
+    loaded = load(GOLDEN / "gmvae_k6_ckpt")
+    names = tf1.variable_names(loaded.model)
+    assert len(names) == len(loaded.model.weights) == 42
+    assert {id(value) for value in names.values()} == {id(w) for w in loaded.model.weights}
+
+
+def test_a_checkpoint_of_another_k_or_model_is_refused():
+    _, config = tf1.read_config(GOLDEN / "gmvae_k6_ckpt")
+    with pytest.raises(InputError, match=r"shape .*, expected .*another --clusters"):
+        tf1.load(GOLDEN / "gmvae_k6_ckpt", config=config.replace(network={"num_clusters": 9}))
+    with pytest.raises(InputError, match=r"no variable q_zx/z_mean.*; it is no vae"):
+        tf1.load(GOLDEN / "gmvae_k6_ckpt", config=config.replace(network={"model": "vae"}))
+
+
+def test_a_model_subfolder_as_the_released_code_makes_it_is_found(tmp_path):
+    shutil.copytree(GOLDEN / "vae_ckpt", tmp_path / "run" / "model")
+    assert load(tmp_path / "run").config.network.model == "vae"
+
+
+def test_a_folder_without_any_model_says_what_was_expected(tmp_path):
+    with pytest.raises(InputError, match=r"a run of train_gmvae.py .* or a folder with a TF1"):
+        load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="No model at"):
+        load(tmp_path / "nowhere")

@@ -1,0 +1,258 @@
+"""Training through its command line: resuming, stopping, refusing, and what it leaves on disk."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import phantom_slices, small_config, write_cache
+
+import train_gmvae
+from tf_lesion import config as configuration
+from tf_lesion.files import InputError
+from tf_lesion.runs import Run, load
+from tf_lesion.slices import CacheWriter, SliceCache
+from tf_lesion.training import NonFiniteLossError, Trainer, batch_rows
+
+ROOT = Path(__file__).parent.parent
+
+
+def _train(cache, out, *options):
+    argv = ["--cache", str(cache), "--out", str(out), "--preset", "practical"]
+    argv += ["--precision", "float32", "--batch-size", "4"]
+    return train_gmvae.main([*argv, *map(str, options)])
+
+
+def _weights(folder):
+    """Every tensor of the newest checkpoint: weights, optimizer, step."""
+    reader = tf.train.load_checkpoint(Run(Path(folder)).latest_checkpoint())
+    names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
+    return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}
+
+
+def _assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert any("optimizer" in name for name in first)
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def trained(cache_path, tmp_path_factory):
+    """A run of 24 steps, uninterrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert _train(cache_path, folder, "--steps", 24, "--checkpoint-every", 8) == 0
+    return folder
+
+
+def test_a_run_leaves_its_settings_losses_pictures_and_checkpoints(trained):
+    settings = json.loads((trained / "config.json").read_text())
+    assert settings["training"]["steps"] == 24
+    assert settings["network"]["height"] == 38
+    assert {"tf_lesion_version", "commit", "data"} <= set(settings)
+    with (trained / "losses.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    assert int(row["step"]) == 24
+    positions = 2 * 3
+    for term in ("nelbo", "log_likelihood", "kl_z", "kl_omega", "kl_c"):
+        assert float(row[f"{term}_per_position"]) == pytest.approx(float(row[term]) / positions)
+    assert (trained / "test_losses.csv").exists()
+    picture = tf.io.decode_png((trained / "pictures" / "reconstructions-0000024.png").read_bytes())
+    assert picture.shape == (2 * 42, 7 * 38, 1)
+    assert list((trained / "tensorboard").iterdir())
+    steps = sorted(path.name for path in (trained / "checkpoints").glob("*.index"))
+    assert steps == ["ckpt-16.index", "ckpt-24.index", "ckpt-8.index"]
+
+
+def test_training_lowers_the_loss_on_test_slices(cache_path, tmp_path):
+    config = small_config(
+        training={"steps": 150, "batch_size": 8, "learning_rate": 2e-3}, name="paper"
+    )
+    with SliceCache(cache_path, "Train") as train, SliceCache(cache_path, "Test") as test:
+        trainer = Trainer(Run(tmp_path), config, train=train, test=test)
+        before = trainer.test_losses()["nelbo"]
+        trainer.fit()
+        assert trainer.test_losses()["nelbo"] < before - 500  # nats per image; 2,600 in practice
+
+
+def test_every_weight_is_trained_saved_and_loaded(trained, tmp_path):
+    config, _ = Run(trained).read()
+    initial = Trainer(Run(tmp_path), config, train=None, test=None).model
+    first, second = load(trained).model, load(trained).model
+    for before, after, again in zip(initial.weights, first.weights, second.weights, strict=True):
+        np.testing.assert_array_equal(after, again, err_msg=after.path)
+        assert np.abs(before.numpy() - after.numpy()).max() > 0, before.path
+
+
+def test_resuming_after_a_kill_equals_the_uninterrupted_run_bitwise(cache_path, trained, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "train_gmvae.py", "--cache", str(cache_path), "--out", str(out)]
+    command += ["--preset", "practical", "--precision", "float32", "--batch-size", "4"]
+    command += ["--steps", "24", "--checkpoint-every", "8"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoints" / "ckpt-8.index").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None or (out / "checkpoints" / "ckpt-8.index").exists()
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert _train(cache_path, out, "--resume") == 0
+    _assert_same(_weights(trained), _weights(out))
+
+
+def test_resuming_from_the_middle_equals_the_uninterrupted_run_bitwise(
+    cache_path, trained, tmp_path
+):
+    config, _ = Run(trained).read()
+    with SliceCache(cache_path, "Train") as train, SliceCache(cache_path, "Test") as test:
+        run = Run(tmp_path / "half")
+        run.write(config, train)
+        trainer = Trainer(run, config, train=train, test=test)
+        real, count = trainer._one_step, iter(range(11))
+
+        def interrupted(*args):
+            real(*args)
+            if next(count, None) == 9:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        trainer._one_step = interrupted
+        assert trainer.fit() == signal.SIGTERM
+        assert int(trainer.step.numpy()) == 10
+    assert _train(cache_path, run.folder, "--resume") == 0
+    _assert_same(_weights(trained), _weights(run.folder))
+    with (run.folder / "losses.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [24]
+
+
+def test_a_non_finite_loss_names_step_and_terms_and_keeps_the_last_good_checkpoint(
+    tmp_path, capsys
+):
+    images = phantom_slices(12)
+    path = tmp_path / "c.h5"
+    with CacheWriter(path, slice_shape=(38, 42), crop=(0, 38, 0, 42)) as cache:
+        cache.append("Train", images, subject_id="a", slice_index=range(12))
+        cache.append("Test", images[:2], subject_id="b", slice_index=range(2))
+    out = tmp_path / "run"
+    options = ("--steps", 400, "--learning-rate", 1e6, "--checkpoint-every", 1)
+    assert _train(path, out, *options) == 1
+    message = capsys.readouterr().err
+    assert "a loss is not finite" in message
+    assert "kl_z" in message
+    kept = Run(out).latest_checkpoint()
+    if kept is not None:
+        assert all(np.isfinite(values).all() for values in _weights(out).values())
+
+
+def test_non_finite_losses_raise_before_anything_is_saved(cache_path, tmp_path):
+    config = small_config(training={"steps": 3, "batch_size": 4, "checkpoint_every": 1})
+    with SliceCache(cache_path, "Train") as train, SliceCache(cache_path, "Test") as test:
+        trainer = Trainer(Run(tmp_path), config, train=train, test=test)
+        kernel = trainer.model.encoder.heads["z_mean"].kernel
+        kernel.assign(np.full(kernel.shape, np.nan))
+        with pytest.raises(NonFiniteLossError, match=r"step 0: .*kl_z nan.*checkpoint is none"):
+            trainer.fit()
+    assert not list((tmp_path / "checkpoints").glob("*.index"))
+
+
+def test_epochs_are_permutations_and_batches_do_not_depend_on_the_start():
+    rows = np.concatenate([batch_rows(s, num_rows=10, batch_size=4, seed=1) for s in range(5)])
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert rows[:10].tolist() != rows[10:].tolist()
+    again = batch_rows(3, num_rows=10, batch_size=4, seed=1)
+    np.testing.assert_array_equal(again, rows[12:16])
+    assert batch_rows(0, num_rows=10, batch_size=4, seed=2).tolist() != rows[:4].tolist()
+
+
+def test_options_that_contradict_the_run_are_refused_on_resume(cache_path, trained, capsys):
+    assert _train(cache_path, trained, "--resume", "--clusters", 6) == 2
+    assert "was trained with --clusters 9, got 6" in capsys.readouterr().err
+    assert _train(cache_path, trained, "--resume", "--model", "vae") == 2
+    assert "was trained with --model gmvae, got vae" in capsys.readouterr().err
+
+
+def test_an_existing_run_is_kept_without_force(cache_path, trained, capsys):
+    before = _weights(trained)
+    assert _train(cache_path, trained) == 2
+    assert "exists; choose another name or pass --force" in capsys.readouterr().err
+    _assert_same(before, _weights(trained))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--clusters", 0), "--clusters 1 or more, got 0"),
+        (("--steps", 0), "--steps 1 or more, got 0"),
+        (("--batch-size", 0), "--batch-size 1 or more, got 0"),
+        (("--learning-rate", 0), "--learning-rate above 0"),
+        (("--crop", 0, 37, 0, 42), "got 37 x 42"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(cache_path, tmp_path, capsys, options, message):
+    assert _train(cache_path, tmp_path / "run", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_without_train_is_refused(tmp_path, capsys):
+    path = write_cache(tmp_path / "c.h5", train=0)
+    assert _train(path, tmp_path / "run") == 2
+    assert "no dataset 'Train'" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(
+    cache_path, tmp_path, capsys
+):
+    assert _train(cache_path, tmp_path / "run", "--dry-run", "--clusters", 12) == 0
+    config = configuration.Config.from_dict(json.loads(capsys.readouterr().out))
+    assert config.network.num_clusters == 12
+    assert config.network.initializer == "he_normal"
+    assert not (tmp_path / "run").exists()
+
+
+def test_presets_hold_the_numbers_of_their_source():
+    released = configuration.preset("released")
+    assert released.network.num_clusters == 6
+    training = released.training
+    assert (training.steps, training.batch_size, training.learning_rate) == (1_600_000, 16, 5e-5)
+    assert (training.beta_1, training.beta_2, training.epsilon) == (0.9, 0.999, 1e-8)
+    assert (training.checkpoint_every, training.checkpoints_kept) == (5_000, 30)
+    assert (released.objective.responsibilities, released.objective.kl_c_floor) == ("released", 0.5)
+    paper = configuration.preset("paper")
+    assert (paper.network.num_clusters, paper.objective.responsibilities) == (9, "bayes")
+    assert (paper.objective.kl_c_floor, paper.objective.precision_offset) == (0.0, 0.0)
+    assert paper.training == training
+
+
+def test_the_practical_schedules_rise_and_drop_where_they_say():
+    training = configuration.preset("practical").training
+    assert training.kl_weight(0) == training.kl_weight(1_999) == 0.1
+    assert training.kl_weight(2_750) == pytest.approx(0.55)
+    assert training.kl_weight(3_500) == training.kl_weight(4_999) == 1.0
+    assert training.learning_rate_at(3_499) == 5e-4
+    assert training.learning_rate_at(3_500) == pytest.approx(1e-4)
+
+
+def test_a_config_survives_json():
+    for name in configuration.PRESET_NAMES:
+        config = configuration.preset(name, "vae")
+        copy = configuration.Config.from_dict(json.loads(json.dumps(config.to_dict())))
+        assert copy == config
+
+
+def test_a_checkpoint_of_another_k_is_refused_when_loading(trained, tmp_path):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    settings = json.loads((copy / "config.json").read_text())
+    settings["network"]["num_clusters"] = 4
+    (copy / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"does not fit .* another --model or --clusters"):
+        load(copy)
