@@ -9,7 +9,7 @@ from conftest import phantom_slices, small_config
 from tf_lesion.config import preset
 from tf_lesion.files import InputError
 from tf_lesion.models import make_model
-from tf_lesion.networks import Decoder, Encoder, PriorNetwork, latent_size
+from tf_lesion.networks import Decoder, Encoder, PriorNetwork, latent_size, upsample_and_pad
 from tf_lesion.noise import slice_noise
 from tf_lesion.slices import is_legal_size
 
@@ -50,7 +50,9 @@ def test_released_sizes_and_weight_counts_are_those_of_table_3():
 
 def test_intermediate_heights_of_the_decoder_are_the_released_ones():
     decoder = Decoder(num_filters=2)
-    assert decoder.features(tf.zeros([1, 32, 42, 1])).shape == (1, 160, 200, 2)
+    features = decoder.features(tf.zeros([1, 32, 42, 1]))
+    assert features.shape == (1, 78, 98, 2)
+    assert upsample_and_pad(features).shape == (1, 160, 200, 2)
 
 
 @pytest.mark.parametrize("pixels", range(30, 62))
@@ -113,3 +115,28 @@ def test_flipping_latent_and_kernels_flips_the_decoded_image():
     flipped = decoder(z[:, ::-1, ::-1])["y_mean"].numpy()
     np.testing.assert_allclose(flipped[:, ::-1, ::-1], straight, rtol=1e-4, atol=1e-4)
     assert np.abs(straight - straight[:, ::-1, ::-1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_convolving_by_phases_equals_convolving_the_resized_map(precision):
+    config = small_config("vae", network={"precision": precision})
+    decoder = _randomized(make_model(config)).decoder
+    z = tf.constant(np.random.default_rng(3).normal(size=(2, 2, 3, 1)), tf.float32)
+    outputs, gradients = [], []
+    for by_phases in (True, False):
+        decoder.by_phases = by_phases
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            output = decoder(z)
+            loss = tf.reduce_sum(output["y_mean"] ** 2 + output["y_log_precision"])
+        weights = [decoder.middle.kernel.value, decoder.mean_head.bias.value, z]
+        outputs += [output]
+        gradients += [tape.gradient(loss, weights)]
+    tolerance = 1e-5 if precision == "float32" else 0.05
+    for name, values in outputs[1].items():
+        scale = np.abs(values).max()
+        np.testing.assert_allclose(outputs[0][name], values, atol=tolerance * scale)
+    for ours, definition in zip(*gradients, strict=True):
+        scale = np.abs(definition).max()
+        assert scale > 0
+        np.testing.assert_allclose(ours, definition, atol=tolerance * scale)

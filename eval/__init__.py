@@ -1,0 +1,1 @@
+"""Measuring how well lesions are found: metrics, thresholds, tables and figures."""

@@ -1,0 +1,167 @@
+"""How fast the slow parts are, measured on this machine against the plain way to do the same.
+
+metrics   counting TP, TN, FP, FN of 5e7 voxels at the released 401 thresholds, against comparing
+          the whole array with each threshold in turn
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from eval.metrics import ThresholdCounter, released_thresholds
+from tf_lesion import __version__
+from tf_lesion.files import HelpFormatter, InputError, command, written_whole
+
+VOXELS = 50_000_000
+CHUNK = 1 << 22
+TIMED_THRESHOLDS = 10  # of the plain count; its time grows with their number
+LESION_SHARE, NOISE, CONTRAST = 0.05, 0.08, 0.1  # of the made-up residuals
+SECONDS_LIMIT, GIGABYTES_LIMIT, SPEEDUP_LIMIT = 10.0, 1.5, 50.0
+KILOBYTES_PER_GIGABYTE = 1e6
+
+EXAMPLE = """example:
+  python -m eval.benchmark metrics
+"""
+
+
+@dataclass(frozen=True)
+class MetricsBenchmark:
+    """Outcome of `benchmark_metrics`; times in seconds, memory in gigabytes (1e9 bytes).
+
+    Attributes:
+        seconds: one pass over the voxels at all thresholds.
+        plain_seconds: four counts from boolean arrays per threshold, as the released code does,
+            timed on some thresholds and scaled to all.
+        lean_seconds: the leanest count per threshold that we know of (one comparison, two counts).
+        peak_gigabytes: largest memory of the process up to the end of the pass.
+        equal: whether all integers agree.
+    """
+
+    voxels: int
+    thresholds: int
+    seconds: float
+    plain_seconds: float
+    lean_seconds: float
+    peak_gigabytes: float
+    equal: bool
+
+    @property
+    def passed(self):
+        """Whether the promises hold: time, memory, speed-up, same integers."""
+        fast = self.seconds <= SECONDS_LIMIT and self.plain_seconds / self.seconds >= SPEEDUP_LIMIT
+        return fast and self.peak_gigabytes <= GIGABYTES_LIMIT and self.equal
+
+
+def made_up_residuals(voxels, *, seed=0):
+    """Residuals [voxels] float32 and lesion [voxels] bool, made chunk by chunk."""
+    generator = np.random.default_rng(seed)
+    scores, lesion = np.empty(voxels, np.float32), np.empty(voxels, bool)
+    for start in range(0, voxels, CHUNK):
+        part = slice(start, min(start + CHUNK, voxels))
+        lesion[part] = generator.random(part.stop - start, dtype=np.float32) < LESION_SHARE
+        noise = NOISE * generator.standard_normal(part.stop - start, dtype=np.float32)
+        scores[part] = np.abs(noise + np.float32(CONTRAST) * lesion[part])
+    return scores, lesion
+
+
+def plain_count(scores, lesion, threshold):
+    """TP, TN, FP, FN at one threshold, from whole boolean arrays."""
+    detected = scores > threshold
+    return [
+        np.sum(detected & lesion),
+        np.sum(~detected & ~lesion),
+        np.sum(detected & ~lesion),
+        np.sum(~detected & lesion),
+    ]
+
+
+def lean_count(scores, lesion, threshold, positives):
+    """The same with one comparison and two counts, given the number of lesion voxels."""
+    detected = scores > threshold
+    tp = np.count_nonzero(detected & lesion)
+    fp = np.count_nonzero(detected) - tp
+    return [tp, scores.size - positives - fp, fp, positives - tp]
+
+
+def benchmark_metrics(voxels=VOXELS, *, seed=0, progress=True):
+    """Time one pass against counting each threshold in turn; returns a `MetricsBenchmark`."""
+    scores, lesion = made_up_residuals(voxels, seed=seed)
+    thresholds = released_thresholds()
+    started = time.perf_counter()
+    counts = ThresholdCounter(thresholds).count(scores, lesion)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KILOBYTES_PER_GIGABYTE
+    positives = np.count_nonzero(lesion)
+    started, lean = time.perf_counter(), []
+    for threshold in tqdm(thresholds, "lean count", unit="threshold", disable=not progress):
+        lean.append(lean_count(scores, lesion, threshold, positives))
+    lean_seconds = time.perf_counter() - started
+    timed = np.linspace(0, len(thresholds) - 1, TIMED_THRESHOLDS).astype(int)
+    started = time.perf_counter()
+    plain = [plain_count(scores, lesion, threshold) for threshold in thresholds[timed]]
+    plain_seconds = (time.perf_counter() - started) * len(thresholds) / len(timed)
+    equal = np.array_equal(counts.T, lean) and np.array_equal(counts.T[timed], plain)
+    return MetricsBenchmark(
+        voxels, len(thresholds), seconds, plain_seconds, lean_seconds, peak, equal
+    )
+
+
+def _print_metrics(measured):
+    print(f"{measured.voxels:.0e} voxels at {measured.thresholds} thresholds")
+    for name, seconds in (
+        ("one pass", measured.seconds),
+        ("each threshold in turn, four counts", measured.plain_seconds),
+        ("each threshold in turn, leanest", measured.lean_seconds),
+    ):
+        print(f"{name:38} {seconds:8.2f} s {seconds / measured.seconds:8.1f} x")
+    print(f"peak memory {measured.peak_gigabytes:.2f} GB")
+    print(f"same integers: {'yes' if measured.equal else 'NO'}")
+
+
+def parser():
+    """The command line."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m eval.benchmark",
+        description="Measure speed and memory on this machine; exit status 1 if a promise fails.",
+        epilog=EXAMPLE,
+        formatter_class=HelpFormatter,
+    )
+    add = arguments.add_argument
+    add("what", choices=("metrics",), help="what to measure")
+    add("--voxels", type=int, default=VOXELS, help="number of voxels")
+    add("--seed", type=int, default=0, help="of the made-up residuals")
+    add("--out", type=Path, help="also write the figures as JSON")
+    add("--force", action="store_true", help="overwrite --out")
+    return arguments
+
+
+@command
+def main(argv=None):
+    """Run one benchmark and print its figures."""
+    options = parser().parse_args(argv)
+    if options.voxels < 1:
+        raise InputError(f"Expected at least 1 voxel, got --voxels {options.voxels}.")
+    measured = benchmark_metrics(options.voxels, seed=options.seed)
+    _print_metrics(measured)
+    if options.out:
+        content = {"tf_lesion_version": __version__, **vars(measured)}
+        with written_whole(options.out, force=options.force) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+    if not measured.passed:
+        print(
+            f"failed: expected at most {SECONDS_LIMIT:g} s and {GIGABYTES_LIMIT:g} GB, "
+            f"{SPEEDUP_LIMIT:g} x faster than four counts per threshold, same integers",
+            file=sys.stderr,
+        )
+    return 0 if measured.passed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
