@@ -7,8 +7,6 @@ python restore_brats.py --model runs/gmvae --input patient_t2.nii.gz --out maps/
 import argparse
 import sys
 
-import numpy as np
-
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing
 
 
@@ -46,64 +44,23 @@ def restoration_config(loaded, options):
     return check(config).restoration
 
 
-def describe(loaded, restoration, options):
-    """How the images were made, JSON-serialisable; stored with every output."""
-    import dataclasses
-
-    return {
-        "model": loaded.config.network.model,
-        "model_path": loaded.path,
-        "model_identity": loaded.identity,
-        "preset": loaded.config.preset,
-        "precision": options.precision,
-        "seed": options.seed,
-        **dataclasses.asdict(restoration),
-        "step_sizes": [list(pair) for pair in restoration.step_sizes],
-    }
-
-
 def restore_from_cache(loaded, options):
     """Restore `Test` of a cache into an HDF5 file."""
-    from tf_lesion.restoration import Restorer, restore_cache, trajectory_steps
-    from tf_lesion.restored import RestoredWriter
-    from tf_lesion.slices import SliceCache
+    from tf_lesion.restoration import restore_to_file
 
-    restoration = restoration_config(loaded, options)
-    network = loaded.config.network
-    crop = options.crop or loaded.data.get("crop")
-    with SliceCache(options.cache, "Test", crop=options.crop) as cache:
-        if cache.shape != (network.height, network.width):
-            raise InputError(
-                f"{options.model} restores {network.height} x {network.width} slices, "
-                f"{options.cache} has {cache.shape[0]} x {cache.shape[1]} (the model was trained "
-                f"with crop {crop}); make the cache with the same --voxel-size or give --crop."
-            )
-        writer = RestoredWriter(
-            options.out,
-            rows=choose_rows(len(cache), options),
-            shape=cache.shape,
-            settings={**describe(loaded, restoration, options), "cache": str(options.cache)},
-            trajectory_steps=trajectory_steps(restoration.steps, options.save_every),
-            force=options.force,
-        )
-        restorer = Restorer(loaded.model, restoration, seed=options.seed)
-        with writer:
-            restore_cache(
-                restorer,
-                cache,
-                writer,
-                batch_size=options.batch_size,
-                save_every=options.save_every,
-            )
-    print(f"Restored {len(writer.rows)} slices: {options.out}")
-
-
-def choose_rows(count, options):
-    """All rows, or --max-slices of them drawn with --seed, ascending."""
-    if options.max_slices is None or options.max_slices >= count:
-        return np.arange(count)
-    chosen = np.random.default_rng(options.seed).choice(count, options.max_slices, replace=False)
-    return np.sort(chosen)
+    count = restore_to_file(
+        loaded,
+        options.cache,
+        options.out,
+        restoration=restoration_config(loaded, options),
+        seed=options.seed,
+        batch_size=options.batch_size,
+        max_slices=options.max_slices,
+        save_every=options.save_every,
+        crop=options.crop,
+        force=options.force,
+    )
+    print(f"Restored {count} slices: {options.out}")
 
 
 def check_options(options):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 EXIT_BAD_INPUT = 2
+HDF5_WRITE_FAILED = "write failed"
 
 
 class InputError(ValueError):
@@ -55,8 +56,13 @@ def command(main):
         try:
             return main(argv) or 0
         except (InputError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_BAD_INPUT
+            message = str(error)
+        except RuntimeError as error:  # how h5py reports a disk that filled up
+            if HDF5_WRITE_FAILED not in str(error):
+                raise
+            message = f"cannot write, is the disk full? ({error})"
+        print(f"error: {message}", file=sys.stderr)
+        return EXIT_BAD_INPUT
 
     return wrapped
 

@@ -5,15 +5,19 @@ sigma of p(x | z) fixed at 1/sqrt(2) (You et al., MIDL 2019, Algorithm 1). Every
 gradient of its own sum, so the result does not depend on the batch.
 """
 
+import dataclasses
 import math
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from tf_lesion.files import InputError
 from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
 from tf_lesion.objective import total_variation
+from tf_lesion.restored import RestoredWriter
+from tf_lesion.slices import SliceCache
 
 VECTOR_LENGTH = 16  # float32 numbers in the widest CPU vector (AVX-512)
 STEPS_PER_CALL = 25  # between two updates of the progress bar
@@ -124,7 +128,7 @@ def _padded(tensors, grid):
     ]
 
 
-def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=None):
+def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=None, tv_weight=None):
     """Restore a batch from the observed slices to the last step.
 
     Args:
@@ -133,6 +137,7 @@ def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=No
         slices: [B] integers that identify the slices.
         save_every: keep the images after every so many steps.
         on_progress: called with the number of slice-steps just taken.
+        tv_weight: lambda; that of the restorer's config by default.
 
     Returns:
         (restored [B, H, W, 1] float32, {step: images} of the trajectory).
@@ -140,7 +145,13 @@ def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=No
     image, step, trajectory = observed, 0, {}
     for stop in _stops(restorer.restoration.steps, save_every):
         image, _ = restorer(
-            image, observed=observed, mask=mask, slices=slices, start=step, stop=stop
+            image,
+            observed=observed,
+            mask=mask,
+            slices=slices,
+            start=step,
+            stop=stop,
+            tv_weight=tv_weight,
         )
         if on_progress:
             on_progress((stop - step) * len(slices))
@@ -161,6 +172,13 @@ def _stops(steps, save_every):
     return sorted({stop for stop in stops if stop <= steps} | ({steps} if steps else set()))
 
 
+def detect(observed, restored, mask, threshold):
+    """Lesion map, bool: |observed - restored| > threshold inside the brain mask."""
+    residual = np.abs(np.asarray(observed) - np.asarray(restored))
+    # A float64 threshold, so that it is not rounded to the residual's float32.
+    return (residual > np.float64(threshold)) & (np.asarray(mask) > 0)
+
+
 def restore_cache(restorer, cache, writer, *, batch_size, save_every=None):
     """Restore the slices that `writer` still misses; a killed run goes on where it stopped.
 
@@ -176,12 +194,102 @@ def restore_cache(restorer, cache, writer, *, batch_size, save_every=None):
         for start in range(0, len(missing), batch_size):
             positions = missing[start : start + batch_size]
             rows = writer.rows[positions]
+            observed, mask = cache.read(rows), cache.mask(rows)
             images, trajectory = restore(
                 restorer,
-                cache.read(rows),
-                cache.mask(rows),
+                observed,
+                mask,
                 rows,
                 save_every=save_every,
                 on_progress=progress.update,
             )
-            writer.write(positions, images, trajectory)
+            detections = {
+                name: detect(observed, images, mask, threshold)
+                for name, threshold in writer.thresholds.items()
+            }
+            writer.write(positions, images, trajectory, detections)
+
+
+def describe(loaded, restoration, *, seed):
+    """How images are restored, JSON-serialisable: stored with every output."""
+    return {
+        "model": loaded.config.network.model,
+        "model_path": loaded.path,
+        "model_identity": loaded.identity,
+        "preset": loaded.config.preset,
+        "precision": loaded.config.network.precision,
+        "seed": seed,
+        **dataclasses.asdict(restoration),
+        "step_sizes": [list(pair) for pair in restoration.step_sizes],
+    }
+
+
+def restore_to_file(
+    loaded,
+    cache_path,
+    out,
+    *,
+    restoration=None,
+    seed=0,
+    batch_size=16,
+    max_slices=None,
+    save_every=None,
+    thresholds=None,
+    crop=None,
+    force=False,
+):
+    """Restore `Test` of a cache, of patients or of healthy subjects, into an HDF5 file.
+
+    Args:
+        loaded: `runs.LoadedModel`.
+        cache_path: the cache.
+        out: the file to make (see `tf_lesion.restored`); a partial one is gone on with.
+        restoration: `RestorationConfig`; the model's own by default.
+        seed: of the noise, and of the subset.
+        batch_size: slices at once.
+        max_slices: restore a random subset of so many.
+        save_every: keep the trajectory every so many steps.
+        thresholds: {name: residual}; lesion maps at these are written too.
+        crop: (x0, x1, y0, y1) in place of the cache's own.
+        force: overwrite `out`.
+
+    Returns:
+        Number of slices in the file.
+
+    Raises:
+        FileExistsError, InputError: if `out` exists, or the cache's slices are not of the size the
+            model was trained on.
+    """
+    restoration = restoration or loaded.config.restoration
+    network = loaded.config.network
+    with SliceCache(cache_path, "Test", crop=crop) as cache:
+        if cache.shape != (network.height, network.width):
+            raise InputError(
+                f"{loaded.path} restores {network.height} x {network.width} slices, {cache_path} "
+                f"has {cache.shape[0]} x {cache.shape[1]}; make the cache with the --voxel-size "
+                f"of the training cache, or give --crop."
+            )
+        writer = RestoredWriter(
+            out,
+            rows=chosen_rows(len(cache), max_slices, seed=seed),
+            shape=cache.shape,
+            settings={
+                **describe(loaded, restoration, seed=seed),
+                "cache": str(cache_path),
+                "crop": list(cache.crop),
+            },
+            trajectory_steps=trajectory_steps(restoration.steps, save_every),
+            thresholds=thresholds,
+            force=force,
+        )
+        with writer:
+            restorer = Restorer(loaded.model, restoration, seed=seed)
+            restore_cache(restorer, cache, writer, batch_size=batch_size, save_every=save_every)
+    return len(writer.rows)
+
+
+def chosen_rows(count, max_slices, *, seed):
+    """All rows of `count`, or a random subset of `max_slices`; ascending."""
+    if max_slices is None or max_slices >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, max_slices, replace=False))

@@ -3,6 +3,8 @@
     Restore     [N, H, W] float32   restored slices, cropped
     rows        [N] int64           row of each in the cache's `Test`
     Trajectory  group               datasets named by the step: images after that many steps
+    Detection   group               lesion maps [N, H, W] uint8, named by the healthy false
+                                    positive rate that their threshold was made for: fpr_0.05
 
 The attribute `settings` is JSON: model, lambda, steps, seed, cache. While it is being made the
 file is called `NAME.partial` and a dataset `done` [N] says which slices are there, so that an
@@ -40,26 +42,42 @@ class RestoredWriter:
         shape: (H, W) in pixels.
         settings: JSON-serialisable; a partial file made with other settings is refused.
         trajectory_steps: steps after which the images are kept too.
+        thresholds: {name: residual} of the lesion maps that are kept too.
         force: overwrite `path` and start over.
 
     Attributes:
-        rows: as given.
+        rows, thresholds: as given.
 
     Raises:
         FileExistsError: if `path` exists and `force` is false.
         InputError: if a partial file belongs to other settings.
     """
 
-    def __init__(self, path, *, rows, shape, settings, trajectory_steps=(), force=False):
+    def __init__(
+        self,
+        path,
+        *,
+        rows,
+        shape,
+        settings,
+        trajectory_steps=(),
+        thresholds=None,
+        force=False,
+    ):
         self.path = Path(path)
         refuse_existing(path, force=force)
         self._partial = self.path.with_name(self.path.name + ".partial")
         if force:
             self._partial.unlink(missing_ok=True)
         self.rows = np.asarray(rows, dtype=np.int64)
-        self._names = ["Restore", *(f"Trajectory/{step}" for step in trajectory_steps)]
+        self.thresholds = dict(thresholds or {})
+        self._kinds = {"Restore": np.float32}
+        self._kinds |= {f"Trajectory/{step}": np.float32 for step in trajectory_steps}
+        self._kinds |= {f"Detection/{name}": np.uint8 for name in self.thresholds}
         self._shape = (len(self.rows), *shape)
         self._settings = settings
+        if self.thresholds:
+            self._settings = {**settings, "thresholds": self.thresholds}
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +87,8 @@ class RestoredWriter:
     def _new(self):
         try:
             with h5py.File(self._partial, "w") as file:
-                for name in self._names:
-                    _preallocated(file, name, self._shape)
+                for name, kind in self._kinds.items():
+                    _preallocated(file, name, self._shape, kind)
                 _preallocated(file, "done", self._shape[:1], np.uint8)
                 file["rows"] = self.rows
                 file.attrs["settings"] = json.dumps(self._settings)
@@ -83,11 +101,8 @@ class RestoredWriter:
     def _reopened(self):
         file = h5py.File(self._partial, "r+")
         same_rows = "rows" in file and np.array_equal(file["rows"][:], self.rows)
-        names = set(self._names) <= {
-            "Restore",
-            *(f"Trajectory/{n}" for n in file.get("Trajectory", ())),
-        }
-        if json.loads(file.attrs["settings"]) != self._settings or not same_rows or not names:
+        complete = all(name in file for name in self._kinds)
+        if json.loads(file.attrs["settings"]) != self._settings or not same_rows or not complete:
             file.close()
             raise InputError(
                 f"{self._partial} was begun with other settings; give the same ones to go on, "
@@ -100,11 +115,18 @@ class RestoredWriter:
         """Positions that are not restored yet, ascending."""
         return np.flatnonzero(self._file["done"][:] == 0)
 
-    def write(self, positions, images, trajectory=None):
-        """Store images [n, H, W, 1] at `positions`; `trajectory` is {step: images}."""
-        contents = {"Restore": images} | {
-            f"Trajectory/{step}": kept for step, kept in (trajectory or {}).items()
-        }
+    def write(self, positions, images, trajectory=None, detections=None):
+        """Store images [n, H, W, 1] at `positions`.
+
+        Args:
+            positions: [n] integers.
+            images: restored slices.
+            trajectory: {step: images}.
+            detections: {name: lesion maps}, a map for each of `thresholds`.
+        """
+        contents = {"Restore": images}
+        contents |= {f"Trajectory/{step}": kept for step, kept in (trajectory or {}).items()}
+        contents |= {f"Detection/{name}": kept for name, kept in (detections or {}).items()}
         for name, kept in contents.items():
             for position, image in zip(positions, np.asarray(kept)[..., 0], strict=True):
                 self._file[name][int(position)] = image
@@ -174,6 +196,16 @@ class RestoredReader:
     def read_step(self, step, positions):
         """The same slices after `step` steps."""
         return self._stack(self._file[f"Trajectory/{step}"], positions)
+
+    @property
+    def detections(self):
+        """Names of the lesion maps, for example fpr_0.05, by ascending rate."""
+        return sorted(self._file.get("Detection", ()), key=lambda name: float(name.split("_")[1]))
+
+    def read_detection(self, name, positions):
+        """Lesion maps [n, H, W, 1] bool at the given positions."""
+        stored = self._file[f"Detection/{name}"]
+        return np.stack([stored[int(p)] for p in positions])[..., None] > 0
 
     @staticmethod
     def _stack(stored, positions):
