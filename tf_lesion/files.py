@@ -2,10 +2,12 @@
 
 import argparse
 import contextlib
+import errno
 import functools
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 EXIT_BAD_INPUT = 2
@@ -20,6 +22,26 @@ def refuse_existing(path, *, force):
     """Raise `FileExistsError` if `path` exists and `force` is false."""
     if Path(path).exists() and not force:
         raise FileExistsError(f"Output {path} exists; choose another name or pass --force.")
+
+
+def require_space(folder, num_bytes):
+    """Raise `OSError` unless `folder` has room for a file of `num_bytes`.
+
+    Asked before HDF5 writes: the library cannot close a file that it could not write.
+    """
+    if num_bytes == 0:
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder) as scratch:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(scratch.fileno(), 0, num_bytes)
+            elif shutil.disk_usage(folder).free < num_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        megabytes = num_bytes / 1e6
+        raise OSError(
+            error.errno, f"{error.strerror}: {megabytes:.1f} MB are needed in {folder}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from tf_lesion import __version__
-from tf_lesion.files import InputError, refuse_existing
+from tf_lesion.files import InputError, refuse_existing, require_space
 
 
 def _preallocated(file, name, shape, dtype=np.float32):
@@ -85,6 +85,9 @@ class RestoredWriter:
         return self
 
     def _new(self):
+        bytes_per_pixel = sum(np.dtype(kind).itemsize for kind in self._kinds.values())
+        pixels = int(np.prod(self._shape, dtype=np.int64))
+        require_space(self.path.parent, bytes_per_pixel * pixels + self.rows.nbytes)
         try:
             with h5py.File(self._partial, "w") as file:
                 for name, kind in self._kinds.items():

@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 
 from tf_lesion import __version__
-from tf_lesion.files import InputError, written_whole
+from tf_lesion.files import InputError, require_space, written_whole
 
 RELEASED_SLICE_SHAPE = (197, 233)
 RELEASED_CROP = (22, 180, 17, 215)  # x0, x1, y0, y1, applied when a released slice is read
@@ -166,6 +166,7 @@ class CacheWriter:
                 shuffle=True,
             )
         stored = self._file[name]
+        require_space(Path(self._file.filename).parent, slices.size * np.dtype(dtype).itemsize)
         stored.resize(len(stored) + len(slices), axis=0)
         stored[len(stored) - len(slices) :] = slices
 
