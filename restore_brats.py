@@ -6,6 +6,7 @@ python restore_brats.py --model runs/gmvae --input patient_t2.nii.gz --out maps/
 
 import argparse
 import sys
+from pathlib import Path
 
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing
 
@@ -21,7 +22,12 @@ def parse(argv):
     add("--out", required=True, help="HDF5 file (--cache) or folder (--input)")
     add("--mask", help="brain mask of the scan, NIfTI on its grid (--input)")
     add("--align", choices=["rigid", "center", "none"], help="as in preprocessing (--input)")
-    add("--tv-weight", type=float, help="lambda, per unit intensity; default: the preset's")
+    add(
+        "--tv-weight",
+        help="lambda, per unit intensity, or auto: that of eval.select_lambda; "
+        "default: the preset's",
+    )
+    add("--thresholds", help="JSON of eval.thresholds: also write binary lesion maps")
     add("--steps", type=int, help="of gradient ascent; default: the preset's")
     add("--save-every", type=int, help="keep the images every so many steps (--cache)")
     add("--max-slices", type=int, help="restore a random subset, drawn with --seed (--cache)")
@@ -35,32 +41,149 @@ def parse(argv):
 
 def restoration_config(loaded, options):
     """The model's `RestorationConfig` with the options that were given."""
-    from tf_lesion.config import check
+    from eval.select_lambda import restoration_of
 
-    given = {"tv_weight": options.tv_weight, "steps": options.steps}
-    config = loaded.config.replace(
-        restoration={name: value for name, value in given.items() if value is not None}
-    )
-    return check(config).restoration
+    return restoration_of(loaded, tv_weight=options.tv_weight, steps=options.steps)
+
+
+def detection_thresholds(loaded, restoration, options):
+    """{name: residual} of --thresholds, for example fpr_0.05; {} without.
+
+    Raises:
+        InputError: if they belong to another model, lambda or number of steps.
+    """
+    if options.thresholds is None:
+        return {}
+    from eval.thresholds import load_thresholds
+
+    used = {"tv_weight": restoration.tv_weight, "steps": restoration.steps}
+    stored = load_thresholds(options.thresholds, model_id=loaded.identity, restoration=used)
+    return {f"fpr_{point.target_fpr:g}": point.threshold for point in stored.points["residual"]}
 
 
 def restore_from_cache(loaded, options):
     """Restore `Test` of a cache into an HDF5 file."""
     from tf_lesion.restoration import restore_to_file
 
+    restoration = restoration_config(loaded, options)
     count = restore_to_file(
         loaded,
         options.cache,
         options.out,
-        restoration=restoration_config(loaded, options),
+        restoration=restoration,
         seed=options.seed,
         batch_size=options.batch_size,
         max_slices=options.max_slices,
         save_every=options.save_every,
+        thresholds=detection_thresholds(loaded, restoration, options),
         crop=options.crop,
         force=options.force,
     )
     print(f"Restored {count} slices: {options.out}")
+
+
+def scan_settings(loaded, options):
+    """`ScanSettings` of the training cache; those of the released code where the run has none."""
+    from preprocessing.scan import ScanSettings
+
+    stored = dict(loaded.data.get("preprocessing", {}).get("scan", {}))
+    stored["align"] = options.align or stored.get("align", "rigid")
+    return ScanSettings(**stored)
+
+
+def _crop_of(loaded, grid):
+    """The window (x, y) of the grid's slices that the model was trained on."""
+    network = loaded.config.network
+    x0, x1, y0, y1 = loaded.data.get("crop", grid.crop)
+    if (x1 - x0, y1 - y0) != (network.height, network.width):
+        raise InputError(
+            f"{loaded.path} restores {network.height} x {network.width} slices, the grid of "
+            f"{grid.voxel_size:g} mm is cropped to {x1 - x0} x {y1 - y0}."
+        )
+    return slice(x0, x1), slice(y0, y1)
+
+
+def restore_volume(loaded, prepared, restoration, options):
+    """Restore every axial slice with brain of a prepared scan.
+
+    Args:
+        loaded: `runs.LoadedModel`.
+        prepared: `preprocessing.scan.PreparedScan`.
+        restoration: `RestorationConfig`.
+        options: the command line (batch size, seed).
+
+    Returns:
+        The restored volume [X, Y, Z] on the grid; where nothing was restored, the observed one.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from tf_lesion.restoration import Restorer, restore
+
+    window = _crop_of(loaded, prepared.grid)
+    observed = np.moveaxis(prepared.image[window], 2, 0)[..., None]
+    mask = np.moveaxis(prepared.mask[window], 2, 0)[..., None]
+    slices = np.flatnonzero(mask.any(axis=(1, 2, 3)))
+    restorer = Restorer(loaded.model, restoration, seed=options.seed)
+    restored = observed.copy()
+    total = len(slices) * restoration.steps
+    with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
+        for start in range(0, len(slices), options.batch_size):
+            chosen = slices[start : start + options.batch_size]
+            restored[chosen], _ = restore(
+                restorer, observed[chosen], mask[chosen], chosen, on_progress=progress.update
+            )
+    volume = prepared.image.copy()
+    volume[window] = np.moveaxis(restored[..., 0], 0, 2)
+    return volume
+
+
+def restore_scan(loaded, options):
+    """Restore one scan; write restored image, residual and lesion maps on the scan's own grid."""
+    import numpy as np
+
+    from preprocessing.scan import prepare_scan, save_like, to_scan_grid
+    from tf_lesion import __version__
+    from tf_lesion.config import write_json
+    from tf_lesion.restoration import describe
+
+    restoration = restoration_config(loaded, options)
+    thresholds = detection_thresholds(loaded, restoration, options)
+    stem = Path(options.out) / Path(options.input).name.removesuffix(".gz").removesuffix(".nii")
+    names = ["restored", "residual", *(f"lesions_{name}" for name in thresholds)]
+    paths = {name: stem.with_name(f"{stem.name}_{name}.nii.gz") for name in names}
+    for path in paths.values():
+        refuse_existing(path, force=options.force)
+    prepared = prepare_scan(
+        options.input,
+        settings=scan_settings(loaded, options),
+        mask_path=options.mask,
+        reference=loaded.reference,
+    )
+    warnings = list(prepared.warnings)
+    if loaded.reference is None:
+        warnings.append("no reference histogram comes with this model: intensities not matched.")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    restored = restore_volume(loaded, prepared, restoration, options)
+    residual = np.abs(prepared.image - restored) * prepared.mask
+    maps = {"restored": restored, "residual": residual}
+    maps |= {f"lesions_{name}": residual > limit for name, limit in thresholds.items()}
+    for name, volume in maps.items():
+        order = 0 if volume.dtype == bool else 1
+        save_like(prepared.scan, to_scan_grid(volume, prepared, order=order), paths[name])
+    write_json(
+        stem.with_name(f"{stem.name}_restoration.json"),
+        {
+            "tf_lesion_version": __version__,
+            "input": str(options.input),
+            **describe(loaded, restoration, seed=options.seed),
+            "scan_from_grid": prepared.scan_from_grid.tolist(),
+            "thresholds": thresholds,
+            "warnings": warnings,
+        },
+    )
+    print(f"Wrote {', '.join(names)} of {options.input} to {options.out}")
 
 
 def check_options(options):
@@ -77,7 +200,8 @@ def main(argv=None):
     """Run the command line; returns the exit status."""
     options = parse(argv)
     check_options(options)
-    refuse_existing(options.out, force=options.force)
+    if options.cache:
+        refuse_existing(options.out, force=options.force)
     from tf_lesion.runs import load
 
     loaded = load(options.model, precision=options.precision)

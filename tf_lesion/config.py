@@ -51,6 +51,7 @@ class TrainingConfig:
     kl_ramp: tuple = (0.0, 0.0)  # the KL weight rises from its start to 1 between these fractions
     learning_rate_drop: float = 1.0  # factor on the learning rate after `drop_at`
     drop_at: float = 1.0  # fraction
+    gradient_norm_limit: float | None = None  # the gradient is scaled down to this global norm
     log_every: int = 50  # steps
     test_every: int = 500
     checkpoint_every: int = 5_000
@@ -152,6 +153,7 @@ _PRESETS = {
             kl_ramp=(0.4, 0.7),
             learning_rate_drop=0.2,
             drop_at=0.7,
+            gradient_norm_limit=5e3,
             checkpoint_every=500,
             picture_every=1_000,
         ),

@@ -185,13 +185,17 @@ class Trainer:
             terms = self.model.elbo_terms(images, noise)
             loss = -tf.reduce_mean(elbo(terms, kl_weight=kl_weight))
         gradients = tape.gradient(loss, variables)
+        norm = tf.linalg.global_norm(gradients)
+        limit = self.config.training.gradient_norm_limit
+        if limit is not None:
+            gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=norm)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         self.step.assign_add(1)
         losses = {name: tf.reduce_mean(values) for name, values in terms.items()}
         return {
             "nelbo": -tf.reduce_mean(elbo(terms)),
             **losses,
-            "gradient_norm": tf.linalg.global_norm(gradients),
+            "gradient_norm": norm,
         }
 
     def _test_step(self, images, rows):

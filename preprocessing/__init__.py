@@ -1,0 +1,1 @@
+"""From scans to caches of aligned, normalised slices."""

@@ -1,0 +1,84 @@
+"""Smooth random fields on voxel grids, by cubic B-splines on a coarse lattice.
+
+Everything here is plain elementwise arithmetic in a fixed order, with no matrix products: the same
+numbers come out whatever the number of threads, which lets a seed fix a cohort byte for byte.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+SPLINE_SUPPORT = 4  # control points that reach a place, per axis (cubic B-spline)
+# Standard deviation of a cubic B-spline with independent N(0, 1) control points, averaged over
+# places: (integral of B3^2)^(1/2) = sqrt(151/315) per axis, three axes.
+SPLINE_NOISE_STD = (151 / 315) ** 1.5
+ISOTROPIC_FROM = 4  # voxels
+# The variance of a cubic B-spline is 1/3 control point^2. Dense control points (half as far apart)
+# need a blur of 1 to come to the same width: 1/3 + 1^2 = 4 * 1/3.
+CONTROL_BLUR = 1.0
+# Of the blurred noise: its kernel is nearly a Gaussian of variance 4/3, per axis 1/sqrt(4 pi s^2).
+BLURRED_NOISE_STD = (16 * np.pi / 3) ** (-0.75)
+
+
+def lattice_size(length, step):
+    """Number of control points, `step` voxels apart, that cover an axis of `length` voxels."""
+    return int(np.ceil((length - 1) / step)) + SPLINE_SUPPORT
+
+
+def lattice_positions(length, step):
+    """[n] voxel coordinates of the control points; the first lies one step before voxel 0."""
+    return ((np.arange(lattice_size(length, step)) - 1) * step).astype(np.float32)
+
+
+def _spline_weights(length, step):
+    """First control point [L] and cubic B-spline weights [4, L] of each voxel of an axis."""
+    place = np.arange(length) / step
+    first = np.floor(place).astype(int)
+    t = (place - first).astype(np.float32)
+    weights = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
+    return first, np.stack(weights) / np.float32(6)
+
+
+def upsample(lattice, shape, step):
+    """Cubic B-spline through a lattice of control points.
+
+    Args:
+        lattice: [a, b, c] control values at `lattice_positions` of each axis.
+        shape: (X, Y, Z) of the result, in voxels.
+        step: distance of the control points, in voxels.
+
+    Returns:
+        [X, Y, Z] float32. Linear functions of place are reproduced exactly.
+    """
+    values = np.asarray(lattice, dtype=np.float32)
+    for axis, length in enumerate(shape):
+        first, weights = _spline_weights(length, step)
+        spread = [1, 1, 1]
+        spread[axis] = length
+        values = sum(
+            weights[k].reshape(spread) * np.take(values, first + k, axis=axis)
+            for k in range(SPLINE_SUPPORT)
+        )
+    return values
+
+
+def random_field(rng, shape, scale):
+    """Smooth Gaussian random field [X, Y, Z] float32, mean 0, standard deviation about 1.
+
+    A cubic B-spline with independent control points, `scale` voxels apart. Large patches of that
+    look like boxes, so from ISOTROPIC_FROM voxels on, the control points are twice as dense and
+    blurred, which gives the same correlation without preferred directions.
+
+    Args:
+        rng: `np.random.Generator`.
+        shape: (X, Y, Z).
+        scale: in voxels; 1 or less is white noise.
+    """
+    if scale <= 1:
+        return rng.standard_normal(shape, dtype=np.float32)
+    isotropic = scale >= ISOTROPIC_FROM
+    step = scale / 2 if isotropic else scale
+    control = rng.standard_normal([lattice_size(n, step) for n in shape], dtype=np.float32)
+    if isotropic:
+        control = ndimage.gaussian_filter(control, CONTROL_BLUR, mode="wrap")
+    std = BLURRED_NOISE_STD if isotropic else SPLINE_NOISE_STD
+    return upsample(control / np.float32(std), shape, step)

@@ -1,0 +1,298 @@
+"""One synthetic subject: an anatomy deformed, painted, given tumors, and seen by a scanner."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from preprocessing import lesions
+from preprocessing.anatomy import COARSE_MM, FINEST_MM, LabelAnatomy, to_voxels
+from preprocessing.anatomy_sources import load_atlas, load_label_map
+from preprocessing.fields import lattice_positions, random_field, upsample
+from preprocessing.tissues import bounded_normal, draw_intensities
+
+HEALTHY, PATIENT = 0, 1  # kinds of subjects, the second word of a subject's seed
+GRADES = ("HGG", "LGG")  # patients alternate
+
+PAINT_COARSELY_FROM_MM = 3.0  # voxels of this size and more are sampled from a painting at 2 mm
+LATTICE_MM = 4.0  # between control points of the deformation
+FIELD_MARGIN_MM = 22.0  # around the brain in a scan: room for pose, size and deformation
+STEEPEST_QUANTILE, STEEPEST_SHARE = 0.995, 1.5  # what counts as the wall of a ventricle
+FAR_OUTSIDE_MM = 20.0  # distance from the brain off the map: ICBM152 ends within the brainstem
+SKULL_GAP_MM = 1.0  # tumors end this far inside the brain
+CEREBRAL_SHARE = 0.7  # of a place where a tumor may start
+# Standard deviations, in voxels, of the blur of a voxel and of linear interpolation.
+VOXEL_BLUR, LINEAR_BLUR, LEAST_BLUR = 0.3, 0.4, 0.05
+
+
+@dataclass(frozen=True)
+class PhantomSettings:
+    """How subjects vary. Lengths in mm, angles in degrees; pairs are the ends of a range.
+
+    Attributes:
+        rotation, shift: half ranges about and along each axis.
+        size_spread, axis_spread: of the logarithm of the head's size, and of each axis besides.
+        bend_scales, bend_spreads: distance and standard deviation of independent displacements.
+        ventricle_growth: shift of the walls of the ventricles of ICBM152, which are slender.
+        label_map_ventricle_growth: the same for label maps, which vary among themselves.
+        texture_scales, texture_spread: of the unevenness within tissues.
+        psf: standard deviation of the scanner's blur.
+        rim, rim_scale, rim_spread: how far the brain mask reaches beyond the closed brain.
+        edge, edge_scales: depth to which a stripped brain is dark in places, size of the places.
+        edge_darkness: mean and spread of it, share of the intensity.
+        bias_scale, bias_spread: of the logarithm of the bias field.
+        noise: relative to white matter, at 1 mm.
+        white_level: intensity of white matter in scanner units, log-uniform.
+    """
+
+    rotation: float = 5.0
+    shift: float = 4.0
+    size_spread: float = 0.025
+    axis_spread: float = 0.02
+    bend_scales: tuple = (40.0, 20.0, 10.0)
+    bend_spreads: tuple = (2.5, 1.0, 0.5)
+    ventricle_growth: tuple = (-1.5, 5.0)
+    label_map_ventricle_growth: tuple = (-4.0, 2.0)
+    texture_scales: tuple = (2.0, 10.0)
+    texture_spread: float = 0.028
+    psf: tuple = (0.4, 0.6)
+    rim: tuple = (0.0, 2.5)
+    rim_scale: float = 8.0
+    rim_spread: float = 0.4
+    edge: float = 2.5
+    edge_scales: tuple = (9.0, 3.0)
+    edge_darkness: tuple = (0.4, 0.4)
+    bias_scale: float = 70.0
+    bias_spread: float = 0.06
+    noise: tuple = (0.015, 0.055)
+    white_level: tuple = (150.0, 450.0)
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One synthetic scan.
+
+    Attributes:
+        image: [X, Y, Z] int16, scanner units, 0 outside the brain and only there.
+        label: [X, Y, Z] uint8, BRATS labels 0, 1, 2, 4; 0 throughout in the healthy.
+        affine: [4, 4], voxel -> mm.
+        facts: what was drawn, JSON-serializable.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    affine: np.ndarray
+    facts: dict
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The voxels of a scan, RAS, without rotation; `origin` [3] is the center of voxel 0 in mm."""
+
+    shape: tuple
+    voxel_size: float
+    origin: np.ndarray
+
+    @classmethod
+    def around(cls, anatomy, voxel_size):
+        """The grid that holds an anatomy and a margin."""
+        center, extent = anatomy.bounds()
+        shape = np.ceil((extent + 2 * FIELD_MARGIN_MM) / voxel_size).astype(int)
+        origin = np.round(center - (shape - 1) / 2 * voxel_size)
+        return cls(tuple(shape.tolist()), voxel_size, origin)
+
+    @property
+    def affine(self):
+        """[4, 4], voxel -> mm."""
+        affine = np.diag([self.voxel_size] * 3 + [1.0])
+        affine[:3, 3] = self.origin
+        return affine
+
+    @property
+    def lattice_step(self):
+        """Distance of the deformation's control points in voxels."""
+        return LATTICE_MM / self.voxel_size
+
+    def lattice(self):
+        """[a, b, c, 3] places in mm of the control points of the deformation."""
+        axes = [lattice_positions(n, self.lattice_step) * self.voxel_size for n in self.shape]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1) + self.origin
+
+    def random_field(self, rng, scale_mm):
+        """Smooth random field [X, Y, Z], mean 0, standard deviation 1."""
+        return random_field(rng, self.shape, scale_mm / self.voxel_size)
+
+
+def make_phantom(seed, kind, number, *, voxel_size=1.0, label_maps=(), settings=None):
+    """Synthesize one subject, from (seed, kind, number) alone.
+
+    Args:
+        seed: of the cohort.
+        kind: HEALTHY or PATIENT.
+        number: index among its kind, from 0.
+        voxel_size: mm.
+        label_maps: paths of FreeSurfer label maps to choose from; if empty, the ICBM152 maps.
+        settings: `PhantomSettings`.
+
+    Returns:
+        A `Phantom`.
+
+    Raises:
+        InputError: if a label map cannot be used.
+    """
+    settings = settings or PhantomSettings()
+    rng = np.random.default_rng([seed, kind, number])
+    shape_rng, paint_rng, scan_rng, tumor_rng = rng.spawn(4)
+    anatomy = _choose_anatomy(shape_rng, label_maps, voxel_size)
+    grid = Grid.around(anatomy, voxel_size)
+    points = grid.lattice()
+    source = _deform(shape_rng, anatomy, points, settings)
+    tumors = []
+    if kind == PATIENT:
+        tumors = _draw_tumors(tumor_rng, anatomy, points, source, GRADES[number % len(GRADES)])
+        source = _push(tumors, anatomy, points, source)
+    image = _paint(paint_rng, anatomy, grid, source, settings)
+    coarse = anatomy.coarse
+    outside = _sample(coarse.outside, coarse.affine, grid, source, beyond=FAR_OUTSIDE_MM)
+    outside -= scan_rng.uniform(*settings.rim)
+    ragged = grid.random_field(scan_rng, settings.rim_scale)
+    brain = _largest_part(outside < settings.rim_spread * ragged)
+    label = _grow(tumor_rng, tumors, image, brain & (outside < -SKULL_GAP_MM), grid)
+    image *= _edge(scan_rng, outside, grid, settings)
+    scan, facts = _scan(scan_rng, image, brain, grid, settings)
+    facts = {"anatomy": anatomy.name, **facts, **_lesion_facts(tumors, label, voxel_size)}
+    return Phantom(image=scan, label=label, affine=grid.affine, facts=facts)
+
+
+def _choose_anatomy(rng, label_maps, voxel_size):
+    spacing = COARSE_MM if voxel_size >= PAINT_COARSELY_FROM_MM else FINEST_MM
+    if not label_maps:
+        return load_atlas(spacing)
+    return load_label_map(str(label_maps[rng.integers(len(label_maps))]), spacing)
+
+
+def _deform(rng, anatomy, points, settings):
+    """Where each place of the scan [a, b, c, 3] lies in the anatomy, both in mm."""
+    center, _ = anatomy.bounds()
+    source = points - center - rng.uniform(-settings.shift, settings.shift, 3)
+    angles = rng.uniform(-settings.rotation, settings.rotation, 3)
+    source = source @ Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    log_size = settings.size_spread * bounded_normal(rng)
+    log_size = log_size + settings.axis_spread * bounded_normal(rng, 3)
+    mirror = [rng.choice([-1.0, 1.0]), 1.0, 1.0]  # doubles the number of anatomies
+    source = source * mirror / np.exp(log_size) + center
+    for scale, spread in zip(settings.bend_scales, settings.bend_spreads, strict=True):
+        bend = [random_field(rng, source.shape[:3], scale / LATTICE_MM) for _ in range(3)]
+        source = source + spread * np.stack(bend, axis=-1)
+    varied = isinstance(anatomy, LabelAnatomy)
+    growth = settings.label_map_ventricle_growth if varied else settings.ventricle_growth
+    return source + _grow_ventricles(anatomy.coarse, source, rng.uniform(*growth))
+
+
+def _grow_ventricles(coarse, points, growth):
+    """Shift of the sampled places, toward the ventricles to make them larger, [a, b, c, 3] mm."""
+    slopes = np.gradient(coarse.ventricle)
+    steepest = np.quantile(np.sqrt(sum(slope**2 for slope in slopes)), STEEPEST_QUANTILE)
+    slopes = [_at(slope / steepest, coarse.affine, points) for slope in slopes]
+    return growth * np.clip(np.stack(slopes, axis=-1), -STEEPEST_SHARE, STEEPEST_SHARE)
+
+
+def _draw_tumors(rng, anatomy, points, source, grade):
+    depth = -_at(anatomy.coarse.outside, anatomy.coarse.affine, source)
+    cerebral = _at(anatomy.coarse.cerebrum, anatomy.coarse.affine, source) > CEREBRAL_SHARE
+    return lesions.draw_tumors(rng, grade, places=points[cerebral], depth=depth[cerebral])
+
+
+def _push(tumors, anatomy, points, source):
+    """Mass effect of all tumors."""
+    outside = _at(anatomy.coarse.outside, anatomy.coarse.affine, source)
+    return source + sum(lesions.pull_back(tumor, points, outside) for tumor in tumors)
+
+
+def _paint(rng, anatomy, grid, source, settings):
+    """The subject without noise, in units of white matter, on the grid of the scan."""
+    painted = anatomy.paint(rng, draw_intensities(rng))
+    for scale_mm in settings.texture_scales:
+        painted *= 1 + settings.texture_spread * anatomy.random_field(rng, scale_mm)
+    blur = np.hypot(rng.uniform(*settings.psf), VOXEL_BLUR * grid.voxel_size)
+    blur = np.sqrt(max(blur**2 - (LINEAR_BLUR * anatomy.spacing) ** 2, LEAST_BLUR**2))
+    painted = ndimage.gaussian_filter(painted, blur / anatomy.spacing, truncate=3)
+    return _sample(painted, anatomy.affine, grid, source)
+
+
+def _at(values, affine, points):
+    """Linear interpolation of a map at places in mm, [..., 3] -> [...]."""
+    voxels = np.moveaxis(to_voxels(points, affine), -1, 0)
+    return ndimage.map_coordinates(values, voxels, order=1, mode="nearest")
+
+
+def _sample(values, affine, grid, source, *, beyond=None):
+    """Linear interpolation of a map on the whole grid, from the lattice of places `source`.
+
+    Off the map, the nearest value holds, or `beyond` if given.
+    """
+    lattice = np.moveaxis(to_voxels(source, affine), -1, 0)
+    voxels = np.stack([upsample(axis, grid.shape, grid.lattice_step) for axis in lattice])
+    mode = "nearest" if beyond is None else "constant"
+    return ndimage.map_coordinates(values, voxels, order=1, mode=mode, cval=beyond or 0)
+
+
+def _largest_part(mask):
+    parts, count = ndimage.label(mask)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    return parts == sizes.argmax()
+
+
+def _grow(rng, tumors, image, brain, grid):
+    """Paint all tumors into `image`; returns their labels [X, Y, Z] uint8."""
+    label = np.zeros(grid.shape, np.uint8)
+    for tumor in tumors:
+        lesions.grow(
+            rng,
+            tumor,
+            image=image,
+            label=label,
+            brain=brain,
+            voxel_size=grid.voxel_size,
+            origin=grid.origin,
+        )
+    return label
+
+
+def _edge(rng, outside, grid, settings):
+    """Factor on the intensity at the edge of the stripped brain: dark dura and bone in places."""
+    near = np.clip(1 + outside / settings.edge, 0, 1)
+    mean, spread = settings.edge_darkness
+    fields = [grid.random_field(rng, scale) for scale in settings.edge_scales]
+    return 1 - near * np.clip(mean + spread * sum(fields), 0, 0.95)
+
+
+def _scan(rng, image, brain, grid, settings):
+    """The scanner's view [X, Y, Z] int16: bias field and Rician noise, 0 outside the brain."""
+    bias = np.exp(settings.bias_spread * grid.random_field(rng, settings.bias_scale))
+    # Noise falls with the volume of a voxel in a real scan; its square root is a compromise.
+    noise = np.float32(rng.uniform(*settings.noise) / np.sqrt(grid.voxel_size))
+    real = image * bias + noise * rng.standard_normal(grid.shape, dtype=np.float32)
+    imaginary = noise * rng.standard_normal(grid.shape, dtype=np.float32)
+    white_level = float(np.exp(rng.uniform(*np.log(settings.white_level))))
+    scan = np.clip(np.rint(white_level * np.hypot(real, imaginary)), 1, np.iinfo(np.int16).max)
+    facts = {"white_level": round(white_level, 2), "noise": round(float(noise), 4)}
+    return np.where(brain, scan, 0).astype(np.int16), facts
+
+
+def _lesion_facts(tumors, label, voxel_size):
+    """Grade, volumes in ml by label, and the tumors; {} for the healthy."""
+    if not tumors:
+        return {}
+    milliliters = {
+        name: round(float((label == number).sum() * voxel_size**3 / 1000), 3)
+        for name, number in lesions.LABELS.items()
+    }
+    return {
+        "grade": tumors[0].grade,
+        "lesion_ml": round(sum(milliliters.values()), 3),
+        "label_ml": milliliters,
+        "tumors": [tumor.to_json() for tumor in tumors],
+    }

@@ -1,0 +1,82 @@
+"""T2 intensities of the phantom's tissues, and FreeSurfer's numbers for them."""
+
+import numpy as np
+
+# T2 intensity relative to cerebral white matter: mean, and spread between subjects. Set by eye and
+# by medians of three skull-stripped 3 T T2 scans in MNI space (Lesjak et al., Neuroinformatics
+# 2017). Nuclei rich in iron (pallidum) are dark.
+TISSUES = {
+    "background": (3.7, 0.2),  # the gap between brain and skull, painted as CSF
+    "white": (1.0, 0.0),
+    "cortex": (1.3, 0.05),
+    "csf": (3.7, 0.2),
+    "ventricle": (3.8, 0.2),
+    "choroid": (2.2, 0.3),
+    "thalamus": (1.02, 0.05),
+    "caudate": (1.1, 0.05),
+    "putamen": (1.03, 0.06),
+    "pallidum": (0.74, 0.08),
+    "hippocampus": (1.28, 0.06),
+    "amygdala": (1.22, 0.06),
+    "accumbens": (1.15, 0.06),
+    "ventral_dc": (0.95, 0.05),
+    "brainstem": (1.05, 0.05),
+    "cerebellar_white": (1.02, 0.05),
+    "cerebellar_cortex": (1.2, 0.05),
+    "vessel": (0.55, 0.1),
+}
+TISSUE_INDEX = {name: number for number, name in enumerate(TISSUES)}
+FLUIDS = ("background", "csf", "ventricle", "choroid")
+GRAY_CONTRAST_SPREAD = 0.12  # factor on (intensity - 1), shared by the solid tissues of a subject
+FLUID_SPREAD = 0.12  # factor on the intensity of all fluids of a subject
+LARGEST_DEVIATION = 2.0  # standard deviations; normal draws are cut there
+
+# FreeSurferColorLUT.txt, left and right. Lesions of white matter (25, 57, 77-79) are painted as
+# white matter, because the healthy must have none.
+FREESURFER = {
+    "white": (2, 41, 25, 57, 77, 78, 79, 85, 251, 252, 253, 254, 255),
+    "cortex": (3, 42),
+    "csf": (24,),
+    "ventricle": (4, 5, 14, 15, 43, 44, 72),
+    "choroid": (31, 63, 136, 137, 163, 164),  # the last four: unnamed, lie along the ventricles
+    "thalamus": (9, 10, 48, 49),
+    "caudate": (11, 50),
+    "putamen": (12, 51),
+    "pallidum": (13, 52),
+    "hippocampus": (17, 53),
+    "amygdala": (18, 54),
+    "accumbens": (26, 58),
+    "ventral_dc": (28, 60),
+    "brainstem": (16,),
+    "cerebellar_white": (7, 46),
+    "cerebellar_cortex": (8, 47),
+    "vessel": (30, 62),
+}
+OTHER_TISSUE = "cortex"  # of cerebral numbers not listed above
+FIRST_EXTRACEREBRAL = 500  # skull, skin, eyes and so on from here
+HEMISPHERES = ((2, 3), (41, 42))  # cerebral white matter and cortex, left and right
+
+
+def draw_intensities(rng):
+    """Intensities of one subject by tissue name, relative to white matter."""
+    contrast = 1 + GRAY_CONTRAST_SPREAD * bounded_normal(rng)
+    fluid = 1 + FLUID_SPREAD * bounded_normal(rng)
+    levels = {}
+    for name, (mean, spread) in TISSUES.items():
+        level = mean + spread * bounded_normal(rng)
+        levels[name] = level * fluid if name in FLUIDS else 1 + contrast * (level - 1)
+    return levels
+
+
+def tissue_of_labels():
+    """Lookup table [FIRST_EXTRACEREBRAL] uint8: FreeSurfer number -> index of the tissue."""
+    lookup = np.full(FIRST_EXTRACEREBRAL, TISSUE_INDEX[OTHER_TISSUE], np.uint8)
+    lookup[0] = TISSUE_INDEX["background"]
+    for name, numbers in FREESURFER.items():
+        lookup[list(numbers)] = TISSUE_INDEX[name]
+    return lookup
+
+
+def bounded_normal(rng, size=None):
+    """Standard normal numbers cut at LARGEST_DEVIATION."""
+    return np.clip(rng.standard_normal(size), -LARGEST_DEVIATION, LARGEST_DEVIATION)
