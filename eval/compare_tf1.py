@@ -6,6 +6,10 @@ The reference file holds inputs, the noise that was drawn, and what the released
 see README.md for its keys. One row is printed for every quantity in it; the exit status is 1 if any
 is off by more than its tolerance. oneDNN is switched off, because restored images part by rounding
 otherwise: the sign of a total variation flips.
+
+    python -m eval.compare_tf1 --restored ours.h5 --tf1-restored theirs.hdf5 [--cache patients.h5]
+
+compares restored slices instead; --restored --help lists its options.
 """
 
 import argparse
@@ -223,6 +227,11 @@ def parse(argv):
 @command
 def main(argv=None):
     """Run the command line; returns the exit status."""
+    given = sys.argv[1:] if argv is None else argv
+    if any(argument.startswith(("--restored", "--tf1-restored")) for argument in given):
+        from eval import compare_restored
+
+        return compare_restored.main(argv)
     options = parse(argv)
     reference = read_reference(options.reference)
     model, config = tf1.load(options.tf1_checkpoint)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from eval import figures, metrics
+from eval import metrics, plots
 from eval.lesions import stack_volume
 from eval.measurement import YOUDEN, Census, ScoreEvaluation
 from eval.scores import SCORES, Cohort, read_counts
@@ -40,7 +40,15 @@ EXAMPLE = """example:
 """
 
 
-def evaluate(cohorts, *, protocol="all", thresholds=None, seed=0, progress=True):
+def evaluate(
+    cohorts,
+    *,
+    protocol="all",
+    thresholds=None,
+    seed=0,
+    panel_slices=PANEL_SLICES,
+    progress=True,
+):
     """Measure the residual and the baselines on one or several cohorts, pooled in the given order.
 
     Args:
@@ -48,6 +56,7 @@ def evaluate(cohorts, *, protocol="all", thresholds=None, seed=0, progress=True)
         protocol: "all" or "released".
         thresholds: `Thresholds` from healthy subjects, or None.
         seed: of the bootstrap.
+        panel_slices: columns of the panel.
         progress: show a progress bar.
 
     Returns:
@@ -60,7 +69,7 @@ def evaluate(cohorts, *, protocol="all", thresholds=None, seed=0, progress=True)
         raise InputError(f"Expected a protocol of {', '.join(PROTOCOLS)}, got {protocol!r}.")
     points = thresholds.points if thresholds else {}
     scores = {name: ScoreEvaluation(protocol, points.get(name, ())) for name in SCORES}
-    census, panel = Census(), Panel()
+    census, panel = Census(), Panel(panel_slices)
     for subject in _each(cohorts, "pooled curves", progress):
         census.add(subject)
         panel.consider(subject)
@@ -113,19 +122,22 @@ class Panel:
         self._kept.sort(key=lambda kept: -kept[0])
         del self._kept[self._num_slices :]
 
+    def arrays(self):
+        """What is kept: titles [n]; observed, restored, residual and truth [n, H, W]."""
+        names = ("area", "titles", "observed", "restored", "residual", "truth")
+        arrays = dict(zip(names, map(np.stack, zip(*self._kept, strict=True)), strict=True))
+        del arrays["area"]
+        return arrays
+
     def write(self, path, points, *, pdf=False, force=True):
         """Draw the slices, the detection at the first of `PANEL_POINTS` in `points`."""
         name = next((name for name in PANEL_POINTS if name in points), None)
         threshold = points[name]["threshold"] if name else math.inf
-        _, titles, observed, restored, residual, truth = zip(*self._kept, strict=True)
-        figures.panel(
+        arrays = self.arrays()
+        plots.panel(
             path,
-            np.stack(observed),
-            np.stack(restored),
-            np.stack(residual),
-            np.stack(residual) > threshold,
-            np.stack(truth),
-            titles,
+            **arrays,
+            detection=arrays["residual"] > threshold,
             threshold_name=f"{name.upper()}, > {threshold:.3f}" if name else "no threshold",
             pdf=pdf,
             force=force,

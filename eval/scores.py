@@ -93,7 +93,7 @@ class Cohort:
 
     def positions_by_subject(self):
         """[(subject index, positions in the restored file)], in order of the cache."""
-        with RestoredReader(self.restored) as reader, self._open_cache() as cache:
+        with RestoredReader(self.restored) as reader, self.open_cache() as cache:
             rows = self._checked_rows(reader, cache)
             subject, axial = cache.index.subject[rows], cache.index.slice_index[rows]
         order = np.lexsort((rows, axial, subject))
@@ -112,7 +112,7 @@ class Cohort:
             InputError: if the two files do not belong together or labels are missing.
         """
         groups = self.positions_by_subject()
-        with RestoredReader(self.restored) as reader, self._open_cache() as cache:
+        with RestoredReader(self.restored) as reader, self.open_cache() as cache:
             self._check_labels(cache, with_truth)
             for subject, positions in groups:
                 rows = reader.rows[positions]
@@ -128,7 +128,8 @@ class Cohort:
                     truth=cache.label(rows)[..., 0] & mask if with_truth else np.zeros_like(mask),
                 )
 
-    def _open_cache(self):
+    def open_cache(self):
+        """The cache, an open `SliceCache`."""
         return SliceCache(
             self.cache, "Test", crop=self.crop, counts=self.counts, label_path=self.labels
         )

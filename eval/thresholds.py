@@ -36,8 +36,8 @@ UNKNOWN_MODEL = "unknown"
 DECISIVE = ("tv_weight", "steps")  # settings of a restoration that move the thresholds
 
 EXAMPLE = """example:
-  python restore_brats.py --model runs/gmvae --cache healthy.h5 --out healthy_restored.h5
-  python -m eval.thresholds --restored healthy_restored.h5 --cache healthy.h5 --out thresholds.json
+  python -m eval.thresholds --model runs/gmvae --cache healthy.h5 --out thresholds.json \\
+      --tv-weight auto
 """
 
 
@@ -311,15 +311,51 @@ def parser():
         formatter_class=HelpFormatter,
     )
     add = arguments.add_argument
-    add("--restored", required=True, type=Path, help="restored slices of healthy subjects")
-    add("--cache", required=True, type=Path, help="the cache they came from (dataset Test)")
+    add("--model", help="run, or TF1 checkpoint, to restore with; or give --restored alone")
+    add("--cache", required=True, type=Path, help="healthy cache (dataset Test)")
     add("--out", required=True, type=Path, help="JSON file to write")
+    add(
+        "--restored",
+        type=Path,
+        help="its restored slices; with --model made if missing, else reused (default: beside "
+        "--out, .healthy.h5)",
+    )
+    add("--tv-weight", help="lambda, or auto: that of eval.select_lambda; default: the preset's")
+    add("--steps", type=int, help="of the restoration; default: the preset's")
+    add("--max-slices", type=int, help="use a random subset, drawn with --seed")
+    add("--batch-size", type=int, default=16, help="slices at once")
+    add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")
+    add("--seed", type=int, default=0, help="of the noise and of the subset")
     add("--targets", type=float, nargs="+", default=TARGETS, help="largest false positive rates")
     add("--method", choices=METHODS, default="exact", help="order statistics, or released search")
     add("--subjects", type=Path, help="slices per subject (.npy), for a released cache")
     add("--crop", type=int, nargs=4, metavar=("X0", "X1", "Y0", "Y1"), help="as in the restoration")
-    add("--force", action="store_true", help="overwrite --out")
+    add("--force", action="store_true", help="overwrite --out; with --model, restore again")
     return arguments
+
+
+def _restored(options):
+    """Path of the restored healthy slices, made with --model if there is one."""
+    if options.model is None:
+        if options.restored is None:
+            raise InputError("Expected --model to restore with, or --restored with the slices.")
+        for name in ("tv_weight", "steps", "max_slices"):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} needs --model to restore with.")
+        return options.restored
+    from eval.healthy import restored_healthy
+    from eval.select_lambda import check_counts, restoration_of
+    from tf_lesion.runs import load
+
+    names = ("seed", "batch_size", "max_slices", "crop", "force")
+    given = {name: getattr(options, name) for name in names}
+    check_counts(batch_size=options.batch_size, max_slices=options.max_slices)
+    path = options.restored or options.out.with_suffix(".healthy.h5")
+    loaded = load(options.model, precision=options.precision)
+    restoration = restoration_of(loaded, tv_weight=options.tv_weight, steps=options.steps)
+    reused = restored_healthy(loaded, options.cache, path, restoration=restoration, **given)
+    print(f"{'Reused' if reused else 'Restored'} healthy slices: {path}")
+    return path
 
 
 @command
@@ -328,7 +364,7 @@ def main(argv=None):
     options = parser().parse_args(argv)
     refuse_existing(options.out, force=options.force)
     counts = read_counts(options.subjects) if options.subjects else None
-    cohort = Cohort(options.restored, options.cache, counts=counts, crop=options.crop)
+    cohort = Cohort(_restored(options), options.cache, counts=counts, crop=options.crop)
     thresholds = find_thresholds(cohort, targets=options.targets, method=options.method)
     thresholds.save(options.out, force=options.force)
     print(f"{'score':10} {'target':>7} {'threshold':>10} {'FPR':>8}")

@@ -83,3 +83,21 @@ def float64_policy():
     keras.config.set_dtype_policy("float64")
     yield
     keras.config.set_dtype_policy(before)
+
+
+def make_run(folder, cache, model="gmvae", *, steps=12, restoration_steps=6):
+    """A run of a few training steps on a cache, that restores in a few steps."""
+    from tf_lesion.runs import Run
+    from tf_lesion.slices import SliceCache
+    from tf_lesion.training import Trainer
+
+    config = small_config(
+        model,
+        training={"steps": steps, "batch_size": 4, "learning_rate": 1e-3, "picture_every": steps},
+        restoration={"steps": restoration_steps},
+    )
+    run = Run(Path(folder))
+    with SliceCache(cache, "Train") as train, SliceCache(cache, "Test") as test:
+        run.write(config, train)
+        Trainer(run, config, train=train, test=test).fit()
+    return run.folder

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eval import evaluate, figures, metrics
+from eval import evaluate, metrics, plots
 from eval.evaluate import main
 from eval.scores import Cohort
 from eval.thresholds import Threshold, Thresholds
@@ -437,7 +437,7 @@ def test_empty_brain_is_an_error(tmp_path, capsys):
 def test_slices_are_shown_anterior_up_with_the_right_side_on_the_left():
     image = np.zeros(SHAPE)
     image[-1, -1] = 1  # most right, most anterior
-    seen = figures.as_seen(image)
+    seen = plots.as_seen(image)
     assert seen.shape == SHAPE[::-1]
     assert seen[0, 0] == 1
 
@@ -470,7 +470,7 @@ def test_lines_are_told_apart_without_color(tmp_path, monkeypatch):
     x = np.linspace(0, 4, 5)
     series = dict.fromkeys(("GMVAE", "VAE", "baseline"), (x, x / 8, x / 8 - 0.1, x / 8 + 0.1))
     path = tmp_path / "fig2a.png"
-    figures.auc_against_lambda(path, series, marked={"GMVAE": 1.9}, pdf=True)
+    plots.auc_against_lambda(path, series, marked={"GMVAE": 1.9}, pdf=True)
     (axis,) = drawn[0].axes
     whole = [line for line in axis.lines if len(line.get_xdata()) > 1]
     styles = [(line.get_color(), line.get_linestyle()) for line in whole]

@@ -1,0 +1,328 @@
+"""The configuration of the whole experiment: a YAML file, checked, as frozen dataclasses.
+
+`eval/experiment.yaml` shows every key. Paths are relative to the folder the command runs in.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from eval.scores import Cohort, read_counts
+from eval.sweep import parse_grid
+from tf_lesion import config as configuration
+from tf_lesion.files import InputError
+from tf_lesion.slices import SliceCache
+
+TITLES = {
+    "gmvae": "GMVAE(TV)",
+    "vae": "VAE(TV)",
+    "vae-256": "VAE-256",
+    "vae-128": "VAE-128",
+    "aae-128": "AAE-128",
+    "anogan": "AnoGAN",
+}
+WITH_LAMBDA = ("gmvae", "vae")  # restored by gradient ascent with a total variation
+WITH_CLUSTERS = ("gmvae",)
+
+
+@dataclass(frozen=True)
+class CacheFiles:
+    """A cache, and what a released one lacks."""
+
+    cache: Path
+    labels: Path | None = None  # file with `Label`
+    subjects: Path | None = None  # slices per subject, .npy
+
+    def cohort(self, restored, **options):
+        """`Cohort` of this cache and its restored slices."""
+        counts = None if self.subjects is None else read_counts(self.subjects)
+        return Cohort(restored, self.cache, self.labels, counts, **options)
+
+    @property
+    def arguments(self):
+        """Arguments of `SliceCache`."""
+        counts = None if self.subjects is None else read_counts(self.subjects)
+        return {"path": self.cache, "label_path": self.labels, "counts": counts}
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """One row of Table 1."""
+
+    method: str  # as --model of train_gmvae.py
+    clusters: int | None = None  # K; the preset's if left out
+    seed: int | None = None  # of training; the experiment's if left out
+    run: Path | None = None  # an existing run or TF1 checkpoint: nothing is trained
+    tv_weight: float | None = None  # a given lambda: none is chosen
+
+    @property
+    def has_lambda(self):
+        """Whether images are restored with a total variation, whose weight is to be chosen."""
+        return self.method in WITH_LAMBDA
+
+    @property
+    def name(self):
+        """Short name, of folders and messages."""
+        parts = [self.method]
+        parts += [f"k{self.clusters}"] if self.clusters is not None else []
+        parts += [f"s{self.seed}"] if self.seed is not None else []
+        parts += [self.run.name] if self.run is not None else []
+        return "-".join(parts)
+
+    @property
+    def title(self):
+        """Name for people."""
+        extra = [f"K = {self.clusters}"] if self.clusters is not None else []
+        extra += [f"seed {self.seed}"] if self.seed is not None else []
+        return ", ".join([TITLES.get(self.method, self.method), *extra])
+
+
+@dataclass(frozen=True)
+class RestorationSettings:
+    """How slices are restored, the same for all methods."""
+
+    steps: int | None = None  # the preset's if left out
+    batch_size: int = 16
+    precision: str = "float32"
+    save_every: int | None = None  # steps; keeps the trajectory of the patients for Figure 3
+
+
+@dataclass(frozen=True)
+class LambdaSettings:
+    """The grid of lambdas and the random subset of healthy slices it is measured on."""
+
+    grid: tuple
+    max_slices: int | None = None
+
+
+@dataclass(frozen=True)
+class ThresholdSettings:
+    """The random subset of healthy slices that the thresholds come from."""
+
+    max_slices: int | None = None
+
+
+@dataclass(frozen=True)
+class FigureSettings:
+    """What the figures show."""
+
+    method: str | None = None  # name, of Figures 1 and 4-6; the first method if left out
+    cases: int = 7
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All settings of `eval.tables` and `eval.figures`.
+
+    Attributes:
+        out: folder of the parts, tables and figures.
+        healthy: cache to train on (`Train`) and to choose lambda and thresholds on (`Test`).
+        patients: {name: cache}, pooled in this order.
+        methods: [`MethodSettings`].
+        seed: of weights, batches, noise, subsets and bootstrap.
+        preset: of `train_gmvae.py`.
+        network, training: fields that differ from the preset.
+        restoration: `RestorationSettings`.
+        choice: `LambdaSettings` of the choice of lambda.
+        sweep: `LambdaSettings` of Figure 2 (a), measured on patients; None leaves it out.
+        thresholds: `ThresholdSettings`.
+        figures: `FigureSettings`.
+    """
+
+    out: Path
+    healthy: CacheFiles
+    patients: dict
+    methods: tuple
+    seed: int = 0
+    preset: str = "practical"
+    network: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+    restoration: RestorationSettings = RestorationSettings()
+    choice: LambdaSettings = LambdaSettings(tuple(parse_grid("0:4:0.2")))
+    sweep: LambdaSettings | None = None
+    thresholds: ThresholdSettings = ThresholdSettings()
+    figures: FigureSettings = FigureSettings()
+
+    @property
+    def shown(self):
+        """The method of Figures 1 and 4-6."""
+        if self.figures.method is None:
+            return self.methods[0]
+        return next(m for m in self.methods if m.name == self.figures.method)
+
+    def training_config(self, method, shape):
+        """`Config` of a method for slices of `shape`.
+
+        Raises:
+            InputError: on an unknown field or a value that makes no sense.
+        """
+        config = configuration.preset(self.preset, method.method)
+        network = {**self.network, "height": shape[0], "width": shape[1]}
+        if method.clusters is not None:
+            network["num_clusters"] = method.clusters
+        seed = self.seed if method.seed is None else method.seed
+        try:
+            config = config.replace(seed=seed, network=network, training=dict(self.training))
+        except TypeError as error:
+            raise InputError(f"Unknown setting of training or network: {error}.") from error
+        return configuration.check(config)
+
+
+def read_experiment(path, *, out=None):
+    """Read and check a configuration file.
+
+    Args:
+        path: YAML, see `eval/experiment.yaml`.
+        out: folder in place of the file's own.
+
+    Raises:
+        InputError: if the file is not YAML, or a key is unknown, missing or of the wrong kind.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"No configuration at {path}; copy eval/experiment.yaml.")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"Expected YAML in {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"Expected keys and values in {path}, got {type(values).__name__}.")
+    if out is not None:
+        values["out"] = str(out)
+    return checked(_experiment(values, where=path), where=path)
+
+
+def _experiment(values, *, where):
+    values = dict(values)
+    values["choice"] = values.pop("lambda", {})
+    readers = {
+        "out": lambda value, at: Path(value),
+        "healthy": _cache_files,
+        "patients": _patients,
+        "methods": _methods,
+        "restoration": lambda value, at: _filled(RestorationSettings, value, at),
+        "choice": lambda value, at: _lambda_settings({"grid": "0:4:0.2", **(value or {})}, at),
+        "sweep": lambda value, at: None if value is None else _lambda_settings(value, at),
+        "thresholds": lambda value, at: _filled(ThresholdSettings, value, at),
+        "figures": lambda value, at: _filled(FigureSettings, value, at),
+    }
+    read = {}
+    for key, value in values.items():
+        at = f"{where}: {'lambda' if key == 'choice' else key}"
+        read[key] = readers[key](value, at) if key in readers else value
+    return _filled(Experiment, read, where)
+
+
+def _filled(kind, values, at):
+    """A dataclass from a mapping; unknown and missing keys are an `InputError`."""
+    if not isinstance(values, dict):
+        raise InputError(f"{at}: expected keys and values, got {values!r}.")
+    fields = dataclasses.fields(kind)
+    names = {"lambda" if f.name == "choice" else f.name for f in fields}
+    unknown = {"lambda" if key == "choice" else key for key in values} - names
+    needed = {
+        f.name
+        for f in fields
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    if unknown or needed - set(values):
+        wrong = f"unknown {', '.join(map(str, sorted(unknown, key=str)))}" if unknown else ""
+        missing = f"missing {', '.join(sorted(needed - set(values)))}" * bool(needed - set(values))
+        raise InputError(
+            f"{at}: {' and '.join(filter(None, (wrong, missing)))}; the keys are "
+            f"{', '.join(sorted(names))}."
+        )
+    return kind(**values)
+
+
+def _cache_files(value, at):
+    values = value if isinstance(value, dict) else {"cache": value}
+    files = {key: Path(str(path)) for key, path in values.items() if path is not None}
+    return _filled(CacheFiles, files, at)
+
+
+def _patients(value, at):
+    if not isinstance(value, dict) or not value:
+        raise InputError(f"{at}: expected a name and a cache for each group, got {value!r}.")
+    return {str(name): _cache_files(files, f"{at}: {name}") for name, files in value.items()}
+
+
+def _methods(value, at):
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{at}: expected a list of methods, got {value!r}.")
+    methods = [_filled(MethodSettings, entry, at) for entry in value]
+    return tuple(
+        dataclasses.replace(method, run=Path(method.run)) if method.run else method
+        for method in methods
+    )
+
+
+def _lambda_settings(value, at):
+    settings = _filled(LambdaSettings, value, at)
+    grid = settings.grid
+    text = ",".join(map(str, grid)) if isinstance(grid, list) else str(grid)
+    return dataclasses.replace(settings, grid=tuple(parse_grid(text)))
+
+
+def checked(experiment, *, where):
+    """Raise `InputError` for values that make no sense; returns the experiment."""
+    counts = {
+        "restoration: batch_size": experiment.restoration.batch_size,
+        "restoration: save_every": experiment.restoration.save_every,
+        "lambda: max_slices": experiment.choice.max_slices,
+        "thresholds: max_slices": experiment.thresholds.max_slices,
+        "figures: cases": experiment.figures.cases,
+    }
+    if experiment.sweep:
+        counts["sweep: max_slices"] = experiment.sweep.max_slices
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InputError(f"{where}: {name}: expected a whole number above 0, got {value!r}.")
+    names = [method.name for method in experiment.methods]
+    rules = [
+        (experiment.preset in configuration.PRESET_NAMES, f"preset {experiment.preset!r}"),
+        (experiment.restoration.precision in ("float32", "bfloat16"), "restoration: precision"),
+        (isinstance(experiment.seed, int) and experiment.seed >= 0, f"seed {experiment.seed!r}"),
+        (len(set(names)) == len(names), f"methods: {', '.join(names)} are not all different"),
+        (experiment.figures.method in (None, *names), f"figures: method, one of {names}"),
+    ]
+    for method in experiment.methods:
+        known = method.method in configuration.MODEL_NAMES
+        rules.append((known, f"method {method.method!r}; known: {configuration.MODEL_NAMES}"))
+        clustered = method.clusters is None or method.method in WITH_CLUSTERS
+        rules.append((clustered, f"clusters of {method.method}, which has none"))
+        weighted = method.tv_weight is None or method.has_lambda
+        rules.append((weighted, f"tv_weight of {method.method}, which has none"))
+    for holds, what in rules:
+        if not holds:
+            raise InputError(f"{where}: cannot use {what}.")
+    return experiment
+
+
+class Sizes:
+    """Numbers of slices and their shape, read from the caches of an experiment."""
+
+    def __init__(self, experiment):
+        with SliceCache(experiment.healthy.cache, "Test") as cache:
+            self.shape, self._healthy = cache.shape, len(cache)
+        self._patients = []
+        for files in experiment.patients.values():
+            with SliceCache(**files.arguments) as cache:
+                if cache.shape != self.shape:
+                    raise InputError(
+                        f"{files.cache} has slices of {cache.shape[0]} x {cache.shape[1]} pixels, "
+                        f"{experiment.healthy.cache} of {self.shape[0]} x {self.shape[1]}; make "
+                        f"both with the same --voxel-size."
+                    )
+                self._patients.append(len(cache))
+        self.pixels = self.shape[0] * self.shape[1]
+
+    def healthy(self, max_slices):
+        """Slices of a random subset of the healthy ones."""
+        return min(self._healthy, max_slices or self._healthy)
+
+    def patients(self, max_slices=None):
+        """Slices of a random subset of each patients' cache."""
+        return [min(count, max_slices or count) for count in self._patients]

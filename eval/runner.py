@@ -1,0 +1,100 @@
+"""What `eval.tables` and `eval.figures` share: options, parts to make, a folder of one config."""
+
+import argparse
+import functools
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from eval.experiment import read_experiment
+from eval.parts import plan
+from tf_lesion import __version__
+from tf_lesion.config import commit, write_json
+from tf_lesion.files import HelpFormatter, InputError
+
+INTERRUPTED = 130  # the shell's exit status after Ctrl-C
+SIGNALED = 128  # plus the signal's number
+
+
+def parser(prog, description, example):
+    """Command line with --config, --out, --dry-run and --force."""
+    arguments = argparse.ArgumentParser(
+        prog=prog, description=description, epilog=example, formatter_class=HelpFormatter
+    )
+    add = arguments.add_argument
+    add("--config", required=True, type=Path, help="YAML, see eval/experiment.yaml")
+    add("--out", type=Path, help="folder in place of the configuration's own")
+    add("--dry-run", action="store_true", help="list the parts and the work that is left")
+    add("--force", action="store_true", help="overwrite results made from other settings")
+    return arguments
+
+
+def prepare(options, parts_of):
+    """Make the parts of an experiment; finished ones are reused.
+
+    Args:
+        options: of `parser`.
+        parts_of: a function: `MethodParts` -> the parts that are needed of it.
+
+    Returns:
+        (`Experiment`, [`MethodParts`]), or None after a dry run.
+    """
+    experiment = read_experiment(options.config, out=options.out)
+    methods = _all_parts(experiment)
+    wanted = [part for method in methods for part in parts_of(method)]
+    if options.dry_run:
+        print(plan(wanted, experiment.out / "parts"))
+        return None
+    _claim(experiment, force=options.force)
+    print(plan(wanted, experiment.out / "parts"), flush=True)
+    for part in wanted:
+        part.ensure()
+    return experiment, methods
+
+
+def _all_parts(experiment):
+    from eval.pipeline import MethodParts, read_config
+
+    for method in experiment.methods:
+        if method.run is None:
+            continue
+        network = read_config(method.run).network
+        if network.model != method.method or method.clusters not in (None, network.num_clusters):
+            raise InputError(
+                f"{method.run} holds a {network.model} with {network.num_clusters} clusters, the "
+                f"configuration says {method.title}."
+            )
+    return [MethodParts(experiment, method) for method in experiment.methods]
+
+
+def _claim(experiment, *, force):
+    """Write `experiment.json`; a folder of another configuration is refused without force."""
+    path = experiment.out / "experiment.json"
+    settings = json.loads(json.dumps(asdict(experiment), default=str))
+    if path.exists() and not force and json.loads(path.read_text())["settings"] != settings:
+        raise FileExistsError(
+            f"{experiment.out} holds the results of other settings; choose another --out, or pass "
+            f"--force to overwrite its tables and figures (finished parts that fit are reused)."
+        )
+    content = {"tf_lesion_version": __version__, "commit": commit(), "settings": settings}
+    write_json(path, content)
+
+
+def stoppable(main):
+    """Decorate `main(argv)`: Ctrl-C and a stopped training end it with one line, to go on later."""
+
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        from eval.pipeline import StoppedError
+
+        try:
+            return main(argv)
+        except StoppedError as error:
+            print(error, file=sys.stderr)
+            return SIGNALED + error.signal
+        except KeyboardInterrupt:
+            print("Interrupted; the same command goes on.", file=sys.stderr)
+            return INTERRUPTED
+
+    return wrapped
