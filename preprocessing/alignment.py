@@ -9,6 +9,7 @@ import SimpleITK as sitk  # noqa: N813, the usual name
 from nilearn import datasets
 from scipy import ndimage
 
+from preprocessing import itk
 from preprocessing.volumes import MniGrid
 from tf_lesion.files import InputError
 
@@ -159,11 +160,13 @@ def align(volume, affine, *, mode="rigid", brain=None, voxel_size=1.0):
     registration = _Registration(
         stripped, affine, working_mm=max(WORKING_MM, voxel_size), skull=brain is None
     )
-    best = registration.refine(registration.search(starts))
+    with itk.one_thread():
+        best = registration.refine(registration.search(starts))
+        fitted = registration.fit_affine(best) if brain is None else None
     scan_from_grid = _rigid_part(_ras_matrix(best), atlas_center)
     fit = identity
-    if brain is None:
-        fit = np.linalg.inv(_ras_matrix(registration.fit_affine(best))) @ scan_from_grid
+    if fitted is not None:
+        fit = np.linalg.inv(_ras_matrix(fitted)) @ scan_from_grid
     return Alignment(scan_from_grid, fit, registration.mutual_information)
 
 
@@ -251,7 +254,6 @@ class _Registration:
 
     def _method(self, shrink, smoothing_mm, shares):
         method = sitk.ImageRegistrationMethod()
-        method.SetNumberOfThreads(1)  # sums in one order: the same result each time
         method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
         method.SetMetricFixedMask(self.mask)
         method.SetMetricSamplingStrategy(method.REGULAR)
@@ -297,8 +299,7 @@ def _world_aligned(volume, affine, voxel_mm):
 
 def _itk_image(values, affine):
     """ITK image of values [X, Y, Z] whose RAS axes run along the world's."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
-    image.SetSpacing([float(step) for step in np.diag(affine)[:3]])
+    image = itk.to_image(values, spacing=np.diag(affine)[:3])
     image.SetOrigin([float(mm) for mm in (_LPS_FROM_RAS @ affine)[:3, 3]])
     image.SetDirection(_LPS_FROM_RAS[:3, :3].ravel().tolist())
     return image

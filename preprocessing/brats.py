@@ -4,8 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from preprocessing import cohort
-from preprocessing.cohort import Outcome, Subject
+from preprocessing import cohort, discovery
 from tf_lesion.files import HelpFormatter, InputError, command
 from tf_lesion.slices import CacheWriter, SliceCache
 
@@ -26,7 +25,9 @@ def default_patterns():
     return [f"**/*{suffix}{ending}" for suffix in SUFFIXES for ending in ENDINGS]
 
 
-def find_subjects(folder, *, grade="all", pattern=None, mask_pattern=None, seg_pattern=None):
+def find_subjects(
+    folder, *, grade="all", pattern=None, mask_pattern=None, seg_pattern=None, labels=True
+):
     """The patients of a folder: LGG, then HGG, then those without a grade, each sorted by name.
 
     Args:
@@ -35,17 +36,18 @@ def find_subjects(folder, *, grade="all", pattern=None, mask_pattern=None, seg_p
         pattern: glob of the scans instead of those names.
         mask_pattern: glob of the masks, with {subject} and {folder}; exactly one for each scan.
         seg_pattern: glob of the segmentations, likewise; by default they are named after the scan.
+        labels: whether segmentations are wanted.
 
     Returns:
-        (list of `Subject`, list of `Outcome` of those whose segmentation by pattern is not there).
+        list of `Subject`; those without a file that is wanted have a `problem`.
 
     Raises:
         FileNotFoundError, InputError: without a folder, without scans (of that grade), or with two
             scans of a subject.
     """
     folder = Path(folder)
-    scans = cohort.find_scans(folder, [pattern] if pattern else default_patterns())
-    names = cohort.scan_names(scans, folder, suffixes=SUFFIXES)
+    scans = discovery.find_scans(folder, [pattern] if pattern else default_patterns())
+    names = discovery.scan_names(scans, folder, suffixes=SUFFIXES)
     found = [(_grade(scan, folder), name, scan) for scan, name in zip(scans, names, strict=True)]
     if grade != "all":
         found = [row for row in found if row[0] == grade]
@@ -54,24 +56,24 @@ def find_subjects(folder, *, grade="all", pattern=None, mask_pattern=None, seg_p
                 f"No scans found in a folder {grade} of {folder}, but {len(scans)} elsewhere; "
                 "leave out --grade."
             )
-    subjects, failed = [], []
-    for _, name, scan in sorted(found, key=_rank):
-        try:
-            subjects.append(_subject(name, scan, folder, mask_pattern, seg_pattern))
-        except InputError as error:
-            failed.append(Outcome(Subject(name, scan), reason=str(error)))
-    cohort.check_unique(subjects)
-    return subjects, failed
+    patterns = {"mask_pattern": mask_pattern, "seg_pattern": seg_pattern if labels else None}
+    subjects = [
+        discovery.subject_with_files(name, scan, folder, **patterns)
+        for _, name, scan in sorted(found, key=_rank)
+    ]
+    discovery.check_unique(subjects)
+    return [_with_segmentation(subject) for subject in subjects] if labels else subjects
 
 
-def _subject(name, scan, folder, mask_pattern, seg_pattern):
-    named = {"name": name, "scan": scan, "folder": folder}
-    mask = mask_pattern and cohort.companion(mask_pattern, flag="--mask-pattern", **named)
-    if seg_pattern:
-        label = cohort.companion(seg_pattern, flag="--seg-pattern", **named)
-    else:
-        label = _segmentation(scan)
-    return Subject(name, scan, mask=mask, label=label)
+def _with_segmentation(subject):
+    """The subject with the segmentation named after its scan, unless it has one or a problem."""
+    if subject.label or subject.problem:
+        return subject
+    label = _segmentation(subject.scan)
+    if label is None:
+        problem = f"no segmentation beside {subject.scan}; give --seg-pattern or --no-labels"
+        return dataclasses.replace(subject, problem=problem)
+    return dataclasses.replace(subject, label=label)
 
 
 def _grade(scan, folder):
@@ -188,38 +190,20 @@ def _parser():
     return parser
 
 
-def _with_labels(subjects, failed, *, wanted):
-    """(subjects to prepare, failed ones): with labels wanted, those without one fail."""
-    if not wanted:
-        return [dataclasses.replace(subject, label=None) for subject in subjects], failed
-    reason = "no segmentation (_seg or -seg) beside {}; give --seg-pattern or --no-labels"
-    unlabeled = [
-        Outcome(subject, reason=reason.format(subject.scan))
-        for subject in subjects
-        if subject.label is None
-    ]
-    return [subject for subject in subjects if subject.label is not None], failed + unlabeled
-
-
 @command
 def main(argv=None):
     """Run the command; 0 if all subjects went in, 1 if some were skipped, 2 for bad input."""
     args = _parser().parse_args(argv)
     reference, voxel_size = _reference_and_voxel_size(args)
     settings = cohort.settings_from(args, voxel_size)
-    seg_pattern = None if args.no_labels else args.seg_pattern
-    subjects, failed = find_subjects(
+    subjects = find_subjects(
         args.input,
         grade=args.grade,
         pattern=args.pattern,
         mask_pattern=args.mask_pattern,
-        seg_pattern=seg_pattern,
+        seg_pattern=args.seg_pattern,
+        labels=not args.no_labels,
     )
-    subjects, failed = _with_labels(subjects, failed, wanted=not args.no_labels)
-    if not subjects:
-        raise InputError(
-            f"None of {len(failed)} subjects can be used; the first: {failed[0].reason}"
-        )
     subjects = cohort.limited(subjects, args.limit)
     print(f"{len(subjects)} subjects.")
     outcomes = cohort.prepare_all(
@@ -234,7 +218,7 @@ def main(argv=None):
         "command": "preprocessing.brats",
         "grade": args.grade,
         "matched_to": None if reference is None else str(args.reference),
-        "skipped": {o.subject.name: o.reason for o in failed + outcomes if not o.part},
+        "skipped": {o.subject.name: o.reason for o in outcomes if not o.part},
     }
     number, slices = write_cache(
         outcomes,
@@ -245,7 +229,7 @@ def main(argv=None):
         with_label=not args.no_labels,
         force=args.force,
     )
-    status = cohort.finish(args.out, failed + outcomes)
+    status = cohort.finish(args.out, outcomes)
     print(f"Test: {number} subjects, {slices} slices\nwrote {args.out}")
     return status
 

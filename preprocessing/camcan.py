@@ -2,11 +2,11 @@
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
-from preprocessing import cohort
-from preprocessing.cohort import Subject
+from preprocessing import cohort, discovery
 from tf_lesion.files import HelpFormatter, InputError, command
 from tf_lesion.slices import CacheWriter
 
@@ -22,23 +22,20 @@ Takes about 10 s per subject at 1 mm on one core."""
 def find_subjects(folder, *, pattern=PATTERN, mask_pattern=None):
     """The healthy subjects of a folder, sorted by name.
 
-    A subject is called after its BIDS entity (`sub-XX`), or else after its file.
-
     Returns:
-        list of `Subject`.
+        list of `Subject`; those without exactly one mask by `mask_pattern` have a `problem`.
 
     Raises:
-        FileNotFoundError, InputError: without a folder, without scans, with two scans of a subject
-            or without exactly one mask for each.
+        FileNotFoundError, InputError: without a folder, without scans, or with two scans of one
+            subject.
     """
-    subjects = []
-    scans = cohort.find_scans(folder, [pattern])
-    for scan, name in zip(scans, cohort.scan_names(scans, folder), strict=True):
-        mask = mask_pattern and cohort.companion(
-            mask_pattern, name=name, scan=scan, folder=folder, flag="--mask-pattern"
-        )
-        subjects.append(Subject(name, scan, mask=mask))
-    cohort.check_unique(subjects)
+    folder = Path(folder)
+    scans = discovery.find_scans(folder, [pattern])
+    subjects = [
+        discovery.subject_with_files(name, scan, folder, mask_pattern=mask_pattern)
+        for name, scan in zip(discovery.scan_names(scans, folder), scans, strict=True)
+    ]
+    discovery.check_unique(subjects)
     return sorted(subjects, key=lambda subject: subject.name)
 
 
@@ -67,11 +64,7 @@ def split(names, *, seed, test_subjects=None):
 
 
 def _reference_outcome(outcomes, test_names, wanted):
-    """The outcome whose brain gives `Reference`: as asked, CC110033, or the first of Train.
-
-    Raises:
-        InputError: if `wanted` is not among the subjects or could not be prepared.
-    """
+    """The outcome whose brain gives `Reference`: as asked, CC110033, or the first of Train."""
     prepared = {outcome.subject.name: outcome for outcome in outcomes if outcome.part}
     if wanted is not None:
         return prepared[wanted]
@@ -94,13 +87,11 @@ def _check_outcomes(outcomes, test_names, wanted):
         if outcome.subject.name == wanted and not outcome.part:
             raise InputError(f"The --reference {wanted} could not be prepared: {outcome.reason}")
     for dataset in ("Train", "Test"):
-        if not any(
-            o.part and (o.subject.name in test_names) == (dataset == "Test") for o in outcomes
-        ):
-            reason = next(outcome.reason for outcome in outcomes if outcome.reason)
+        its_own = [o for o in outcomes if (o.subject.name in test_names) == (dataset == "Test")]
+        if not any(outcome.part for outcome in its_own):
             raise InputError(
-                f"Every subject of {dataset} failed, so no cache was written ({reason}); "
-                "run again when they are repaired, or with another --seed."
+                f"Every subject of {dataset} failed, so no cache was written; the first: "
+                f"{its_own[0].subject.name}: {its_own[0].reason}. Repair it and run again."
             )
 
 

@@ -1,4 +1,4 @@
-"""What the two cohort commands share: finding scans, many subjects at once, parts, one cache.
+"""What the two cohort commands share: options, many subjects at once, parts, one cache.
 
 Each subject is prepared by itself and saved as a part in `OUT.parts/`, under a name that holds a
 hash of the settings and of its files' sizes and times. A run that was killed finds the parts it
@@ -13,38 +13,26 @@ import hashlib
 import json
 import multiprocessing
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
-import SimpleITK as sitk  # noqa: N813, the usual name
 from tqdm import tqdm
 
 from preprocessing.alignment import ALIGN_MODES
 from preprocessing.brain_mask import MASK_MODES
+from preprocessing.discovery import Subject
 from preprocessing.intensity import brain_quantiles
 from preprocessing.scan import ScanSettings, prepare_scan
 from tf_lesion import __version__
-from tf_lesion.files import InputError, refuse_existing, written_whole
+from tf_lesion.files import InputError, refuse_existing, require_space, written_whole
 
 OK, SOME_FAILED = 0, 1  # exit status
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 HASH_LENGTH = 12
-BIDS_SUBJECT = re.compile(r"\b(sub-[A-Za-z0-9]+)")
 DEFAULT_VOXEL_SIZE = 1.0  # mm, that of the paper
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A subject's files: the scan, and if there are any its brain mask and segmentation."""
-
-    name: str
-    scan: Path
-    mask: Path | None = None
-    label: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -111,88 +99,6 @@ def settings_from(args, voxel_size):
         raise InputError(f"Expected --jobs of at least 1, got {args.jobs}.")
     scan = ScanSettings(voxel_size=voxel_size, align=args.align, mask=args.mask, n4=args.n4)
     return CohortSettings(scan=scan, slice_step=args.slice_step, min_brain=args.min_brain)
-
-
-def find_scans(folder, patterns):
-    """Sorted files under `folder` that match one of the globs.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        InputError: if nothing matches, with the patterns.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"No such folder of scans: {folder}")
-    found = sorted({path for pattern in patterns for path in _glob(folder, pattern)})
-    if not found:
-        raise InputError(
-            f"No scans found in {folder}: nothing matches {' or '.join(patterns)}; "
-            "give the right --input, or a --pattern."
-        )
-    return found
-
-
-def _glob(folder, pattern):
-    try:
-        return [path for path in folder.glob(pattern) if path.is_file() and not _hidden(path)]
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(
-            f"Expected a glob relative to {folder}, got {pattern!r} ({error})."
-        ) from error
-
-
-def _hidden(path):
-    return path.name.startswith(".")  # resource forks, temporary files
-
-
-def scan_names(scans, folder, *, suffixes=()):
-    """One name for each scan: its BIDS subject, or its file without ending and suffix.
-
-    Where all files have the same name (`patient07/T2.nii.gz`), the folders tell them apart.
-    """
-    stems = [_stem(scan, suffixes) for scan in scans]
-    if len(stems) > 1 and len(set(stems)) == 1:
-        stems = [scan.parent.relative_to(folder).as_posix() for scan in scans]
-    entities = [BIDS_SUBJECT.search(scan.relative_to(folder).as_posix()) for scan in scans]
-    return [
-        entity.group(1) if entity else stem for entity, stem in zip(entities, stems, strict=True)
-    ]
-
-
-def _stem(scan, suffixes):
-    stem = scan.name.removesuffix(".gz").removesuffix(".nii")
-    for suffix in suffixes:
-        stem = stem.removesuffix(suffix)
-    return stem
-
-
-def companion(pattern, *, name, scan, folder, flag):
-    """The one file that belongs to a scan by a glob with {subject} and {folder}.
-
-    Raises:
-        InputError: if the glob matches no file or several.
-    """
-    local = os.path.relpath(scan.parent, folder)
-    glob = pattern.replace("{subject}", name).replace("{folder}", local)
-    found = sorted(path for path in _glob(Path(folder), glob) if path != scan)
-    if len(found) != 1:
-        raise InputError(
-            f"Expected one file for {flag} {pattern} (here {glob}), found {len(found)}"
-            f"{': ' + ', '.join(path.name for path in found) if found else ''}."
-        )
-    return found[0]
-
-
-def check_unique(subjects):
-    """Raise `InputError` if two scans have one name."""
-    seen = {}
-    for subject in subjects:
-        if subject.name in seen:
-            raise InputError(
-                f"Two scans of {subject.name}: {seen[subject.name]} and {subject.scan}; "
-                "narrow --pattern to one scan per subject."
-            )
-        seen[subject.name] = subject.scan
 
 
 def limited(subjects, limit):
@@ -271,8 +177,9 @@ def _run(tasks, jobs):
 
 def _prepare_one(subject, part, settings, reference):
     """Make one part. Any failure is an `Outcome` too: one bad subject must not stop a cohort."""
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
+        if subject.problem:
+            raise InputError(subject.problem)
         if not part.exists():
             _write_part(part, subject, settings, reference)
         with h5py.File(part, "r") as file:
@@ -285,7 +192,7 @@ def _prepare_one(subject, part, settings, reference):
 
 
 def _is_full_disk(error):
-    # HDF5 reports a failed write without its errno, but with the text of it.
+    # HDF5 reports a failed write as another error, with the text of the errno.
     full = getattr(error, "errno", None) in FULL_DISK
     return full or any(os.strerror(code) in str(error) for code in FULL_DISK)
 
@@ -306,6 +213,7 @@ def _write_part(part, subject, settings, reference):
         "mask": prepared.mask.astype(np.uint8),
         **({} if prepared.label is None else {"label": prepared.label}),
     }
+    require_space(part.parent, sum(volume[:, :, rows].nbytes for volume in arrays.values()))
     with written_whole(part) as temporary, h5py.File(temporary, "w") as file:
         for name, volume in arrays.items():
             slices = np.ascontiguousarray(np.moveaxis(volume[:, :, rows], 2, 0))

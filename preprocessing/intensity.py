@@ -4,6 +4,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813, the usual name
 from skimage.exposure import match_histograms
 
+from preprocessing import itk
 from tf_lesion.files import InputError
 
 # Min-max per subject (You et al., MIDL 2019), made robust: vessels, fat in the rim of an atlas mask
@@ -27,26 +28,15 @@ def correct_bias(volume, mask, voxel_sizes):
         [X, Y, Z] float32, `volume` divided by the field (which is 1 where nothing is known).
     """
     shrink = [max(1, round(N4_SPACING_MM / size)) for size in voxel_sizes]
-    image = _itk(volume.astype(np.float32), voxel_sizes)
+    image = itk.to_image(volume.astype(np.float32), spacing=voxel_sizes)
     # N4 takes logarithms: voxels of the brain that are 0 or below say nothing about the field.
-    inside = _itk((mask & (volume > 0)).astype(np.uint8), voxel_sizes)
-    shrink = shrink[: image.GetDimension()]
+    inside = itk.to_image((mask & (volume > 0)).astype(np.uint8), spacing=voxel_sizes)
     method = sitk.N4BiasFieldCorrectionImageFilter()
-    method.SetNumberOfThreads(1)
     method.SetMaximumNumberOfIterations(list(N4_STEPS))
-    method.Execute(sitk.Shrink(image, shrink), sitk.Shrink(inside, shrink))
-    field = np.exp(_array(method.GetLogBiasFieldAsImage(image)))
+    with itk.one_thread():
+        method.Execute(sitk.Shrink(image, shrink), sitk.Shrink(inside, shrink))
+        field = np.exp(itk.to_array(method.GetLogBiasFieldAsImage(image)))
     return (volume / np.maximum(field, np.finfo(np.float32).tiny)).astype(np.float32)
-
-
-def _itk(values, voxel_sizes):
-    image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
-    image.SetSpacing([float(size) for size in voxel_sizes])
-    return image
-
-
-def _array(image):
-    return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
 
 
 def normalize(volume, mask):

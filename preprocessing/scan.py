@@ -11,7 +11,7 @@ from preprocessing.volumes import save_like as save_like  # part of this module'
 from tf_lesion.files import InputError
 
 HALF = 0.5  # a voxel is brain when half of it is
-POOR_MUTUAL_INFORMATION = {True: 0.25, False: 0.10}  # nats, skull-stripped or not; see `_warnings`
+POOR_MUTUAL_INFORMATION = {True: 0.33, False: 0.12}  # nats, skull-stripped or not; see `_warnings`
 USUAL_BRAIN_LITERS = (0.7, 2.1)
 LOST_SHARE = 0.02  # of the brain, outside the crop
 
@@ -178,9 +178,11 @@ def to_scan_grid(grid_volume, prepared, *, order=1):
 
 
 def _warnings(information, stripped, brain, affine, mask, grid):
-    """What looks odd. The limits on mutual information come from five real scans.
+    """What looks odd.
 
-    Aligned, the skull-stripped ones reach 0.41 to 0.57 nats, the one with a skull 0.19.
+    The limits on mutual information come from five real scans. Skull-stripped ones reach 0.41 to
+    0.57 nats when aligned, and 0.20 to 0.30 when turned upside down or back to front, which no
+    rigid search recovers; the one with a skull 0.19, and 0.06 to 0.11.
     """
     found = []
     if not math.isnan(information) and information < POOR_MUTUAL_INFORMATION[stripped]:

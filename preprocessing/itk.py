@@ -1,0 +1,32 @@
+"""NumPy volumes to SimpleITK images and back, and ITK on one thread."""
+
+import contextlib
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813, the usual name
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Run ITK on one thread: sums in one order give the same result each time.
+
+    `SetNumberOfThreads` of a registration is not enough, its metric asks for the global number.
+    """
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+
+
+def to_image(values, *, spacing):
+    """ITK image of values [X, Y, Z]; `spacing` [3] in mm."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
+    image.SetSpacing([float(step) for step in spacing])
+    return image
+
+
+def to_array(image):
+    """[X, Y, Z] values of an ITK image."""
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
