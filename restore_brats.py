@@ -31,6 +31,7 @@ def parse(argv):
     add("--steps", type=int, help="of gradient ascent; default: the preset's")
     add("--save-every", type=int, help="keep the images every so many steps (--cache)")
     add("--max-slices", type=int, help="restore a random subset, drawn with --seed (--cache)")
+    add("--slice-step", type=int, default=1, help="restore every n-th axial slice only (--input)")
     add("--crop", type=int, nargs=4, metavar=("X0", "X1", "Y0", "Y1"), help="pixels (--cache)")
     add("--batch-size", type=int, default=16, help="slices at once")
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")
@@ -123,7 +124,7 @@ def restore_volume(loaded, prepared, restoration, options):
     window = _crop_of(loaded, prepared.grid)
     observed = np.moveaxis(prepared.image[window], 2, 0)[..., None]
     mask = np.moveaxis(prepared.mask[window], 2, 0)[..., None]
-    slices = np.flatnonzero(mask.any(axis=(1, 2, 3)))
+    slices = np.flatnonzero(mask.any(axis=(1, 2, 3)))[:: options.slice_step]
     restorer = Restorer(loaded.model, restoration, seed=options.seed)
     restored = observed.copy()
     total = len(slices) * restoration.steps
@@ -188,7 +189,7 @@ def restore_scan(loaded, options):
 
 def check_options(options):
     """Raise `InputError` for numbers that make no sense."""
-    for flag in ("batch_size", "save_every", "max_slices"):
+    for flag in ("batch_size", "save_every", "max_slices", "slice_step"):
         value = getattr(options, flag)
         if value is not None and value < 1:
             name = "--" + flag.replace("_", "-")

@@ -95,7 +95,7 @@ def _check_outcomes(outcomes, test_names, wanted):
             )
 
 
-def write_cache(outcomes, *, out, settings, test_names, seed, reference, force):
+def write_cache(outcomes, *, out, settings, test_names, seed, reference, match, force):
     """Assemble the healthy cache from the parts; returns {dataset: (subjects, slices)}."""
     chosen = _reference_outcome(outcomes, test_names, reference)
     grid = settings.scan.grid
@@ -105,6 +105,7 @@ def write_cache(outcomes, *, out, settings, test_names, seed, reference, force):
         "seed": seed,
         "test_subjects": sorted(test_names),
         "reference": chosen.subject.name,
+        "matched": match,
         "skipped": {o.subject.name: o.reason for o in outcomes if not o.part},
     }
     counts = {"Train": [0, 0], "Test": [0, 0]}
@@ -116,10 +117,17 @@ def write_cache(outcomes, *, out, settings, test_names, seed, reference, force):
         settings=stored,
         force=force,
     ) as writer:
-        writer.set_reference(cohort.quantiles_of(chosen))
+        quantiles = cohort.quantiles_of(chosen)
+        writer.set_reference(quantiles)
         for outcome in filter(lambda outcome: outcome.part, outcomes):
             dataset = "Test" if outcome.subject.name in test_names else "Train"
-            slices = cohort.append_part(writer, dataset, outcome, with_mask=dataset == "Test")
+            slices = cohort.append_part(
+                writer,
+                dataset,
+                outcome,
+                with_mask=dataset == "Test",
+                reference=quantiles if match and outcome is not chosen else None,
+            )
             counts[dataset][0] += 1
             counts[dataset][1] += slices
     return {dataset: tuple(count) for dataset, count in counts.items()}
@@ -149,6 +157,12 @@ def _parser():
         default=argparse.SUPPRESS,
         help="subject to which patients are histogram-matched; default: "
         f"{REFERENCE_SUBJECT} if it is there, else the first to train on",
+    )
+    add(
+        "--match",
+        action="store_true",
+        help="histogram-match the healthy subjects to the reference too: for scans of several "
+        "scanners, whose min-max intensities differ (the paper's come from one)",
     )
     return parser
 
@@ -180,6 +194,7 @@ def main(argv=None):
         test_names=test_names,
         seed=args.seed,
         reference=args.reference,
+        match=args.match,
         force=args.force,
     )
     status = cohort.finish(args.out, outcomes)

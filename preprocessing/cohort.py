@@ -24,7 +24,7 @@ from tqdm import tqdm
 from preprocessing.alignment import ALIGN_MODES
 from preprocessing.brain_mask import MASK_MODES
 from preprocessing.discovery import Subject
-from preprocessing.intensity import brain_quantiles
+from preprocessing.intensity import brain_quantiles, match_to_reference
 from preprocessing.scan import ScanSettings, prepare_scan
 from tf_lesion import __version__
 from tf_lesion.files import InputError, refuse_existing, require_space, written_whole
@@ -266,12 +266,15 @@ def _tell(bar, outcome):
     bar.update()
 
 
-def append_part(writer, dataset, outcome, *, with_mask, with_label=False):
-    """Move one part into a cache; returns how many slices it had."""
+def append_part(writer, dataset, outcome, *, with_mask, with_label=False, reference=None):
+    """Move one part into a cache, matched to `reference` if given; returns its slice count."""
     with h5py.File(outcome.part, "r") as part:
+        image = part["image"][:]
+        if reference is not None:
+            image = match_to_reference(image, part["mask"][:] > 0, reference)
         writer.append(
             dataset,
-            part["image"][:],
+            image,
             subject_id=outcome.subject.name,
             slice_index=part["slice_index"][:],
             scan_from_grid=part["scan_from_grid"][:],

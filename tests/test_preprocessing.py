@@ -285,6 +285,20 @@ def test_the_healthy_cache_has_all_slices_with_brain_split_by_subject(healthy):
     assert not cohort.parts_folder(path).exists()
 
 
+def test_healthy_subjects_are_matched_to_the_reference_if_asked(healthy, tmp_path):
+    folder, plain = healthy
+    assert camcan.main(healthy_argv(folder, tmp_path / "matched.h5", "--match")) == 0
+    distances = []
+    for path in (plain, tmp_path / "matched.h5"):
+        with SliceCache(path, "Test") as test:
+            values = test.read(range(len(test)))
+            brain = values[test.mask(range(len(test)))]
+            levels = np.linspace(0, 1, len(test.reference))
+            distances.append(np.abs(np.quantile(brain, levels) - test.reference).max())
+    assert distances[1] < 0.7 * distances[0]
+    assert distances[0] > 0.01
+
+
 def test_patients_are_matched_to_the_healthy_reference_with_their_labels(healthy, tmp_path):
     _, reference = healthy
     write_patient(tmp_path / "scans" / "HGG", "Brats17_A", scale=3.0)

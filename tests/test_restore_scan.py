@@ -96,6 +96,15 @@ def test_steps_leave_a_residual_inside_the_brain_only(cohort, tmp_path):
     assert np.shape(facts["scan_from_grid"]) == (4, 4)
 
 
+def test_slices_left_out_have_no_residual(cohort, tmp_path):
+    assert _restore(cohort, cohort["patient"], tmp_path / "all") == 0
+    assert _restore(cohort, cohort["patient"], tmp_path / "some", "--slice-step", 4) == 0
+    name = cohort["patient"].name.removesuffix(".nii.gz") + "_residual.nii.gz"
+    changed = [(nib.load(tmp_path / f / name).get_fdata() > 0).mean() for f in ("all", "some")]
+    assert 0 < changed[1] < 0.75 * changed[0]  # interpolation spreads one slice over two or three
+    assert _restore(cohort, cohort["patient"], tmp_path / "none", "--slice-step", 0) == 2
+
+
 def test_existing_maps_are_kept_without_force(cohort, tmp_path, capsys):
     stem = cohort["patient"].name.removesuffix(".nii.gz")
     precious = tmp_path / f"{stem}_residual.nii.gz"

@@ -232,11 +232,28 @@ def test_presets_hold_the_numbers_of_their_source():
 
 def test_the_practical_schedules_rise_and_drop_where_they_say():
     training = configuration.preset("practical").training
-    assert training.kl_weight(0) == training.kl_weight(1_999) == 0.1
-    assert training.kl_weight(2_750) == pytest.approx(0.55)
-    assert training.kl_weight(3_500) == training.kl_weight(4_999) == 1.0
+    assert training.kl_weight(0) == training.kl_weight(1_999) == 1.0
+    assert training.kl_weight(2_750) == pytest.approx(5.5)
+    assert training.kl_weight(3_500) == training.kl_weight(4_999) == 10.0
     assert training.learning_rate_at(3_499) == 5e-4
     assert training.learning_rate_at(3_500) == pytest.approx(1e-4)
+
+
+def test_the_norm_of_the_gradient_is_limited_before_adam(cache_path, tmp_path):
+    """With epsilon above every gradient, Adam's first step is proportional to the gradient."""
+    epsilon = 1e9
+    options = {"steps": 1, "batch_size": 4, "learning_rate": 1e9, "epsilon": epsilon}
+    moved = {}
+    for limit in (None, 1e-3):
+        config = small_config(training={**options, "gradient_norm_limit": limit})
+        with SliceCache(cache_path, "Train") as train, SliceCache(cache_path, "Test") as test:
+            trainer = Trainer(Run(tmp_path / str(limit)), config, train=train, test=test)
+            before = [weight.numpy() for weight in trainer.model.weights]
+            trainer.fit()
+            changes = zip(before, trainer.model.weights, strict=True)
+            moved[limit] = np.sqrt(sum(np.sum((b - w.numpy()) ** 2) for b, w in changes))
+    assert moved[1e-3] == pytest.approx(1e-3 * np.sqrt(1 - 0.999), rel=0.01)
+    assert moved[None] > 1e3 * moved[1e-3]
 
 
 def test_a_config_survives_json():
