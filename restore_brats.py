@@ -31,7 +31,12 @@ def parse(argv):
     add("--steps", type=int, help="of gradient ascent; default: the preset's")
     add("--save-every", type=int, help="keep the images every so many steps (--cache)")
     add("--max-slices", type=int, help="restore a random subset, drawn with --seed (--cache)")
-    add("--slice-step", type=int, default=1, help="restore every n-th axial slice only (--input)")
+    add(
+        "--slice-step",
+        type=int,
+        default=1,
+        help="restore every n-th axial slice, interpolate in between: a quick look (--input)",
+    )
     add("--crop", type=int, nargs=4, metavar=("X0", "X1", "Y0", "Y1"), help="pixels (--cache)")
     add("--batch-size", type=int, default=16, help="slices at once")
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")
@@ -114,7 +119,8 @@ def restore_volume(loaded, prepared, restoration, options):
         options: the command line (batch size, seed).
 
     Returns:
-        The restored volume [X, Y, Z] on the grid; where nothing was restored, the observed one.
+        The restored volume [X, Y, Z] on the grid. With --slice-step the change of the slices in
+        between is interpolated from their neighbors; outside the crop it is the observed volume.
     """
     import numpy as np
     from tqdm import tqdm
@@ -126,17 +132,31 @@ def restore_volume(loaded, prepared, restoration, options):
     mask = np.moveaxis(prepared.mask[window], 2, 0)[..., None]
     slices = np.flatnonzero(mask.any(axis=(1, 2, 3)))[:: options.slice_step]
     restorer = Restorer(loaded.model, restoration, seed=options.seed)
-    restored = observed.copy()
+    change = np.zeros((len(slices), *observed.shape[1:3]), np.float32)
     total = len(slices) * restoration.steps
     with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
         for start in range(0, len(slices), options.batch_size):
-            chosen = slices[start : start + options.batch_size]
-            restored[chosen], _ = restore(
+            part = slice(start, start + options.batch_size)
+            chosen = slices[part]
+            restored, _ = restore(
                 restorer, observed[chosen], mask[chosen], chosen, on_progress=progress.update
             )
+            change[part] = (restored - observed[chosen])[..., 0]
     volume = prepared.image.copy()
-    volume[window] = np.moveaxis(restored[..., 0], 0, 2)
+    volume[window] += _between(change, slices, len(mask)) * prepared.mask[window]
     return volume
+
+
+def _between(change, slices, count):
+    """Changes [n, H, W] of some axial slices -> [H, W, count], linear in between."""
+    import numpy as np
+    from scipy.interpolate import interp1d
+
+    if len(slices) == 1:
+        return np.repeat(change[0][..., None], count, axis=2)
+    ends = (change[0], change[-1])
+    line = interp1d(slices, change, axis=0, bounds_error=False, fill_value=ends)
+    return np.moveaxis(line(np.arange(count)).astype(np.float32), 0, 2)
 
 
 def restore_scan(loaded, options):
