@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import keras
 import numpy as np
 import pytest
 
@@ -13,6 +14,12 @@ from tf_lesion.slices import CacheWriter
 
 GOLDEN = Path(__file__).parent / "golden"
 HEIGHT, WIDTH = 38, 42  # the smallest comfortable slices
+
+
+@pytest.fixture(autouse=True)
+def _same_weights_every_time():
+    """Keras draws initial weights from a global stream: without this, a test is a lottery."""
+    keras.utils.set_random_seed(0)
 
 
 def golden(name):

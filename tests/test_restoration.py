@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from conftest import phantom_slices, small_config
 
+from tf_lesion.files import InputError
 from tf_lesion.models import make_model
 from tf_lesion.noise import slice_noise
 from tf_lesion.restoration import (
@@ -103,6 +104,14 @@ def test_nothing_moves_outside_the_mask_and_something_inside(batch):
     )
     np.testing.assert_array_equal(restored[mask == 0], images[mask == 0])
     assert (np.abs(restored - images)[mask > 0] > 0).mean() > 0.99
+
+
+def test_a_restoration_that_diverges_is_an_error_not_an_image(batch):
+    images, mask = batch
+    settings = {"steps": 5, "step_sizes": ((0, 1e30),), "gradient_clip": None}
+    restorer = Restorer(_model(), small_config(restoration=settings).restoration)
+    with pytest.raises(InputError, match="slices 0 to 6 diverged"):
+        restore(restorer, images, mask, range(7))
 
 
 def test_zero_steps_is_the_identity(batch):

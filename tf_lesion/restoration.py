@@ -141,6 +141,9 @@ def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=No
 
     Returns:
         (restored [B, H, W, 1] float32, {step: images} of the trajectory).
+
+    Raises:
+        InputError: if the ascent diverges.
     """
     image, step, trajectory = observed, 0, {}
     for stop in _stops(restorer.restoration.steps, save_every):
@@ -156,6 +159,12 @@ def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=No
         if on_progress:
             on_progress((stop - step) * len(slices))
         step = stop
+        if not np.isfinite(image).all():
+            raise InputError(
+                f"Expected a finite image after step {step}, the restoration of slices "
+                f"{min(slices)} to {max(slices)} diverged; train the model for more steps, or with "
+                f"--preset practical, whose restoration clips the gradient."
+            )
         if save_every and step % save_every == 0:
             trajectory[step] = np.asarray(image)
     return np.asarray(image), trajectory
