@@ -5,6 +5,7 @@ python restore_brats.py --model runs/gmvae --input patient_t2.nii.gz --out maps/
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def parse(argv):
     )
     add("--thresholds", help="JSON of eval.thresholds: also write binary lesion maps")
     add("--steps", type=int, help="of gradient ascent; default: the preset's")
+    add(
+        "--solver",
+        choices=["released", "proximal"],
+        help="released: 500 small steps; proximal: 50 longer ones; default: the preset's",
+    )
     add("--save-every", type=int, help="keep the images every so many steps (--cache)")
     add("--max-slices", type=int, help="restore a random subset, drawn with --seed (--cache)")
     add(
@@ -49,7 +55,9 @@ def restoration_config(loaded, options):
     """The model's `RestorationConfig` with the options that were given."""
     from eval.select_lambda import restoration_of
 
-    return restoration_of(loaded, tv_weight=options.tv_weight, steps=options.steps)
+    return restoration_of(
+        loaded, tv_weight=options.tv_weight, steps=options.steps, solver=options.solver
+    )
 
 
 def detection_thresholds(loaded, restoration, options):
@@ -62,7 +70,7 @@ def detection_thresholds(loaded, restoration, options):
         return {}
     from eval.thresholds import load_thresholds
 
-    used = {"tv_weight": restoration.tv_weight, "steps": restoration.steps}
+    used = dataclasses.asdict(restoration)
     stored = load_thresholds(options.thresholds, model_id=loaded.identity, restoration=used)
     return {f"fpr_{point.target_fpr:g}": point.threshold for point in stored.points["residual"]}
 

@@ -18,6 +18,7 @@ from tf_lesion.noise import slice_noise
 from tf_lesion.objective import total_variation
 from tf_lesion.restored import RestoredWriter
 from tf_lesion.slices import SliceCache
+from tf_lesion.solvers import smoothed_residual
 
 VECTOR_LENGTH = 16  # float32 numbers in the widest CPU vector (AVX-512)
 STEPS_PER_CALL = 25  # between two updates of the progress bar
@@ -93,6 +94,7 @@ class Restorer:
 
     def _ascend(self, image, observed, mask, slices, start, stop, tv_weight):
         values = tf.zeros(tf.shape(image)[:1], image.dtype)
+        proximal = self.restoration.solver == "proximal"
         for step in tf.range(start, stop):
             noise = slice_noise(
                 self.model.noise_shapes,
@@ -102,7 +104,11 @@ class Restorer:
                 stream="restoration",
             )
             values, gradient = map_gradient(
-                self.model, image, observed=observed, noise=noise, tv_weight=tv_weight
+                self.model,
+                image,
+                observed=observed,
+                noise=noise,
+                tv_weight=0.0 if proximal else tv_weight,
             )
             image = restoration_step(
                 image,
@@ -111,6 +117,9 @@ class Restorer:
                 step_size=self._step_sizes[step],
                 gradient_clip=self.restoration.gradient_clip,
             )
+            if proximal:
+                weight = tv_weight * self._step_sizes[step]
+                image = observed - smoothed_residual(observed - image, mask=mask, weight=weight)
         return image, values
 
 
