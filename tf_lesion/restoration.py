@@ -16,7 +16,7 @@ from tf_lesion.files import InputError
 from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
 from tf_lesion.objective import total_variation
-from tf_lesion.restored import RestoredWriter
+from tf_lesion.restored import RestoredWriter, shard_path
 from tf_lesion.slices import SliceCache
 from tf_lesion.solvers import smoothed_residual
 
@@ -254,6 +254,7 @@ def restore_to_file(
     save_every=None,
     thresholds=None,
     crop=None,
+    shard=None,
     force=False,
 ):
     """Restore `Test` of a cache, of patients or of healthy subjects, into an HDF5 file.
@@ -269,6 +270,7 @@ def restore_to_file(
         save_every: keep the trajectory every so many steps.
         thresholds: {name: residual}; lesion maps at these are written too.
         crop: (x0, x1, y0, y1) in place of the cache's own.
+        shard: (i, n): only the i-th of n parts, into a file of its own (`restored.shard_path`).
         force: overwrite `out`.
 
     Returns:
@@ -287,15 +289,20 @@ def restore_to_file(
                 f"has {cache.shape[0]} x {cache.shape[1]}; make the cache with the --voxel-size "
                 f"of the training cache, or give --crop."
             )
+        rows = chosen_rows(len(cache), max_slices, seed=seed)
+        settings = {
+            **describe(loaded, restoration, seed=seed),
+            "cache": str(cache_path),
+            "crop": list(cache.crop),
+        }
+        if shard is not None:
+            rows, settings["shard"] = rows[shard[0] - 1 :: shard[1]], list(shard)
+            out = shard_path(out, shard)
         writer = RestoredWriter(
             out,
-            rows=chosen_rows(len(cache), max_slices, seed=seed),
+            rows=rows,
             shape=cache.shape,
-            settings={
-                **describe(loaded, restoration, seed=seed),
-                "cache": str(cache_path),
-                "crop": list(cache.crop),
-            },
+            settings=settings,
             trajectory_steps=trajectory_steps(restoration.steps, save_every),
             thresholds=thresholds,
             force=force,
