@@ -69,12 +69,12 @@ _MAY_CHANGE = ("steps", "checkpoint_every")  # on --resume
 def resolve(options, shape):
     """`Config` from the preset, the options that were given and the size of the slices."""
     from tf_lesion import config as configuration
+    from tf_lesion.methods import METHODS
 
     given = vars(options)
     model = given.get("model", "gmvae")
-    if model not in configuration.MODEL_NAMES:
-        known = ", ".join(configuration.MODEL_NAMES)
-        raise InputError(f"Expected --model as one of {known}, got {model}.")
+    if model not in METHODS:
+        raise InputError(f"Expected --model as one of {', '.join(METHODS)}, got {model}.")
     config = configuration.preset(given.get("preset", "released"), model)
     config = config.replace(network={"height": shape[0], "width": shape[1]})
     return configuration.check(_with_options(config, given))

@@ -12,7 +12,6 @@ from tf_lesion.files import InputError, written_whole
 from tf_lesion.objective import RELEASED_KL_C_FLOOR, RELEASED_PRECISION_OFFSET
 
 SQUARE_STEP = 16  # the baselines halve their square four times
-MODEL_NAMES = tuple(METHODS)
 
 
 @dataclass(frozen=True)

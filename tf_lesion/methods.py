@@ -4,6 +4,8 @@ A method is a `Method` with a name: `@register("name")` makes it a `--model` of 
 file in `tf_lesion/baselines/` is imported by itself, so that one file adds a method.
 """
 
+from typing import ClassVar
+
 import keras
 import tensorflow as tf
 
@@ -38,7 +40,9 @@ class Method(keras.Model):
     """
 
     title = "a method"  # for people
-    settings = {}  # {preset: {section of `Config`: fields that differ from the GMVAE's}}
+    settings: ClassVar[
+        dict
+    ] = {}  # {preset: {section of `Config`: fields that differ from the GMVAE's}}
     has_lambda = False  # restored by ascent with a total variation
     has_clusters = False  # a mixture with K clusters
     has_steps = False  # detection is a search, whose steps can be chosen

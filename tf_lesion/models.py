@@ -1,5 +1,7 @@
 """GMVAE and VAE: the networks wired together. Noise is passed in, never drawn here."""
 
+from typing import ClassVar
+
 import tensorflow as tf
 
 from tf_lesion import objective
@@ -146,7 +148,7 @@ class VAE(_VariationalModel):
     # The released code restores with a VAE at lambda 2.2 and gradients clipped at 50 (GMVAE: 1.8
     # and 100); the other presets take over its lambda.
     title = "VAE(TV)"
-    settings = {
+    settings: ClassVar[dict] = {
         "released": {"restoration": {"gradient_clip": 50.0, "tv_weight": 2.2}},
         "paper": {"restoration": {"tv_weight": 2.2}},
         "practical": {"restoration": {"gradient_clip": 50.0, "tv_weight": 2.2}},

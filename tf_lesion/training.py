@@ -240,10 +240,10 @@ class _Logs:
         self._files, self._writers = {}, {}
 
     def write(self, name, step, losses):
-        """Append a row: every loss as it is, and the nats per latent position."""
+        """Append a row: every loss as it is, and the nats per position of a latent grid."""
         row = {"step": step, **losses}
         for term, value in losses.items():
-            if not term.startswith(GRADIENT_NORM):
+            if self._positions > 1 and not term.startswith(GRADIENT_NORM):
                 row[f"{term}_per_position"] = value / self._positions
         if name not in self._writers:
             self._open(name, list(row))

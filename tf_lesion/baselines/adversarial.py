@@ -11,6 +11,7 @@ from tf_lesion.baselines.blocks import (
     ResidualDecoder,
     ResidualEncoder,
     SquareMethod,
+    leaky_relu,
     squared_error,
 )
 from tf_lesion.methods import register
@@ -35,7 +36,7 @@ class Critic(keras.Model):
         """The score of each latent, float32; high where it looks drawn from the prior."""
         features = z
         for layer in self.hidden:
-            features = tf.nn.leaky_relu(layer(features))
+            features = leaky_relu(layer(features))
         return tf.cast(self.head(features), self.head.variable_dtype)[:, 0]
 
 

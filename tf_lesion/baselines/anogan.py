@@ -1,11 +1,12 @@
 """AnoGAN: the healthy slice that a generator can make nearest to the observed one."""
 
 import math
+from typing import ClassVar
 
 import keras
 import tensorflow as tf
 
-from tf_lesion.baselines.blocks import LEAK, STRIDE, Layers, SquareMethod
+from tf_lesion.baselines.blocks import STRIDE, Layers, SquareMethod, leaky_relu
 from tf_lesion.methods import register
 from tf_lesion.noise import slice_noise
 
@@ -72,9 +73,9 @@ class Discriminator(keras.Model):
 
     def call(self, squares, training=False):
         """(features, logits), float32."""
-        features = tf.nn.leaky_relu(self.convs[0](squares), LEAK)  # DCGAN: no norm on the input
+        features = leaky_relu(self.convs[0](squares))  # DCGAN: no norm on the input
         for conv, norm in zip(self.convs[1:], self.norms, strict=True):
-            features = tf.nn.leaky_relu(norm(conv(features), training=training), LEAK)
+            features = leaky_relu(norm(conv(features), training=training))
         flat = tf.reshape(features, [-1, features.shape[1] * features.shape[2] * features.shape[3]])
         kind = self.head.variable_dtype
         return tf.cast(flat, kind), tf.cast(self.head(flat), kind)[:, 0]
@@ -96,13 +97,13 @@ class AnoGAN(SquareMethod):
 
     title = "AnoGAN"
     has_steps = True
-    settings = {
+    settings: ClassVar[dict] = {
         "released": _COMMON,
         "paper": _COMMON,
         "practical": {
             **_COMMON,
             "network": {**_NETWORK, "num_filters": 16},
-            "training": {**_TRAINING, "steps": 2_000, "batch_size": 32},
+            "training": {**_TRAINING, "steps": 2_000, "batch_size": 16},
         },
     }
 

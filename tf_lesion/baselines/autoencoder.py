@@ -17,7 +17,7 @@ FILTERS = 16
 NETWORK = {"dim_z": DIM_Z, "num_filters": FILTERS, "initializer": "he_normal"}
 PRACTICAL = {  # a reconstruction is not restored at another sigma: no higher KL weight at the end
     "steps": 2_000,
-    "batch_size": 16,
+    "batch_size": 8,
     "learning_rate": 1e-3,
     "kl_weight_end": 1.0,
     "checkpoints_kept": 3,

@@ -22,6 +22,11 @@ STRIDE = 2
 KERNEL = 3
 
 
+def leaky_relu(features):
+    """ReLU with slope 0.2 below 0; as a maximum, since TensorFlow fails to optimize its own."""
+    return tf.maximum(features, LEAK * features)
+
+
 class Layers:
     """Makes the layers of one network: same initializer and precision, a name for each."""
 
@@ -67,7 +72,7 @@ class ConvNorm(keras.layers.Layer):
 
     def call(self, features, training=False):
         """[B, H, W, C] -> [B, H', W', filters]."""
-        return tf.nn.leaky_relu(self.norm(self.conv(features), training=training), LEAK)
+        return leaky_relu(self.norm(self.conv(features), training=training))
 
 
 class Residual(keras.layers.Layer):
@@ -84,7 +89,7 @@ class Residual(keras.layers.Layer):
         """[B, H, W, C] -> [B, H', W', filters of `second`]."""
         changed = self.second(self.first(features, training=training))
         changed = self.norm(changed, training=training)
-        return tf.nn.leaky_relu(changed + self.shortcut(features), LEAK)
+        return leaky_relu(changed + self.shortcut(features))
 
 
 class ResidualEncoder(keras.Model):
