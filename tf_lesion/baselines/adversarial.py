@@ -30,7 +30,7 @@ class Critic(keras.Model):
         super().__init__(name=name)
         make = Layers(network)
         self.hidden = [make.dense(f"dense{i}", units) for i, units in enumerate(CRITIC_UNITS)]
-        self.head = make.dense("head", 1)
+        self.head = make.dense("head", 1, bias=False)  # a distance does not depend on it
 
     def call(self, z):
         """The score of each latent, float32; high where it looks drawn from the prior."""

@@ -43,12 +43,13 @@ class Generator(keras.Model):
         super().__init__(name=name)
         make, widths = Layers(network), _widths(network)[::-1]
         self._start_shape = (SMALLEST, SMALLEST, widths[0])
-        self.dense = make.dense("dense", SMALLEST * SMALLEST * widths[0])
+        self.dense = make.dense("dense", SMALLEST * SMALLEST * widths[0], bias=False)
         self.norms = [make.norm(f"norm{stage}") for stage in range(len(widths))]
         self.convs = [
             make.transposed(f"conv{stage}", width, size=KERNEL)
-            for stage, width in enumerate([*widths[1:], 1])
+            for stage, width in enumerate(widths[1:])
         ]
+        self.convs.append(make.transposed("head", 1, size=KERNEL, bias=True))
 
     def call(self, z, training=False):
         """Squares of the latents, float32."""
@@ -65,7 +66,7 @@ class Discriminator(keras.Model):
         super().__init__(name=name)
         make, widths = Layers(network), _widths(network)
         self.convs = [
-            make.conv(f"conv{stage}", width, stride=STRIDE, size=KERNEL)
+            make.conv(f"conv{stage}", width, stride=STRIDE, size=KERNEL, bias=stage == 0)
             for stage, width in enumerate(widths)
         ]
         self.norms = [make.norm(f"norm{stage}") for stage in range(1, len(widths))]

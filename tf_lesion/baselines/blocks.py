@@ -28,35 +28,39 @@ def leaky_relu(features):
 
 
 class Layers:
-    """Makes the layers of one network: same initializer and precision, a name for each."""
+    """Makes the layers of one network: same initializer and precision, a name for each.
+
+    Convolutions have no bias unless asked for: normalization would take it away.
+    """
 
     def __init__(self, network):
         self._options = {"dtype": PRECISIONS[network.precision]}
         self._initializer = INITIALIZERS[network.initializer]
 
-    def conv(self, name, filters, *, stride=1, size=KERNEL):
+    def conv(self, name, filters, *, stride=1, size=KERNEL, bias=False):
         """Convolution that keeps the size, or divides it by the stride."""
-        return self._convolution(keras.layers.Conv2D, name, filters, stride, size)
+        return self._convolution(keras.layers.Conv2D, name, filters, stride, size, bias)
 
-    def transposed(self, name, filters, *, stride=STRIDE, size=KERNEL):
-        """Transposed convolution that multiplies the size by the stride."""
-        return self._convolution(keras.layers.Conv2DTranspose, name, filters, stride, size)
+    def transposed(self, name, filters, *, size=KERNEL, bias=False):
+        """Transposed convolution that doubles the size."""
+        return self._convolution(keras.layers.Conv2DTranspose, name, filters, STRIDE, size, bias)
 
-    def dense(self, name, units):
+    def dense(self, name, units, *, bias=True):
         """Dense layer, linear."""
         options = {"kernel_initializer": self._initializer(), "name": name, **self._options}
-        return keras.layers.Dense(units, **options)
+        return keras.layers.Dense(units, use_bias=bias, **options)
 
     def norm(self, name):
         """Batch normalization, by moving statistics outside training."""
         return keras.layers.BatchNormalization(name=name, **self._options)
 
-    def _convolution(self, kind, name, filters, stride, size):
+    def _convolution(self, kind, name, filters, stride, size, bias):
         return kind(
             filters,
             size,
             strides=stride,
             padding="same",
+            use_bias=bias,
             kernel_initializer=self._initializer(),
             name=name,
             **self._options,
@@ -153,7 +157,7 @@ class ResidualDecoder(keras.Model):
                     name=f"up{stage}",
                 )
             )
-        self.head = make.conv("head", 1)
+        self.head = make.conv("head", 1, bias=True)
 
     def call(self, z, training=False):
         """The squares of the latents, float32."""
