@@ -1,5 +1,7 @@
 """Restore patients' slices towards the healthy prior; what changes is the lesion map.
 
+Models that reconstruct a slice, or search the nearest healthy one, put that in its place.
+
 python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5
 python restore_brats.py --model runs/gmvae --input patient_t2.nii.gz --out maps/
 
@@ -32,16 +34,17 @@ def parse(argv):
     add(
         "--tv-weight",
         help="lambda, per unit intensity, or auto: that of eval.select_lambda; "
-        "default: the preset's",
+        "default: the preset's (gmvae, vae)",
     )
     add("--thresholds", help="JSON of eval.thresholds: also write binary lesion maps")
-    add("--steps", type=int, help="of gradient ascent; default: the preset's")
+    add("--steps", type=int, help="of the restoration or search; default: the preset's")
     add(
         "--solver",
         choices=["released", "proximal"],
-        help="released: 500 small steps; proximal: 50 longer ones; default: the preset's",
+        help="released: 500 small steps; proximal: 50 longer ones; default: the preset's "
+        "(gmvae, vae)",
     )
-    add("--save-every", type=int, help="keep the images every so many steps (--cache)")
+    add("--save-every", type=int, help="keep the images every so many steps (--cache; gmvae, vae)")
     add("--shard", type=shard_of, metavar="I/N", help="only the I-th of N parts (--cache)")
     add("--max-slices", type=int, help="restore a random subset, drawn with --seed (--cache)")
     add(

@@ -162,8 +162,10 @@ def restoration_of(loaded, *, tv_weight=None, steps=None, solver=None):
         solver: "released" or "proximal"; None takes the preset's.
 
     Raises:
-        InputError: if a value makes no sense, or the run has no lambda of its own.
+        InputError: if a value makes no sense or means nothing to the model, or the run has no
+            lambda of its own.
     """
+    _check_meaning(loaded, tv_weight=tv_weight, steps=steps, solver=solver)
     if tv_weight == AUTO:
         tv_weight = read_lambda(loaded)
     try:
@@ -178,6 +180,19 @@ def restoration_of(loaded, *, tv_weight=None, steps=None, solver=None):
         restoration={name: value for name, value in given.items() if value is not None}
     )
     return check(config).restoration
+
+
+def _check_meaning(loaded, *, tv_weight, steps, solver):
+    which = f"{loaded.path} ({loaded.config.network.model})"
+    if tv_weight is not None and not loaded.model.has_lambda:
+        raise InputError(
+            f"Expected no lambda (--tv-weight), since {which} is not restored with a total "
+            f"variation; leave it out, and leave eval.select_lambda out."
+        )
+    if solver is not None and not loaded.model.has_lambda:
+        raise InputError(f"Expected no --solver, since {which} is not restored by ascent.")
+    if steps is not None and not loaded.model.has_steps:
+        raise InputError(f"Expected no --steps, since {which} detects in one pass; leave it out.")
 
 
 def read_lambda(loaded, path=None):

@@ -25,7 +25,6 @@ from tqdm import tqdm
 from eval.metrics import rounded_down
 from eval.scores import SCORES, Cohort, read_counts
 from tf_lesion import __version__
-from tf_lesion.config import SOLVERS
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing, written_whole
 
 TARGETS = (0.01, 0.05, 0.10)  # the paper's limits on the false positive rate: DSC1, DSC5, DSC10
@@ -323,7 +322,11 @@ def parser():
     )
     add("--tv-weight", help="lambda, or auto: that of eval.select_lambda; default: the preset's")
     add("--steps", type=int, help="of the restoration; default: the preset's")
-    add("--solver", choices=list(SOLVERS), help="as in restore_brats.py; default: the preset's")
+    add(
+        "--solver",
+        choices=["released", "proximal"],
+        help="as in restore_brats.py; default: the preset's",
+    )
     add("--max-slices", type=int, help="use a random subset, drawn with --seed")
     add("--batch-size", type=int, default=16, help="slices at once")
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")

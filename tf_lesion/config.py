@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tf_lesion import __version__
+from tf_lesion.baselines import METHODS
 from tf_lesion.files import InputError, written_whole
 from tf_lesion.objective import RELEASED_KL_C_FLOOR, RELEASED_PRECISION_OFFSET
 
-MODEL_NAMES = ("gmvae", "vae")
+SQUARE_STEP = 16  # the baselines halve their square four times
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,11 @@ class NetworkConfig:
     height: int = 158  # pixels
     width: int = 198  # pixels
     num_clusters: int = 6  # K; unused by the VAE
+    square: int | None = None  # pixels; side that the baselines resample slices to
     dim_z: int = 1
     dim_omega: int = 1
     num_filters: int = 64
-    initializer: str = "truncated_normal"  # or "he_normal"
+    initializer: str = "truncated_normal"  # or "he_normal", "dcgan"
     precision: str = "float32"  # of the convolutions; or "bfloat16"
 
 
@@ -180,22 +182,12 @@ _PRESETS = {
     ),
 }
 PRESET_NAMES = tuple(_PRESETS)
-_RELEASED_VAE = {"gradient_clip": 50.0, "tv_weight": 2.2}
 
 
 def preset(name, model="gmvae"):
-    """The preset `name` for `model`: "released", "paper" or "practical".
-
-    The released code restores with a VAE at lambda 2.2 and gradients clipped at 50 (GMVAE: 1.8
-    and 100); the other presets take over its lambda.
-    """
+    """The preset `name` for the method `model`: "released", "paper" or "practical"."""
     config = _PRESETS[name].replace(network={"model": model})
-    if model != "vae":
-        return config
-    changes = dict(_RELEASED_VAE)
-    if config.restoration.gradient_clip is None:
-        del changes["gradient_clip"]
-    return config.replace(restoration=changes)
+    return config.replace(**METHODS[model].settings.get(name, {}))
 
 
 def check(config):
@@ -204,6 +196,10 @@ def check(config):
     rules = [
         (network.num_clusters >= 1, f"--clusters 1 or more, got {network.num_clusters}"),
         (network.dim_z >= 1 and network.dim_omega >= 1, "latents of 1 channel or more"),
+        (
+            network.square is None or (network.square > 0 and network.square % SQUARE_STEP == 0),
+            f"a square of {SQUARE_STEP} pixels or a multiple, got {network.square}",
+        ),
         (training.steps >= 1, f"--steps 1 or more, got {training.steps}"),
         (training.batch_size >= 1, f"--batch-size 1 or more, got {training.batch_size}"),
         (training.learning_rate > 0, f"--learning-rate above 0, got {training.learning_rate}"),

@@ -46,10 +46,12 @@ def restoration_step(image, gradient, *, mask, step_size, gradient_clip):
 
 
 class Restorer:
-    """The restoration loop of one model, compiled: no trip to the host between steps.
+    """The restoration of one model, compiled: no trip to the host between steps.
+
+    Models without lambda make the restored images themselves, from start to stop.
 
     Args:
-        model: a GMVAE or VAE.
+        model: a `methods.Method`.
         restoration: `RestorationConfig` (steps, step sizes, clipping, tv_weight).
         seed: of the noise; with the step and the slice's number it fixes every draw.
     """
@@ -63,7 +65,7 @@ class Restorer:
         slices, step = tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)
         weight = tf.TensorSpec([], tf.float32)
         self._loop = tf.function(
-            self._ascend,
+            self._ascend if model.has_lambda else self._at_once,
             input_signature=[images, images, images, slices, step, step, weight],
         )
 
@@ -122,6 +124,12 @@ class Restorer:
                 image = observed - smoothed_residual(observed - image, mask=mask, weight=weight)
         return image, values
 
+    def _at_once(self, image, observed, mask, slices, start, stop, tv_weight):
+        del image, start
+        options = {"slices": slices, "seed": self.seed, "steps": stop, "tv_weight": tv_weight}
+        restored = self.model.restored(observed, mask, **options)
+        return restored, tf.zeros(tf.shape(restored)[:1], restored.dtype)
+
 
 def _padded(tensors, grid):
     """Repeat the last image until rounding no longer depends on where in the batch an image stands.
@@ -155,7 +163,9 @@ def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=No
         InputError: if the ascent diverges.
     """
     image, step, trajectory = observed, 0, {}
-    for stop in _stops(restorer.restoration.steps, save_every):
+    steps = restorer.restoration.steps
+    stops = _stops(steps, save_every) if restorer.model.has_lambda else [steps]
+    for stop in stops:
         image, _ = restorer(
             image,
             observed=observed,
@@ -230,7 +240,7 @@ def restore_cache(restorer, cache, writer, *, batch_size, save_every=None):
 
 def describe(loaded, restoration, *, seed):
     """How images are restored, JSON-serialisable: stored with every output."""
-    return {
+    settings = {
         "model": loaded.config.network.model,
         "model_path": loaded.path,
         "model_identity": loaded.identity,
@@ -240,6 +250,8 @@ def describe(loaded, restoration, *, seed):
         **dataclasses.asdict(restoration),
         "step_sizes": [list(pair) for pair in restoration.step_sizes],
     }
+    unused = () if loaded.model.has_lambda else ("step_sizes", "gradient_clip", "tv_weight")
+    return {name: value for name, value in settings.items() if name not in unused}
 
 
 def restore_to_file(
@@ -277,11 +289,16 @@ def restore_to_file(
         Number of slices in the file.
 
     Raises:
-        FileExistsError, InputError: if `out` exists, or the cache's slices are not of the size the
-            model was trained on.
+        FileExistsError, InputError: if `out` exists, the cache's slices are not of the size the
+            model was trained on, or the model has no trajectory to keep.
     """
     restoration = restoration or loaded.config.restoration
     network = loaded.config.network
+    if save_every and not loaded.model.has_lambda:
+        raise InputError(
+            f"Expected no --save-every, since {loaded.path} ({network.model}) does not restore "
+            f"step by step; leave it out."
+        )
     with SliceCache(cache_path, "Test", crop=crop) as cache:
         if cache.shape != (network.height, network.width):
             raise InputError(
