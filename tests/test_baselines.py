@@ -100,7 +100,7 @@ def test_one_training_step_changes_every_weight(model, cache_path, tmp_path):
     trainer = _trainer(model, cache_path, tmp_path)
     before = _state(trainer.model.weights)
     rows = np.arange(4)
-    trainer._update(trainer.train_cache.read(rows), tf.constant(rows), tf.constant(1.0))
+    trainer.update(trainer.train_cache.read(rows), tf.constant(rows))
     assert _changed(before, trainer.model.weights) == set(before)
 
 
@@ -143,10 +143,10 @@ def test_the_critic_takes_100_steps_at_first_and_20_later(cache_path, tmp_path):
     counts = []
     for step in (24, 25):
         trainer.step.assign(step)
-        before = int(trainer.optimizers["critic"].iterations.numpy())
+        before = int(trainer.update.optimizers["critic"].iterations.numpy())
         rows = np.arange(4)
-        trainer._update(trainer.train_cache.read(rows), tf.constant(rows), tf.constant(1.0))
-        counts.append(int(trainer.optimizers["critic"].iterations.numpy()) - before)
+        trainer.update(trainer.train_cache.read(rows), tf.constant(rows))
+        counts.append(int(trainer.update.optimizers["critic"].iterations.numpy()) - before)
     assert counts == [100, 20]
 
 
