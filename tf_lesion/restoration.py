@@ -44,27 +44,104 @@ def restoration_step(image, gradient, *, mask, step_size, gradient_clip):
     return image + step_size * gradient * mask
 
 
+def step_size_at(restoration, step):
+    """Step size at a tensor `step`, as `RestorationConfig.step_size`: defined for any step."""
+    starts, sizes = zip(*restoration.step_sizes, strict=True)
+    place = tf.reduce_sum(tf.cast(step >= tf.constant(starts), tf.int32)) - 1
+    return tf.constant(sizes, tf.float32)[place]
+
+
+def ascend(model, restoration, image, *, observed, mask, slices, start, stop, tv_weight, seed):
+    """The loop: steps `start` to `stop` from `image`, of a batch that `padded` has filled up.
+
+    Args:
+        model: a GMVAE or VAE.
+        restoration: `RestorationConfig`, of which the step sizes and the clipping are used.
+        image, observed, mask: [B, H, W, 1] float32.
+        slices: [B] int64 identities, which seed the noise.
+        start, stop, seed: scalar integers.
+        tv_weight: scalar, per unit intensity.
+
+    Returns:
+        (image after the last step [B, H, W, 1], the objective before it [B]).
+    """
+    values = tf.zeros(tf.shape(image)[:1], image.dtype)
+    for step in tf.range(start, stop):
+        noise = slice_noise(
+            model.noise_shapes, seed=seed, step=step, slices=slices, stream="restoration"
+        )
+        values, gradient = map_gradient(
+            model, image, observed=observed, noise=noise, tv_weight=tv_weight
+        )
+        image = restoration_step(
+            image,
+            gradient,
+            mask=mask,
+            step_size=step_size_at(restoration, step),
+            gradient_clip=restoration.gradient_clip,
+        )
+    return image, values
+
+
+def padded_ascent(model, restoration):
+    """`ascend` for a batch of any size, as a `tf.function` of tensors by name.
+
+    Returns:
+        A function of image, observed, mask [B, H, W, 1] float32, slices [B] int64, start, stop
+        int32, tv_weight float32 and seed int64, with the results of `ascend`.
+    """
+    images = tf.TensorSpec([None, model.network.height, model.network.width, 1], tf.float32)
+    slices, step = tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)
+    weight, seed = tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int64)
+
+    @tf.function(input_signature=[images, images, images, slices, step, step, weight, seed])
+    def ascent(image, observed, mask, slices, start, stop, tv_weight, seed):
+        count = tf.shape(image)[0]
+        image, observed, mask, slices = padded([image, observed, mask, slices], model.grid)
+        image, values = ascend(
+            model,
+            restoration,
+            image,
+            observed=observed,
+            mask=mask,
+            slices=slices,
+            start=start,
+            stop=stop,
+            tv_weight=tv_weight,
+            seed=seed,
+        )
+        return image[:count], values[:count]
+
+    return ascent
+
+
+def padded(tensors, grid):
+    """Repeat the last image until rounding no longer depends on where in the batch an image stands.
+
+    CPU kernels round the last few numbers of a tensor otherwise than the rest, and oneDNN single
+    images otherwise than batches. So the latents fill whole vectors, and there are two images.
+    """
+    count = tf.shape(tensors[0])[0]
+    multiple = VECTOR_LENGTH // math.gcd(VECTOR_LENGTH, grid[0] * grid[1])
+    extra = tf.maximum(2, -(-count // multiple) * multiple) - count
+    return [
+        tf.concat([tensor, tf.repeat(tensor[-1:], extra, axis=0)], axis=0) for tensor in tensors
+    ]
+
+
 class Restorer:
     """The restoration loop of one model, compiled: no trip to the host between steps.
 
     Args:
-        model: a GMVAE or VAE.
+        model: a GMVAE or VAE, or one that comes with its loop (`exported.ExportedModel`).
         restoration: `RestorationConfig` (steps, step sizes, clipping, tv_weight).
         seed: of the noise; with the step and the slice's number it fixes every draw.
     """
 
     def __init__(self, model, restoration, *, seed=0):
         self.model, self.restoration, self.seed = model, restoration, seed
-        self._step_sizes = tf.constant(
-            [restoration.step_size(step) for step in range(max(restoration.steps, 1))], tf.float32
-        )
-        images = tf.TensorSpec([None, model.network.height, model.network.width, 1], tf.float32)
-        slices, step = tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)
-        weight = tf.TensorSpec([], tf.float32)
-        self._loop = tf.function(
-            self._ascend,
-            input_signature=[images, images, images, slices, step, step, weight],
-        )
+        has_own = hasattr(model, "ascent")
+        self._loop = model.ascent(restoration) if has_own else padded_ascent(model, restoration)
 
     def __call__(self, image, *, observed, mask, slices, start=0, stop=None, tv_weight=None):
         """Take the steps `start` to `stop` from `image`.
@@ -81,51 +158,18 @@ class Restorer:
             (image after the last step [B, H, W, 1], the objective before it [B]).
         """
         settings = self.restoration
-        images = [tf.cast(values, tf.float32) for values in (image, observed, mask)]
-        batch = _padded([*images, tf.cast(slices, tf.int64)], self.model.grid)
-        image, values = self._loop(
-            *batch,
-            start,
-            settings.steps if stop is None else stop,
-            settings.tv_weight if tv_weight is None else tv_weight,
+        stop = settings.steps if stop is None else stop
+        tv_weight = settings.tv_weight if tv_weight is None else tv_weight
+        return self._loop(
+            image=tf.cast(image, tf.float32),
+            observed=tf.cast(observed, tf.float32),
+            mask=tf.cast(mask, tf.float32),
+            slices=tf.cast(slices, tf.int64),
+            start=tf.constant(start, tf.int32),
+            stop=tf.constant(stop, tf.int32),
+            tv_weight=tf.constant(tv_weight, tf.float32),
+            seed=tf.constant(self.seed, tf.int64),
         )
-        return image[: len(slices)], values[: len(slices)]
-
-    def _ascend(self, image, observed, mask, slices, start, stop, tv_weight):
-        values = tf.zeros(tf.shape(image)[:1], image.dtype)
-        for step in tf.range(start, stop):
-            noise = slice_noise(
-                self.model.noise_shapes,
-                seed=self.seed,
-                step=step,
-                slices=slices,
-                stream="restoration",
-            )
-            values, gradient = map_gradient(
-                self.model, image, observed=observed, noise=noise, tv_weight=tv_weight
-            )
-            image = restoration_step(
-                image,
-                gradient,
-                mask=mask,
-                step_size=self._step_sizes[step],
-                gradient_clip=self.restoration.gradient_clip,
-            )
-        return image, values
-
-
-def _padded(tensors, grid):
-    """Repeat the last image until rounding no longer depends on where in the batch an image stands.
-
-    CPU kernels round the last few numbers of a tensor otherwise than the rest, and oneDNN single
-    images otherwise than batches. So the latents fill whole vectors, and there are two images.
-    """
-    count = tensors[0].shape[0]
-    multiple = VECTOR_LENGTH // math.gcd(VECTOR_LENGTH, grid[0] * grid[1])
-    extra = max(2, -(-count // multiple) * multiple) - count
-    return [
-        tf.concat([tensor, tf.repeat(tensor[-1:], extra, axis=0)], axis=0) for tensor in tensors
-    ]
 
 
 def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=None, tv_weight=None):
