@@ -20,6 +20,8 @@ class _VariationalModel(keras.Model):
         objective_config: `ObjectiveConfig` (which form of the terms).
     """
 
+    has_lambda = True  # restored by ascent with a total variation
+
     def __init__(self, network, objective_config, *, dim_omega, name):
         check_slice_shape((network.height, network.width), where="the network configuration")
         super().__init__(name=name)

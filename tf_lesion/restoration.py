@@ -7,6 +7,7 @@ gradient of its own sum, so the result does not depend on the batch.
 
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -83,8 +84,10 @@ def ascend(model, restoration, image, *, observed, mask, slices, start, stop, tv
     return image, values
 
 
-def padded_ascent(model, restoration):
-    """`ascend` for a batch of any size, as a `tf.function` of tensors by name.
+def compiled_restoration(model, restoration):
+    """Steps `start` to `stop` for a batch of any size, as a `tf.function` of tensors.
+
+    A method without lambda is asked for its restored images, which do not depend on `start`.
 
     Returns:
         A function of image, observed, mask [B, H, W, 1] float32, slices [B] int64, start, stop
@@ -95,24 +98,19 @@ def padded_ascent(model, restoration):
     weight, seed = tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int64)
 
     @tf.function(input_signature=[images, images, images, slices, step, step, weight, seed])
-    def ascent(image, observed, mask, slices, start, stop, tv_weight, seed):
+    def stretch(image, observed, mask, slices, start, stop, tv_weight, seed):
         count = tf.shape(image)[0]
         image, observed, mask, slices = padded([image, observed, mask, slices], model.grid)
-        image, values = ascend(
-            model,
-            restoration,
-            image,
-            observed=observed,
-            mask=mask,
-            slices=slices,
-            start=start,
-            stop=stop,
-            tv_weight=tv_weight,
-            seed=seed,
-        )
+        options = {"slices": slices, "tv_weight": tv_weight, "seed": seed}
+        if model.has_lambda:
+            options |= {"observed": observed, "mask": mask, "start": start, "stop": stop}
+            image, values = ascend(model, restoration, image, **options)
+        else:
+            image = model.restored(observed, mask, steps=stop, **options)
+            values = tf.zeros(tf.shape(image)[:1], image.dtype)
         return image[:count], values[:count]
 
-    return ascent
+    return stretch
 
 
 def padded(tensors, grid):
@@ -133,15 +131,15 @@ class Restorer:
     """The restoration loop of one model, compiled: no trip to the host between steps.
 
     Args:
-        model: a GMVAE or VAE, or one that comes with its loop (`exported.ExportedModel`).
+        model: a GMVAE or VAE, or an `exported.ExportedModel`, which comes with its loop.
         restoration: `RestorationConfig` (steps, step sizes, clipping, tv_weight).
         seed: of the noise; with the step and the slice's number it fixes every draw.
     """
 
     def __init__(self, model, restoration, *, seed=0):
         self.model, self.restoration, self.seed = model, restoration, seed
-        has_own = hasattr(model, "ascent")
-        self._loop = model.ascent(restoration) if has_own else padded_ascent(model, restoration)
+        make = getattr(model, "compiled_restoration", None) or partial(compiled_restoration, model)
+        self._loop = make(restoration)
 
     def __call__(self, image, *, observed, mask, slices, start=0, stop=None, tv_weight=None):
         """Take the steps `start` to `stop` from `image`.
