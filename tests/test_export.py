@@ -103,10 +103,14 @@ def _restored(saved, images, mask, **changes):
     return saved.signatures["restore"](**{**given, **options})
 
 
+_RESTORERS = {}  # compiled once per model: what changes below is read at each call
+
+
 def _in_memory(loaded, images, mask, *, seed=4, **changes):
     settings = {"tv_weight": LAMBDA, "steps": STEPS, **changes}
     restoration = dataclasses.replace(loaded.config.restoration, **settings)
-    restorer = Restorer(loaded.model, restoration, seed=seed)
+    restorer = _RESTORERS.setdefault(loaded.model, Restorer(loaded.model, restoration))
+    restorer.restoration, restorer.seed = restoration, seed
     return restore(restorer, images, mask, range(len(images)))[0]
 
 
