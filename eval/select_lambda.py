@@ -70,7 +70,8 @@ def select(
     """
     from tf_lesion.restoration import Restorer, chosen_rows, describe
 
-    restoration = restoration_of(loaded, tv_weight=grid[0], steps=steps)
+    # A proximal step only ever lessens the change as lambda grows: it has no minimum to find.
+    restoration = restoration_of(loaded, tv_weight=grid[0], steps=steps, solver="released")
     settings = describe(loaded, restoration, seed=seed)
     del settings["tv_weight"]
     with SliceCache(cache_path, "Test", counts=counts, crop=crop) as cache:

@@ -228,7 +228,7 @@ def test_a_vae_exports_too_in_another_precision_without_reference_or_thresholds(
 class _Halved(tf.Module):
     """A method without lambda: it restores at once, and has neither z nor ELBO."""
 
-    has_lambda, grid = False, (1, 1)
+    has_lambda, has_steps, grid = False, False, (1, 1)
     network = small_config().network
 
     def restored(self, observed, mask, *, slices, seed, steps, tv_weight):

@@ -60,6 +60,11 @@ def parse(argv):
         "default: that of --thresholds, else the preset's",
     )
     add("--steps", type=int, help="of `detect`; default: those of --thresholds, else the preset's")
+    add(
+        "--solver",
+        choices=["released", "proximal"],
+        help="in the graph; default: that of --thresholds, else the preset's (gmvae, vae)",
+    )
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")
     add("--verify", action="store_true", help="compare with the model in a fresh interpreter")
     add("--force", action="store_true", help="replace the SavedModel at --out")
@@ -130,6 +135,7 @@ def describe_export(loaded, restoration, made, thresholds):
         "model_identity": loaded.identity,
         "model_path": loaded.path,
         "has_lambda": loaded.model.has_lambda,
+        "has_steps": loaded.model.has_steps,
         "preset": config.preset,
         "tv_weight": restoration.tv_weight,
         "detect": {
@@ -282,17 +288,19 @@ def resolve(loaded, options):
     Raises:
         InputError: if lambda or steps are not those that the thresholds were made with.
     """
+    given = {name: getattr(options, name) for name in ("tv_weight", "steps", "solver")}
     if options.thresholds is None:
-        given = {"tv_weight": options.tv_weight, "steps": options.steps}
         return restoration_of(loaded, **given), None
     thresholds, healthy = read_thresholds(loaded, options.thresholds)
-    given = {
-        name: healthy[name] if getattr(options, name) is None else getattr(options, name)
-        for name in ("tv_weight", "steps")
-    }
+    meaningful = [
+        *(["tv_weight", "solver"] if loaded.model.has_lambda else []),
+        *(["steps"] if loaded.model.has_steps else []),
+    ]
+    for name in meaningful:
+        given[name] = healthy.get(name) if given[name] is None else given[name]
     restoration = restoration_of(loaded, **given)
-    for name in given:
-        if getattr(restoration, name) != healthy[name]:
+    for name in meaningful:
+        if healthy.get(name, getattr(restoration, name)) != getattr(restoration, name):
             raise InputError(
                 f"{options.thresholds} was made with {name} {healthy[name]}, not "
                 f"{getattr(restoration, name)}; the false positive rates hold only there."

@@ -71,14 +71,15 @@ class ExportedModel:
     Args:
         path: the SavedModel's folder.
         config: its `Config`.
-        has_lambda: whether it is restored by ascent.
+        has_lambda, has_steps: as the method's.
 
     Raises:
         InputError: if TensorFlow cannot load it.
     """
 
-    def __init__(self, path, config, *, has_lambda):
-        self.path, self.network, self.has_lambda = path, config.network, has_lambda
+    def __init__(self, path, config, *, has_lambda, has_steps):
+        self.path, self.network = path, config.network
+        self.has_lambda, self.has_steps = has_lambda, has_steps
         self._restoration = config.restoration
         try:
             self._saved = tf.saved_model.load(str(path))  # signatures do not keep it alive
@@ -89,9 +90,9 @@ class ExportedModel:
         """The loop in the graph, called as that of `restoration.compiled_restoration`.
 
         Raises:
-            InputError: if step sizes or clipping are not those of the graph.
+            InputError: if solver, step sizes or clipping are not those of the graph.
         """
-        for name in ("step_sizes", "gradient_clip"):
+        for name in ("solver", "step_sizes", "gradient_clip"):
             ours, asked = getattr(self._restoration, name), getattr(restoration, name)
             if ours != asked:
                 raise InputError(f"{self.path} was exported with {name} {ours}, not {asked}.")
@@ -128,7 +129,7 @@ def load(path, *, precision):
         settings = assets["model"]
         config = Config.from_dict(settings["config"])
         data, identity = settings["data"], settings["model_identity"]
-        has_lambda = settings["has_lambda"]
+        kind = {name: settings[name] for name in ("has_lambda", "has_steps")}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}/{FOLDER}/{SETTINGS} is not that of an exported model ({error!r})."
@@ -138,5 +139,5 @@ def load(path, *, precision):
             f"{path} computes in {config.network.precision}, not in {precision}; give --precision "
             f"{config.network.precision}, or export the run with --precision {precision}."
         )
-    model = ExportedModel(path, config, has_lambda=has_lambda)
+    model = ExportedModel(path, config, **kind)
     return LoadedExport(model, config, data, assets["reference"], str(path), identity)

@@ -17,8 +17,9 @@ from tf_lesion.files import InputError
 from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
 from tf_lesion.objective import total_variation
-from tf_lesion.restored import RestoredWriter
+from tf_lesion.restored import RestoredWriter, shard_path
 from tf_lesion.slices import SliceCache
+from tf_lesion.solvers import smoothed_residual
 
 VECTOR_LENGTH = 16  # float32 numbers in the widest CPU vector (AVX-512)
 STEPS_PER_CALL = 25  # between two updates of the progress bar
@@ -57,7 +58,7 @@ def ascend(model, restoration, image, *, observed, mask, slices, start, stop, tv
 
     Args:
         model: a GMVAE or VAE.
-        restoration: `RestorationConfig`, of which the step sizes and the clipping are used.
+        restoration: `RestorationConfig`: solver, step sizes and clipping are used.
         image, observed, mask: [B, H, W, 1] float32.
         slices: [B] int64 identities, which seed the noise.
         start, stop, seed: scalar integers.
@@ -67,20 +68,29 @@ def ascend(model, restoration, image, *, observed, mask, slices, start, stop, tv
         (image after the last step [B, H, W, 1], the objective before it [B]).
     """
     values = tf.zeros(tf.shape(image)[:1], image.dtype)
+    proximal = restoration.solver == "proximal"
     for step in tf.range(start, stop):
         noise = slice_noise(
             model.noise_shapes, seed=seed, step=step, slices=slices, stream="restoration"
         )
         values, gradient = map_gradient(
-            model, image, observed=observed, noise=noise, tv_weight=tv_weight
+            model,
+            image,
+            observed=observed,
+            noise=noise,
+            tv_weight=0.0 if proximal else tv_weight,
         )
+        step_size = step_size_at(restoration, step)
         image = restoration_step(
             image,
             gradient,
             mask=mask,
-            step_size=step_size_at(restoration, step),
+            step_size=step_size,
             gradient_clip=restoration.gradient_clip,
         )
+        if proximal:
+            weight = tv_weight * step_size
+            image = observed - smoothed_residual(observed - image, mask=mask, weight=weight)
     return image, values
 
 
@@ -128,7 +138,9 @@ def padded(tensors, grid):
 
 
 class Restorer:
-    """The restoration loop of one model, compiled: no trip to the host between steps.
+    """The restoration of one model, compiled: no trip to the host between steps.
+
+    Models without lambda make the restored images themselves, from start to stop.
 
     Args:
         model: a GMVAE or VAE, or an `exported.ExportedModel`, which comes with its loop.
@@ -188,7 +200,9 @@ def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=No
         InputError: if the ascent diverges.
     """
     image, step, trajectory = observed, 0, {}
-    for stop in _stops(restorer.restoration.steps, save_every):
+    steps = restorer.restoration.steps
+    stops = _stops(steps, save_every) if restorer.model.has_lambda else [steps]
+    for stop in stops:
         image, _ = restorer(
             image,
             observed=observed,
@@ -263,7 +277,7 @@ def restore_cache(restorer, cache, writer, *, batch_size, save_every=None):
 
 def describe(loaded, restoration, *, seed):
     """How images are restored, JSON-serialisable: stored with every output."""
-    return {
+    settings = {
         "model": loaded.config.network.model,
         "model_path": loaded.path,
         "model_identity": loaded.identity,
@@ -273,6 +287,8 @@ def describe(loaded, restoration, *, seed):
         **dataclasses.asdict(restoration),
         "step_sizes": [list(pair) for pair in restoration.step_sizes],
     }
+    unused = () if loaded.model.has_lambda else ("step_sizes", "gradient_clip", "tv_weight")
+    return {name: value for name, value in settings.items() if name not in unused}
 
 
 def restore_to_file(
@@ -287,6 +303,7 @@ def restore_to_file(
     save_every=None,
     thresholds=None,
     crop=None,
+    shard=None,
     force=False,
 ):
     """Restore `Test` of a cache, of patients or of healthy subjects, into an HDF5 file.
@@ -302,17 +319,23 @@ def restore_to_file(
         save_every: keep the trajectory every so many steps.
         thresholds: {name: residual}; lesion maps at these are written too.
         crop: (x0, x1, y0, y1) in place of the cache's own.
+        shard: (i, n): only the i-th of n parts, into a file of its own (`restored.shard_path`).
         force: overwrite `out`.
 
     Returns:
         Number of slices in the file.
 
     Raises:
-        FileExistsError, InputError: if `out` exists, or the cache's slices are not of the size the
-            model was trained on.
+        FileExistsError, InputError: if `out` exists, the cache's slices are not of the size the
+            model was trained on, or the model has no trajectory to keep.
     """
     restoration = restoration or loaded.config.restoration
     network = loaded.config.network
+    if save_every and not loaded.model.has_lambda:
+        raise InputError(
+            f"Expected no --save-every, since {loaded.path} ({network.model}) does not restore "
+            f"step by step; leave it out."
+        )
     with SliceCache(cache_path, "Test", crop=crop) as cache:
         if cache.shape != (network.height, network.width):
             raise InputError(
@@ -320,15 +343,20 @@ def restore_to_file(
                 f"has {cache.shape[0]} x {cache.shape[1]}; make the cache with the --voxel-size "
                 f"of the training cache, or give --crop."
             )
+        rows = chosen_rows(len(cache), max_slices, seed=seed)
+        settings = {
+            **describe(loaded, restoration, seed=seed),
+            "cache": str(cache_path),
+            "crop": list(cache.crop),
+        }
+        if shard is not None:
+            rows, settings["shard"] = rows[shard[0] - 1 :: shard[1]], list(shard)
+            out = shard_path(out, shard)
         writer = RestoredWriter(
             out,
-            rows=chosen_rows(len(cache), max_slices, seed=seed),
+            rows=rows,
             shape=cache.shape,
-            settings={
-                **describe(loaded, restoration, seed=seed),
-                "cache": str(cache_path),
-                "crop": list(cache.crop),
-            },
+            settings=settings,
             trajectory_steps=trajectory_steps(restoration.steps, save_every),
             thresholds=thresholds,
             force=force,
