@@ -1,5 +1,6 @@
 """AAE-128: an autoencoder whose latents a critic compares with the prior."""
 
+import dataclasses
 import math
 
 import keras
@@ -24,20 +25,23 @@ SLOPE_FLOOR = 1e-12  # under the root of the squared slope: its derivative is in
 
 
 class Critic(keras.Model):
-    """[B, dim_z] -> [B]: dense 200, 400, 1 with leaky ReLU; no normalization, for the penalty."""
+    """[B, dim_z] -> [B]: dense 200, 400, 1 with leaky ReLU, in float32.
+
+    Without normalization: the penalty is on the slope at one latent, whatever the batch.
+    """
 
     def __init__(self, network, *, name="critic"):
         super().__init__(name=name)
-        make = Layers(network)
+        make = Layers(dataclasses.replace(network, precision="float32"))
         self.hidden = [make.dense(f"dense{i}", units) for i, units in enumerate(CRITIC_UNITS)]
         self.head = make.dense("head", 1, bias=False)  # a distance does not depend on it
 
     def call(self, z):
-        """The score of each latent, float32; high where it looks drawn from the prior."""
+        """The score of each latent; high where it looks drawn from the prior."""
         features = z
         for layer in self.hidden:
             features = leaky_relu(layer(features))
-        return tf.cast(self.head(features), self.head.variable_dtype)[:, 0]
+        return self.head(features)[:, 0]
 
 
 def gradient_penalty(critic, real, generated, mix):
