@@ -76,6 +76,12 @@ class TrainingConfig:
         return self.learning_rate * (self.learning_rate_drop if dropped else 1.0)
 
 
+SOLVERS = {  # name -> schedule
+    "released": {"steps": 500, "step_sizes": ((0, 5e-3), (100, 2e-3))},
+    "proximal": {"steps": 50, "step_sizes": ((0, 0.026),)},
+}
+
+
 @dataclass(frozen=True)
 class RestorationConfig:
     """Gradient ascent on ELBO(x) - tv_weight * TV(observed - x)."""
@@ -84,6 +90,16 @@ class RestorationConfig:
     step_sizes: tuple = ((0, 5e-3), (100, 2e-3))  # (from this step on, step size)
     gradient_clip: float | None = 100.0  # None: no clipping
     tv_weight: float = 1.8  # lambda, per unit intensity
+    solver: str = "released"  # or "proximal", see `tf_lesion.solvers`
+
+    def with_solver(self, name):
+        """A copy that follows the schedule of another solver.
+
+        The steps of the proximal one add up to the 1.3 of the released schedule.
+        """
+        if name == self.solver:
+            return self
+        return dataclasses.replace(self, solver=name, **SOLVERS[name])
 
     def step_size(self, step):
         """Step size at `step` (0-based)."""

@@ -16,8 +16,9 @@ from tf_lesion.files import InputError
 from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
 from tf_lesion.objective import total_variation
-from tf_lesion.restored import RestoredWriter
+from tf_lesion.restored import RestoredWriter, shard_path
 from tf_lesion.slices import SliceCache
+from tf_lesion.solvers import smoothed_residual
 
 VECTOR_LENGTH = 16  # float32 numbers in the widest CPU vector (AVX-512)
 STEPS_PER_CALL = 25  # between two updates of the progress bar
@@ -95,6 +96,7 @@ class Restorer:
 
     def _ascend(self, image, observed, mask, slices, start, stop, tv_weight):
         values = tf.zeros(tf.shape(image)[:1], image.dtype)
+        proximal = self.restoration.solver == "proximal"
         for step in tf.range(start, stop):
             noise = slice_noise(
                 self.model.noise_shapes,
@@ -104,7 +106,11 @@ class Restorer:
                 stream="restoration",
             )
             values, gradient = map_gradient(
-                self.model, image, observed=observed, noise=noise, tv_weight=tv_weight
+                self.model,
+                image,
+                observed=observed,
+                noise=noise,
+                tv_weight=0.0 if proximal else tv_weight,
             )
             image = restoration_step(
                 image,
@@ -113,6 +119,9 @@ class Restorer:
                 step_size=self._step_sizes[step],
                 gradient_clip=self.restoration.gradient_clip,
             )
+            if proximal:
+                weight = tv_weight * self._step_sizes[step]
+                image = observed - smoothed_residual(observed - image, mask=mask, weight=weight)
         return image, values
 
     def _at_once(self, image, observed, mask, slices, start, stop, tv_weight):
@@ -257,6 +266,7 @@ def restore_to_file(
     save_every=None,
     thresholds=None,
     crop=None,
+    shard=None,
     force=False,
 ):
     """Restore `Test` of a cache, of patients or of healthy subjects, into an HDF5 file.
@@ -272,6 +282,7 @@ def restore_to_file(
         save_every: keep the trajectory every so many steps.
         thresholds: {name: residual}; lesion maps at these are written too.
         crop: (x0, x1, y0, y1) in place of the cache's own.
+        shard: (i, n): only the i-th of n parts, into a file of its own (`restored.shard_path`).
         force: overwrite `out`.
 
     Returns:
@@ -295,15 +306,20 @@ def restore_to_file(
                 f"has {cache.shape[0]} x {cache.shape[1]}; make the cache with the --voxel-size "
                 f"of the training cache, or give --crop."
             )
+        rows = chosen_rows(len(cache), max_slices, seed=seed)
+        settings = {
+            **describe(loaded, restoration, seed=seed),
+            "cache": str(cache_path),
+            "crop": list(cache.crop),
+        }
+        if shard is not None:
+            rows, settings["shard"] = rows[shard[0] - 1 :: shard[1]], list(shard)
+            out = shard_path(out, shard)
         writer = RestoredWriter(
             out,
-            rows=chosen_rows(len(cache), max_slices, seed=seed),
+            rows=rows,
             shape=cache.shape,
-            settings={
-                **describe(loaded, restoration, seed=seed),
-                "cache": str(cache_path),
-                "crop": list(cache.crop),
-            },
+            settings=settings,
             trajectory_steps=trajectory_steps(restoration.steps, save_every),
             thresholds=thresholds,
             force=force,
