@@ -322,3 +322,24 @@ def test_an_unknown_method_is_refused_with_the_known_ones(cache_path, tmp_path, 
     argv = ["--cache", str(cache_path), "--out", str(tmp_path / "run"), "--model", "aae-64"]
     assert train_gmvae.main(argv) == 2
     assert "Expected --model as one of gmvae, vae, " in capsys.readouterr().err
+
+
+def test_the_method_in_the_readme_is_trained_and_detects_by_its_name_alone(cache_path, tmp_path):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    source = re.search(r"```python\n(.*?)```", readme, re.DOTALL).group(1)
+    known = set(METHODS)
+    try:
+        exec(compile(source, "README.md", "exec"), {"__name__": "readme"})
+        run, out = tmp_path / "run", tmp_path / "restored.h5"
+        argv = ["--cache", str(cache_path), "--out", str(run), "--model", "linear"]
+        argv += ["--preset", "practical", "--steps", "60", "--learning-rate", "0.01"]
+        assert train_gmvae.main(argv) == 0
+        argv = ["--model", str(run), "--cache", str(cache_path), "--out", str(out)]
+        assert restore_brats.main(argv) == 0
+    finally:
+        for name in set(METHODS) - known:
+            del METHODS[name]
+    with SliceCache(cache_path, "Test") as cache, RestoredReader(out) as reader:
+        observed, label = cache.read(range(7))[..., 0], cache.label(range(7))[..., 0]
+        residual = np.abs(observed - reader.read(range(7))[..., 0])
+    assert residual[label > 0].mean() > residual[(label == 0) & (observed > 0)].mean()

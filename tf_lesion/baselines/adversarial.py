@@ -9,9 +9,9 @@ import tensorflow as tf
 from tf_lesion.baselines.autoencoder import presets
 from tf_lesion.baselines.blocks import (
     Layers,
+    OnePass,
     ResidualDecoder,
     ResidualEncoder,
-    SquareMethod,
     leaky_relu,
     squared_error,
 )
@@ -66,7 +66,7 @@ def uniform(noise):
 
 
 @register("aae-128")
-class AAE128(SquareMethod):
+class AAE128(OnePass):
     """Adversarial autoencoder on squares of 128, dense latent of 128.
 
     Source: Chen and Konukoglu (MIDL 2018) as described: encoder and decoder of
@@ -78,8 +78,8 @@ class AAE128(SquareMethod):
     latents of that pass, each time against new samples of the prior; leaky ReLU in the critic, and
     Adam at the same settings.
 
-    `noise` holds, for each critic step, `prior` [B, 100, dim_z] and `mix` [B, 100, 1]. Detects in
-    one pass: restored is the reconstruction.
+    `noise` holds, for each critic step, `prior` [B, 100, dim_z] and `mix` [B, 100, 1]. The
+    reconstruction is the restored slice.
     """
 
     title = "AAE-128"
@@ -154,15 +154,6 @@ class AAE128(SquareMethod):
             last = {"critic_loss": loss, "gradient_penalty": penalty}
         return last
 
-    def reconstruct(self, images, noise):
-        """Reconstructions; the noise is not used."""
-        del noise
-        return self.from_square(self._reconstructed(images))
-
-    def restored(self, observed, mask, *, slices, seed, steps, tv_weight):
-        """The reconstruction inside the mask."""
-        del slices, seed, steps, tv_weight
-        return self.replaced(observed, self._reconstructed(observed), mask)
-
-    def _reconstructed(self, images):
-        return self.decoder(self.encoder(self.to_square(images))["z"])
+    def reconstructed(self, squares):
+        """Decoded latents."""
+        return self.decoder(self.encoder(squares)["z"])
