@@ -25,7 +25,7 @@ from tf_lesion.training import Trainer
 
 BASELINES = ("vae-256", "vae-128", "aae-128", "anogan")
 ADVERSARIAL = ("aae-128", "anogan")
-STEPS = 100  # of the runs below
+STEPS = 60  # of the runs below
 TRAINED = ("vae-128", *ADVERSARIAL)  # vae-256 only differs in its square
 
 

@@ -81,7 +81,7 @@ class VAE256(_DenseVAE):
     """The VAE on squares of 256."""
 
     title = "VAE-256"
-    settings = presets(256, practical={"learning_rate": 1e-4})  # 5e-4 diverges at once
+    settings = presets(256, practical={"learning_rate": 1e-4})  # 1e-3 diverges at once
 
 
 @register("vae-128")
