@@ -277,6 +277,38 @@ def test_the_seed_and_the_slice_choose_where_the_search_starts(gan):
     assert np.abs(first - other).max() > 0
 
 
+class _Saved(tf.Module):
+    """`restored` of a method with its settings as inputs."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.weights = [weight.value for weight in method.weights]
+        self._method = [method.restored]  # in a list: nothing of it but the weights is saved
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, 38, 42, 1]),
+            tf.TensorSpec([None, 38, 42, 1]),
+            *[tf.TensorSpec([], tf.int32)] * 2,
+        ]
+    )
+    def restored(self, observed, mask, seed, steps):
+        options = {"slices": tf.range(tf.shape(observed)[0]), "seed": seed, "steps": steps}
+        return self._method[0](observed, mask, tv_weight=tf.constant(0.0), **options)
+
+
+@pytest.mark.parametrize("model", ["vae-128", "anogan"])
+def test_a_saved_model_restores_as_the_method_does(model, trained, tmp_path):
+    method = trained[model].trainer.model
+    tf.saved_model.save(_Saved(method), str(tmp_path / "saved"))
+    images = phantom_slices(2)[..., None]
+    mask = (images > 0).astype(np.float32)
+    saved = tf.saved_model.load(str(tmp_path / "saved"))
+    found = saved.restored(images, mask, 3, 4)
+    options = {"slices": [0, 1], "seed": 3, "steps": 4, "tv_weight": 0.0}
+    np.testing.assert_allclose(found, method.restored(images, mask, **options), atol=1e-4)
+
+
 # Through the commands ------------------------------------------------------------------------
 
 
