@@ -35,7 +35,7 @@ setup(
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=["tf_lesion"],
+    packages=["tf_lesion", "tf_lesion.baselines"],
     python_requires=">=3.11",
     install_requires=LIBRARY,
     extras_require={"scripts": SCRIPTS, "test": TEST},

@@ -303,9 +303,14 @@ def test_stopped_training_is_gone_on_with_bitwise(finished, caches, tmp_path, mo
 
 
 def test_the_example_configurations_are_complete():
-    for name in ("experiment.yaml", "experiment_demo.yaml"):
+    methods = {
+        "experiment.yaml": set(paper.TABLE_1),
+        "experiment_table1.yaml": set(paper.TABLE_1),
+        "experiment_demo.yaml": {"gmvae", "vae"},
+    }
+    for name, expected in methods.items():
         experiment = read_experiment(EXAMPLES / name)
-        assert {method.method for method in experiment.methods} == {"gmvae", "vae"}
+        assert {method.method for method in experiment.methods} == expected
         for method in experiment.methods:
             config = experiment.training_config(method, (158, 198))
             assert config.network.num_clusters == (method.clusters or config.network.num_clusters)
@@ -329,6 +334,8 @@ def test_the_example_configurations_are_complete():
         ({"preset": "fast"}, "cannot use preset 'fast'"),
         ({"training": {"step": 3}}, "Unknown setting of training or network.*step"),
         ({"training": {"steps": 0}}, "--steps 1 or more"),
+        ({"methods": [{"method": "anogan", "training": {"steps": 0}}]}, "--steps 1 or more"),
+        ({"methods": [{"method": "aae-128", "tv_weight": 1}]}, "tv_weight of aae-128"),
         ({"lambda": {"grid": "1:2"}}, "Expected a grid"),
         ({"lambda": {"grids": [1]}}, "lambda: unknown grids"),
         ({"restoration": {"batch_size": 0}}, "batch_size: expected a whole number above 0"),

@@ -25,6 +25,8 @@ def slice_noise(shapes, *, seed, step, slices, stream):
     Returns:
         {latent: [B, h, w, channels]} float32.
     """
+    if not shapes:
+        return {}
     sizes = [math.prod(shape) for shape in shapes.values()]
     key = tf.cast(seed, tf.int64) * len(STREAMS) + STREAMS[stream]
     counters = tf.bitwise.left_shift(tf.cast(step, tf.int64), _STEP_BITS) + tf.cast(

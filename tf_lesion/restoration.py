@@ -287,7 +287,8 @@ def describe(loaded, restoration, *, seed):
         **dataclasses.asdict(restoration),
         "step_sizes": [list(pair) for pair in restoration.step_sizes],
     }
-    unused = () if loaded.model.has_lambda else ("step_sizes", "gradient_clip", "tv_weight")
+    of_ascent = ("step_sizes", "gradient_clip", "tv_weight", "solver")
+    unused = () if loaded.model.has_lambda else of_ascent
     return {name: value for name, value in settings.items() if name not in unused}
 
 

@@ -91,10 +91,10 @@ class Updater:
             self.noise(rows, self.step, "training"),
             step=self.step,
             kl_weight=kl_weight,
-            descend=self._descend,
+            descend=self.descend,
         )
 
-    def _descend(self, tape, objectives):
+    def descend(self, tape, objectives):
         """One step of each optimizer that has an objective; all gradients are taken before."""
         gradients, norms = {}, {}
         for name, objective in objectives.items():

@@ -1,5 +1,6 @@
 """AAE-128: an autoencoder whose latents a critic compares with the prior."""
 
+import dataclasses
 import math
 
 import keras
@@ -8,9 +9,9 @@ import tensorflow as tf
 from tf_lesion.baselines.autoencoder import presets
 from tf_lesion.baselines.blocks import (
     Layers,
+    OnePass,
     ResidualDecoder,
     ResidualEncoder,
-    SquareMethod,
     leaky_relu,
     squared_error,
 )
@@ -24,20 +25,23 @@ SLOPE_FLOOR = 1e-12  # under the root of the squared slope: its derivative is in
 
 
 class Critic(keras.Model):
-    """[B, dim_z] -> [B]: dense 200, 400, 1 with leaky ReLU; no normalization, for the penalty."""
+    """[B, dim_z] -> [B]: dense 200, 400, 1 with leaky ReLU, in float32.
+
+    Without normalization: the penalty is on the slope at one latent, whatever the batch.
+    """
 
     def __init__(self, network, *, name="critic"):
         super().__init__(name=name)
-        make = Layers(network)
+        make = Layers(dataclasses.replace(network, precision="float32"))
         self.hidden = [make.dense(f"dense{i}", units) for i, units in enumerate(CRITIC_UNITS)]
         self.head = make.dense("head", 1, bias=False)  # a distance does not depend on it
 
     def call(self, z):
-        """The score of each latent, float32; high where it looks drawn from the prior."""
+        """The score of each latent; high where it looks drawn from the prior."""
         features = z
         for layer in self.hidden:
             features = leaky_relu(layer(features))
-        return tf.cast(self.head(features), self.head.variable_dtype)[:, 0]
+        return self.head(features)[:, 0]
 
 
 def gradient_penalty(critic, real, generated, mix):
@@ -62,7 +66,7 @@ def uniform(noise):
 
 
 @register("aae-128")
-class AAE128(SquareMethod):
+class AAE128(OnePass):
     """Adversarial autoencoder on squares of 128, dense latent of 128.
 
     Source: Chen and Konukoglu (MIDL 2018) as described: encoder and decoder of
@@ -74,8 +78,8 @@ class AAE128(SquareMethod):
     latents of that pass, each time against new samples of the prior; leaky ReLU in the critic, and
     Adam at the same settings.
 
-    `noise` holds, for each critic step, `prior` [B, 100, dim_z] and `mix` [B, 100, 1]. Detects in
-    one pass: restored is the reconstruction.
+    `noise` holds, for each critic step, `prior` [B, 100, dim_z] and `mix` [B, 100, 1]. The
+    reconstruction is the restored slice.
     """
 
     title = "AAE-128"
@@ -150,15 +154,6 @@ class AAE128(SquareMethod):
             last = {"critic_loss": loss, "gradient_penalty": penalty}
         return last
 
-    def reconstruct(self, images, noise):
-        """Reconstructions; the noise is not used."""
-        del noise
-        return self.from_square(self._reconstructed(images))
-
-    def restored(self, observed, mask, *, slices, seed, steps, tv_weight):
-        """The reconstruction inside the mask."""
-        del slices, seed, steps, tv_weight
-        return self.replaced(observed, self._reconstructed(observed), mask)
-
-    def _reconstructed(self, images):
-        return self.decoder(self.encoder(self.to_square(images))["z"])
+    def reconstructed(self, squares):
+        """Decoded latents."""
+        return self.decoder(self.encoder(squares)["z"])

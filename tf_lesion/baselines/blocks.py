@@ -187,6 +187,24 @@ class SquareMethod(Method):
         return tf.where(inside, self.from_square(squares), observed)
 
 
+class OnePass(SquareMethod):
+    """A method that detects by its reconstruction: a subclass gives `reconstructed`."""
+
+    def reconstructed(self, squares):
+        """Reconstructions [B, s, s, 1] of squares, without noise and as outside training."""
+        raise NotImplementedError
+
+    def reconstruct(self, images, noise):
+        """Reconstructions; the noise is not used."""
+        del noise
+        return self.from_square(self.reconstructed(self.to_square(images)))
+
+    def restored(self, observed, mask, *, slices, seed, steps, tv_weight):
+        """The reconstruction inside the mask."""
+        del slices, seed, steps, tv_weight
+        return self.replaced(observed, self.reconstructed(self.to_square(observed)), mask)
+
+
 def _resized(images, size):
     return tf.cast(tf.image.resize(images, size, antialias=True), images.dtype)
 
