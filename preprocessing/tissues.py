@@ -11,7 +11,7 @@ TISSUES = {
     "cortex": (1.3, 0.05),
     "csf": (3.7, 0.2),
     "ventricle": (3.8, 0.2),
-    "choroid": (2.2, 0.3),
+    "choroid": (3.0, 0.3),
     "thalamus": (1.02, 0.05),
     "caudate": (1.1, 0.05),
     "putamen": (1.03, 0.06),
@@ -31,15 +31,15 @@ GRAY_CONTRAST_SPREAD = 0.12  # factor on (intensity - 1), shared by the solid ti
 FLUID_SPREAD = 0.12  # factor on the intensity of all fluids of a subject
 LARGEST_DEVIATION = 2.0  # standard deviations; normal draws are cut there
 
-# FreeSurferColorLUT.txt, left and right. Lesions of white matter (25, 57, 77-79) are painted as
-# white matter, because the healthy must have none.
+# FreeSurferColorLUT.txt; of paired structures left and right come first. Lesions of white matter
+# (25, 57, 77-79) are painted as white matter, because the healthy must have none.
 FREESURFER = {
     "white": (2, 41, 25, 57, 77, 78, 79, 85, 251, 252, 253, 254, 255),
     "cortex": (3, 42),
     "csf": (24,),
     "ventricle": (4, 5, 14, 15, 43, 44, 72),
     "choroid": (31, 63, 136, 137, 163, 164),  # the last four: unnamed, lie along the ventricles
-    "thalamus": (9, 10, 48, 49),
+    "thalamus": (10, 49, 9, 48),
     "caudate": (11, 50),
     "putamen": (12, 51),
     "pallidum": (13, 52),
