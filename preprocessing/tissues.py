@@ -2,27 +2,28 @@
 
 import numpy as np
 
-# T2 intensity relative to cerebral white matter: mean, and spread between subjects. Set by eye and
-# by medians of three skull-stripped 3 T T2 scans in MNI space (Lesjak et al., Neuroinformatics
-# 2017). Nuclei rich in iron (pallidum) are dark.
+# T2 intensity relative to cerebral white matter: mean, and spread between subjects. By medians of
+# four T2 scans outside their lesions: three of multiple sclerosis at 3 T (Lesjak et al.,
+# Neuroinformatics 2017) and one of a stroke; small nuclei and CSF, whose medians are contaminated
+# by their neighbors, by eye. Nuclei rich in iron (pallidum) are dark.
 TISSUES = {
-    "background": (3.7, 0.2),  # the gap between brain and skull, painted as CSF
+    "background": (3.5, 0.25),  # the gap between brain and skull, painted as CSF
     "white": (1.0, 0.0),
-    "cortex": (1.3, 0.05),
-    "csf": (3.7, 0.2),
-    "ventricle": (3.8, 0.2),
+    "cortex": (1.26, 0.06),
+    "csf": (3.5, 0.25),
+    "ventricle": (3.5, 0.3),
     "choroid": (3.0, 0.3),
-    "thalamus": (1.02, 0.05),
-    "caudate": (1.1, 0.05),
-    "putamen": (1.03, 0.06),
-    "pallidum": (0.74, 0.08),
-    "hippocampus": (1.28, 0.06),
-    "amygdala": (1.22, 0.06),
-    "accumbens": (1.15, 0.06),
-    "ventral_dc": (0.95, 0.05),
-    "brainstem": (1.05, 0.05),
-    "cerebellar_white": (1.02, 0.05),
-    "cerebellar_cortex": (1.2, 0.05),
+    "thalamus": (0.96, 0.07),
+    "caudate": (1.05, 0.09),
+    "putamen": (1.02, 0.07),
+    "pallidum": (0.78, 0.09),
+    "hippocampus": (1.22, 0.09),
+    "amygdala": (1.18, 0.09),
+    "accumbens": (1.08, 0.08),
+    "ventral_dc": (0.95, 0.07),
+    "brainstem": (1.0, 0.07),
+    "cerebellar_white": (1.0, 0.06),
+    "cerebellar_cortex": (1.13, 0.07),
     "vessel": (0.55, 0.1),
 }
 TISSUE_INDEX = {name: number for number, name in enumerate(TISSUES)}
