@@ -38,7 +38,7 @@ VOXEL_TOLERANCE_MM = 0.1
 MNI_BRAIN_CENTER = (0.0, -18.0, 6.0)  # mm, middle of the bounding box of the ICBM152 brain
 # Where `preprocessing.alignment` puts the right centroids of tissues in MNI space, mm; the left are
 # their mirror images. Medians of 20 label maps (those SynthSeg was trained with). The pose from
-# these differs from the alignment of one anatomy by 1.2 degrees and 0.8 mm per axis (RMS).
+# these differs from the alignment of one anatomy by 1.1 degrees and 0.7 mm per axis (RMS).
 LANDMARKS = {
     "white": (26.6, -18.5, 17.1),
     "cortex": (30.2, -17.8, 14.9),
