@@ -17,7 +17,6 @@ GRADES = ("HGG", "LGG")  # patients alternate
 
 PAINT_COARSELY_FROM_MM = 3.0  # voxels of this size and more are sampled from a painting at 2 mm
 LATTICE_MM = 4.0  # between control points of the deformation
-FIELD_MARGIN_MM = 22.0  # around the brain in a scan: room for pose, size and deformation
 STEEPEST_QUANTILE, STEEPEST_SHARE = 0.995, 1.5  # what counts as the wall of a ventricle
 FAR_OUTSIDE_MM = 20.0  # distance from the brain off the map: ICBM152 ends within the brainstem
 SKULL_GAP_MM = 1.0  # tumors end this far inside the brain
@@ -34,6 +33,7 @@ class PhantomSettings:
     """How subjects vary. Lengths in mm, angles in degrees; pairs are the ends of a range.
 
     Attributes:
+        margin: around the anatomy in a scan: room for pose, size and deformation.
         rotation, shift: half ranges about and along each axis.
         size_spread, axis_spread: of the logarithm of the head's size, and of each axis besides.
         bend_scales, bend_spreads: distance and standard deviation of independent displacements.
@@ -50,6 +50,7 @@ class PhantomSettings:
         white_level: intensity of white matter in scanner units, log-uniform.
     """
 
+    margin: float = 22.0
     rotation: float = 5.0
     shift: float = 4.0
     size_spread: float = 0.025
@@ -77,6 +78,7 @@ class PhantomSettings:
 # For label maps: they vary among themselves, and they come in the pose of MNI space, so that what
 # is left of rotation and shift is the error of rigid alignment.
 LABEL_MAP_SETTINGS = PhantomSettings(
+    margin=14.0,
     rotation=2.5,
     shift=2.0,
     ventricle_growth=(-4.0, 2.0),
@@ -119,10 +121,10 @@ class Grid:
     origin: np.ndarray
 
     @classmethod
-    def around(cls, anatomy, voxel_size):
-        """The grid that holds an anatomy and a margin."""
+    def around(cls, anatomy, voxel_size, margin):
+        """The grid that holds an anatomy and a margin in mm."""
         center, extent = anatomy.bounds()
-        shape = np.ceil((extent + 2 * FIELD_MARGIN_MM) / voxel_size).astype(int)
+        shape = np.ceil((extent + 2 * margin) / voxel_size).astype(int)
         origin = np.round(center - (shape - 1) / 2 * voxel_size)
         return cls(tuple(shape.tolist()), voxel_size, origin)
 
@@ -176,7 +178,7 @@ def make_phantom(seed, kind, number, *, voxel_size=1.0, label_maps=(), settings=
     rng = np.random.default_rng([seed, kind, number])
     shape_rng, paint_rng, scan_rng, tumor_rng = rng.spawn(4)
     anatomy = _choose_anatomy(number, label_maps, voxel_size)
-    grid = Grid.around(anatomy, voxel_size)
+    grid = Grid.around(anatomy, voxel_size, settings.margin)
     points = grid.lattice()
     source = _deform(shape_rng, anatomy, points, settings)
     tumors = []
