@@ -15,6 +15,7 @@ from tf_lesion.files import InputError
 
 NO_REFERENCE = "no reference histogram comes with this model: intensities not matched."
 SEEN_SHARE = 0.95  # of the brain; below it a warning says so
+DIGITS = 3  # of milliliters and millimeters
 PACKAGES = ("tensorflow", "numpy", "scipy", "nibabel", "SimpleITK", "nilearn")
 
 
@@ -181,10 +182,10 @@ class ScanRestorer:
             "threshold": point.threshold,
             "target_fpr": point.target_fpr,
             "healthy_fpr": point.fpr,
-            "volume_ml": sum(lesion.volume_ml for lesion in found),
+            "volume_ml": _rounded(sum(lesion.volume_ml for lesion in found)),
             "count": len(found),
-            "largest_ml": largest.volume_ml if largest else 0.0,
-            "largest_center_mm": list(largest.center_mm) if largest else None,
+            "largest_ml": _rounded(largest.volume_ml) if largest else 0.0,
+            "largest_center_mm": [_rounded(mm) for mm in largest.center_mm] if largest else None,
         }
 
 
@@ -240,6 +241,10 @@ def _scan_facts(scan):
 
 def _milliliters(mask, scan):
     return float(np.count_nonzero(mask)) * abs(np.linalg.det(scan.affine[:3, :3])) / 1e3
+
+
+def _rounded(value):
+    return round(value, DIGITS)
 
 
 def _number(value):

@@ -14,7 +14,7 @@ HALF = 0.5  # a voxel is brain when half of it is
 POOR_MUTUAL_INFORMATION = {True: 0.33, False: 0.12}  # nats, skull-stripped or not; see `_warnings`
 USUAL_BRAIN_LITERS = (0.7, 2.1)
 LOST_SHARE = 0.02  # of the brain, outside the crop
-SMALLEST_OVERLAP = 0.8  # Dice of the brain mask with the atlas's; see `_warnings`
+SMALLEST_OVERLAP = 0.65  # Dice of the brain mask with the atlas's; see `_warnings`
 LARGEST_HISTOGRAM_DISTANCE = 0.2  # normalized intensity; see `_warnings`
 THICKEST_MM = 3.5  # of a slice; lesions thinner than a slice are averaged away
 
@@ -200,6 +200,11 @@ def _warnings(prepared, *, stripped):
     The limits on mutual information come from five real scans. Skull-stripped ones reach 0.41 to
     0.57 nats when aligned, and 0.20 to 0.30 when turned upside down or back to front, which no
     rigid search recovers; the one with a skull 0.19, and 0.06 to 0.11.
+
+    Their brain masks overlap with the atlas's by a Dice of 0.73 to 0.97 (lowest for small brains),
+    four of them shifted by 40 mm by 0.51 to 0.56; upside down it is hardly less than aligned. Their
+    histograms are 0.02 to 0.17 apart from each other and from phantoms', and 0.19 to 0.51 from
+    those of the same scans with dark and bright exchanged.
     """
     return [
         *_alignment_warnings(prepared, POOR_MUTUAL_INFORMATION[stripped]),
