@@ -237,7 +237,7 @@ def _brain_warnings(prepared):
     if lost > LOST_SHARE:
         yield f"{lost:.0%} of the brain lie outside the crop; is the alignment right?"
     sizes = prepared.scan.voxel_sizes
-    if sizes.max() > THICKEST_MM:
+    if sizes.max() > max(THICKEST_MM, prepared.grid.voxel_size):
         slices = prepared.scan.data.shape[int(sizes.argmax())]
         yield (
             f"few slices: {slices}, {sizes.max():.1f} mm apart; what is thinner than that is "
