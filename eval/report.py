@@ -6,7 +6,7 @@ subjects as well, the worst first.
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing, written_whole
@@ -331,12 +331,11 @@ def write_report(results, out, *, evaluation=None, failed=(), cohort=False, forc
         refuse_existing(path, force=force)
     rows = []
     for result, path in zip(tqdm(results, "pages", unit="scan"), pages, strict=True):
+        result = replace(result)  # a copy forgets the volumes it has read when it goes
         html, numbers = page(result, evaluation=evaluation, index=out.name)
         _write(path, html, force=force)
         rows.append({"name": result.facts["name"], "page": path.name, **numbers})
-        vars(result).clear()  # the volumes that were read
-    shown_at = ""
-    _write(out, index_page(rows, failed=failed, shown_at=shown_at), force=force)
+    _write(out, index_page(rows, failed=failed, shown_at=point_name(results[0])), force=force)
 
 
 def _write(path, html, *, force):

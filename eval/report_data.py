@@ -10,7 +10,7 @@ import numpy as np
 
 from eval import metrics
 from eval.lesions import find_lesions, lesion_counts
-from eval.scan_files import FACTS_ENDINGS, SUMMARY, read_facts
+from eval.scan_layout import FACTS_ENDINGS, FAILED, SUMMARY, read_facts
 from preprocessing.volumes import load_labels, load_scan
 from tf_lesion.files import InputError
 
@@ -172,7 +172,7 @@ def failures(folder):
         return []
     try:
         rows = json.loads(path.read_text())["scans"]
-        return [(row["name"], row["reason"]) for row in rows if row["status"] == "failed"]
+        return [(row["name"], row["reason"]) for row in rows if row["status"] == FAILED]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"Expected {path} as restore_brats.py writes it ({error!r}).") from error
 

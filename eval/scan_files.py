@@ -4,9 +4,10 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from eval.scan_layout import DONE, FAILED, SKIPPED, SUMMARY, Layout, read_facts, stem_of
 from preprocessing import brats, discovery
 from preprocessing.volumes import save_like
 from tf_lesion import __version__
@@ -15,51 +16,9 @@ from tf_lesion.files import InputError, refuse_existing
 
 PATTERNS = ("**/*_T2w.nii*", *(f"**/*{suffix}.nii*" for suffix in brats.SUFFIXES))
 DERIVATIVES = "derivatives"  # of a BIDS dataset: results, no scans
-SUMMARY = "summary.json"
-FACTS_ENDINGS = ("_restoration.json", "_desc-restored_T2w.json")
 BIDS_VERSION = "1.10.0"
 BIDS_SCAN = re.compile(r"(?P<entities>(?P<sub>sub-[A-Za-z0-9]+)(_[a-z]+-[A-Za-z0-9]+)*)_T2w")
 BIDS_SESSION = re.compile(r"_(ses-[A-Za-z0-9]+)")
-DONE, SKIPPED, FAILED = "done", "skipped", "failed"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the files of one scan go.
-
-    Attributes:
-        folder: of all of them.
-        prefix: what their names begin with.
-        bids: names as in BIDS derivatives.
-    """
-
-    folder: Path
-    prefix: str
-    bids: bool = False
-
-    @property
-    def facts(self):
-        """The JSON; in BIDS it is the sidecar of the restored scan."""
-        return self.folder / f"{self.prefix}{FACTS_ENDINGS[self.bids]}"
-
-    def volume(self, name):
-        """The NIfTI file of a volume: `restored`, `residual` or a threshold's name."""
-        is_mask = name.startswith("fpr_")
-        if self.bids:
-            rate = name.removeprefix("fpr_0.").ljust(2, "0")
-            label = f"label-lesion_desc-fpr{rate}_mask" if is_mask else f"desc-{name}_T2w"
-        else:
-            label = f"lesions_{name}" if is_mask else name
-        return self.folder / f"{self.prefix}_{label}.nii.gz"
-
-    def volumes(self, points):
-        """{name: path} of all volumes at these thresholds."""
-        return {name: self.volume(name) for name in ("restored", "residual", *points)}
-
-
-def stem_of(path):
-    """File name without `.nii` or `.nii.gz`."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
 # Which scans ------------------------------------------------------------------------------------
@@ -278,17 +237,3 @@ def is_done(restorer, subject, layout):
             "another --out."
         )
     return all(path.exists() for path in layout.volumes(restorer.points).values())
-
-
-def read_facts(path):
-    """The facts of a restored scan.
-
-    Raises:
-        InputError: if the file holds none.
-    """
-    try:
-        facts = json.loads(Path(path).read_text())
-        facts["lesions"], facts["files"], facts["input"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"Expected {path} as restore_brats.py writes it ({error!r}).") from error
-    return facts
