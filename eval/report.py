@@ -86,7 +86,13 @@ def _template(name):
     environment = jinja2.Environment(
         loader=folder, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["number"] = number
     return environment.get_template(name)
+
+
+def number(value, digits):
+    """A number of so many decimals, a dash if there is none (the rate of an empty truth)."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _numbers(result, measured):
@@ -113,9 +119,9 @@ def _key_figures(result, measured):
     ]
     shown = shown if result.point else []
     if measured:
-        shown.append(("AUC", f"{numbers['auc']:.3f}", ""))
+        shown.append(("AUC", number(numbers["auc"], 3), ""))
         if result.point:
-            shown.append(("Dice", f"{numbers['dice']:.3f}", ""))
+            shown.append(("Dice", number(numbers["dice"], 3), ""))
     shown.append(("brain", f"{result.facts['brain_ml']:.0f}", "ml"))
     shown.append(("brain examined", f"{100 * numbers['examined']:.1f}", "%"))
     return [{"label": label, "value": value, "unit": unit} for label, value, unit in shown]
@@ -137,7 +143,7 @@ def _lesion_rows(result):
     rows = [
         {
             "volume_ml": lesion.volume_ml,
-            "center_mm": lesion.center_mm,
+            "center_mm": [round(mm) for mm in lesion.center_mm],
             "mean_residual": lesion.mean_residual,
             "true": share > 0,
         }

@@ -171,7 +171,8 @@ def viewer(result):
     extent = np.prod(np.array(result.scan.data.shape) * result.scan.voxel_sizes)
     voxel_mm = max(FINEST_VIEWER_MM, float(np.cbrt(extent / VIEWER_VOXELS)))
     images = []
-    for volume in (result.scan.data, result.residual):
+    scan = np.clip(result.scan.data, *_limits(result.scan.data[result.brain]))
+    for volume in (scan, result.residual):
         images.append(nib.Nifti1Image(*world_aligned(volume, result.scan.affine, voxel_mm)))
     lowest, highest = shown_range(result)
     view = view_img(
