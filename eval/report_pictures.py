@@ -23,7 +23,6 @@ RESIDUAL_MAP = "inferno"
 CURVE_INCHES = (4.2, 3.4)
 MOST_CURVE_POINTS = 400
 VIEWER_VOXELS = 4e6  # more is resampled: the page stays small
-FINEST_VIEWER_MM = 1.0
 SHOWN_PERCENTILE = 99.0  # of the residual in the brain, without thresholds
 FAVICON = re.compile(r"<link[^>]*icon[^>]*>")  # the one thing nilearn's page asks the network for
 SVG_HEADER = re.compile(r"^.*?(?=<svg)", re.DOTALL)
@@ -169,7 +168,7 @@ def viewer(result):
     from nilearn.plotting import view_img
 
     extent = np.prod(np.array(result.scan.data.shape) * result.scan.voxel_sizes)
-    voxel_mm = max(FINEST_VIEWER_MM, float(np.cbrt(extent / VIEWER_VOXELS)))
+    voxel_mm = float(max(result.scan.voxel_sizes.min(), np.cbrt(extent / VIEWER_VOXELS)))
     images = []
     scan = np.clip(result.scan.data, *_limits(result.scan.data[result.brain]))
     for volume in (scan, result.residual):
