@@ -161,7 +161,7 @@ def test_a_lesion_is_found_in_its_place_at_every_voxel_size(model, tmp_path, mon
     assert found.shape == tuple(shape)
     assert 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.9
     facts = maps.facts["lesions"]["fpr_0.05"]
-    assert facts["largest_ml"] == pytest.approx(4 / 3 * np.pi * 2**3, rel=0.1)
+    assert facts["largest_ml"] == pytest.approx(4 / 3 * np.pi * 2**3, rel=0.15)
     center = OBLIQUE @ [-20, -20, 30, 1]
     np.testing.assert_allclose(facts["largest_center_mm"], center[:3], atol=1)
 
