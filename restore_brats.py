@@ -1,8 +1,8 @@
 """Restore patients' slices towards the healthy prior; what changes is the lesion map.
 
-python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5
-python restore_brats.py --model runs/gmvae --input patient_t2.nii.gz --out maps
-python restore_brats.py --model runs/gmvae --input dataset --out derivatives --bids-out
+    python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5
+    python restore_brats.py --model runs/gmvae --input patient_t2.nii.gz --out maps
+    python restore_brats.py --model runs/gmvae --input dataset --out derivatives --bids-out
 
 Of a folder every scan is restored; one that fails does not stop the rest (exit status 1), one that
 is done is skipped. python -m eval.report makes a page to look at.
@@ -34,7 +34,11 @@ def parse(argv):
     add("--pattern", help="glob of the scans in a folder; default: BIDS and BRATS names")
     add("--mask-pattern", help="glob of their brain masks, with {subject} and {folder}")
     add("--seg-pattern", help="the same for true segmentations, for the report only")
-    add("--align", choices=["rigid", "center", "none"], help="as in preprocessing (--input)")
+    add(
+        "--align",
+        choices=["rigid", "center", "none"],
+        help="to MNI space; default: as in the training cache (--input)",
+    )
     add(
         "--tv-weight",
         help="lambda, per unit intensity, or auto: that of eval.select_lambda; "
@@ -50,7 +54,13 @@ def parse(argv):
         default=1,
         help="restore every n-th axial slice, interpolate in between: a quick look (--input)",
     )
-    add("--crop", type=int, nargs=4, metavar=("X0", "X1", "Y0", "Y1"), help="pixels (--cache)")
+    add(
+        "--crop",
+        type=int,
+        nargs=4,
+        metavar=("X0", "X1", "Y0", "Y1"),
+        help="window, pixels; default: the cache's (--cache)",
+    )
     add("--batch-size", type=int, default=16, help="slices at once")
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")
     add("--seed", type=int, default=0, help="of the noise")

@@ -19,7 +19,12 @@ def parse(argv):
     add = parser.add_argument
     add("--cache", required=True, help="HDF5 cache with Train and Test")
     add("--out", required=True, help="folder of the run")
-    add("--model", choices=["gmvae", "vae"], help="(default: gmvae)", default=argparse.SUPPRESS)
+    add(
+        "--model",
+        choices=["gmvae", "vae"],
+        help="mixture prior (the paper's) or a plain VAE (default: gmvae)",
+        default=argparse.SUPPRESS,
+    )
     add(
         "--preset",
         choices=["released", "paper", "practical"],
@@ -42,7 +47,13 @@ def parse(argv):
         help="of the convolutions (default: the preset's)",
         default=argparse.SUPPRESS,
     )
-    add("--crop", type=int, nargs=4, metavar=("X0", "X1", "Y0", "Y1"), help="pixels")
+    add(
+        "--crop",
+        type=int,
+        nargs=4,
+        metavar=("X0", "X1", "Y0", "Y1"),
+        help="window, pixels; default: the cache's",
+    )
     add("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     add("--force", action="store_true", help="replace an existing run")
     add("--dry-run", action="store_true", help="print the resolved configuration and leave")
