@@ -151,6 +151,11 @@ def check_options(options):
         if value is not None and value < 1:
             name = "--" + flag.replace("_", "-")
             raise InputError(f"Expected {name} 1 or more, got {value}.")
+    of_one, of_many = options.mask, [getattr(options, f"{name}pattern") for name in PATTERNS]
+    if options.input and of_one and Path(options.input).is_dir():
+        raise InputError("--mask is for one scan; for a folder give --mask-pattern.")
+    if any(of_many) and not (options.input and Path(options.input).is_dir()):
+        raise InputError("--pattern, --mask-pattern and --seg-pattern need a folder as --input.")
 
 
 @command

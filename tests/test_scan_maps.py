@@ -360,7 +360,11 @@ def test_a_scan_with_any_name_becomes_a_bids_subject(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--pattern", "*.img"], "nothing matches"), (["--pattern", "**/*_t2*"], "Two scans of")],
+    [
+        (["--pattern", "*.img"], "nothing matches"),
+        (["--pattern", "**/*_t2*"], "Two scans of"),
+        (["--mask", "mask.nii"], "give --mask-pattern"),
+    ],
 )
 def test_a_folder_without_scans_or_with_two_of_one_name_is_refused(
     model, brats, tmp_path, capsys, options, message
