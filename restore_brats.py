@@ -1,14 +1,22 @@
 """Restore patients' slices towards the healthy prior; what changes is the lesion map.
 
+Models that reconstruct a slice, or search the nearest healthy one, put that in its place.
+
     python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5
     python restore_brats.py --model runs/gmvae --input patient_t2.nii.gz --out maps
     python restore_brats.py --model runs/gmvae --input dataset --out derivatives --bids-out
 
 Of a folder every scan is restored; one that fails does not stop the rest (exit status 1), one that
 is done is skipped. python -m eval.report makes a page to look at.
+
+On several machines or devices, each does one part of the cache, and any of them puts them together:
+
+    python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5 --shard 1/3
+    python restore_brats.py --out restored.h5 --merge
 """
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -22,9 +30,10 @@ def parse(argv):
     """The command line; --tv-weight and --steps left out are None: the model's preset decides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("--model", required=True, help="run of train_gmvae.py, or folder of a TF1 checkpoint")
+    add("--model", help="run of train_gmvae.py, or folder of a TF1 checkpoint")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--cache", help="HDF5 cache with Test (and Mask)")
+    source.add_argument("--merge", action="store_true", help="put the shards of --out together")
     source.add_argument(
         "--input", help="T2 scan (NIfTI, any grid and orientation), or a folder of scans, or BIDS"
     )
@@ -42,11 +51,18 @@ def parse(argv):
     add(
         "--tv-weight",
         help="lambda, per unit intensity, or auto: that of eval.select_lambda; "
-        "default: the preset's",
+        "default: the preset's (gmvae, vae)",
     )
     add("--thresholds", help="JSON of eval.thresholds: also write binary lesion maps")
-    add("--steps", type=int, help="of gradient ascent; default: the preset's")
-    add("--save-every", type=int, help="keep the images every so many steps (--cache)")
+    add("--steps", type=int, help="of the restoration or search; default: the preset's")
+    add(
+        "--solver",
+        choices=["released", "proximal"],
+        help="released: 500 small steps; proximal: 50 longer ones; default: the preset's "
+        "(gmvae, vae)",
+    )
+    add("--save-every", type=int, help="keep the images every so many steps (--cache; gmvae, vae)")
+    add("--shard", type=shard_of, metavar="I/N", help="only the I-th of N parts (--cache)")
     add("--max-slices", type=int, help="restore a random subset, drawn with --seed (--cache)")
     add(
         "--slice-step",
@@ -65,14 +81,27 @@ def parse(argv):
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")
     add("--seed", type=int, default=0, help="of the noise")
     add("--force", action="store_true", help="overwrite --out")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.model is None and not options.merge:
+        parser.error("the following arguments are required: --model")
+    return options
+
+
+def shard_of(text):
+    """(i, n) from "i/n", 1 <= i <= n."""
+    number, count = (int(part) for part in text.split("/"))
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, got {text}")
+    return number, count
 
 
 def restoration_config(loaded, options):
     """The model's `RestorationConfig` with the options that were given."""
     from eval.select_lambda import restoration_of
 
-    return restoration_of(loaded, tv_weight=options.tv_weight, steps=options.steps)
+    return restoration_of(
+        loaded, tv_weight=options.tv_weight, steps=options.steps, solver=options.solver
+    )
 
 
 def detection_points(loaded, restoration, options):
@@ -85,7 +114,7 @@ def detection_points(loaded, restoration, options):
         return []
     from eval.thresholds import load_thresholds
 
-    used = {"tv_weight": restoration.tv_weight, "steps": restoration.steps}
+    used = dataclasses.asdict(restoration)
     stored = load_thresholds(options.thresholds, model_id=loaded.identity, restoration=used)
     return stored.points["residual"]
 
@@ -107,6 +136,7 @@ def restore_from_cache(loaded, options):
         save_every=options.save_every,
         thresholds={f"fpr_{point.target_fpr:g}": point.threshold for point in points},
         crop=options.crop,
+        shard=options.shard,
         force=options.force,
     )
     print(f"Restored {count} slices: {options.out}")
@@ -163,7 +193,12 @@ def main(argv=None):
     """Run the command line; returns the exit status."""
     options = parse(argv)
     check_options(options)
-    if options.cache:
+    if options.merge:
+        from tf_lesion.restored import merge_shards
+
+        print(f"Merged {merge_shards(options.out, force=options.force)} slices: {options.out}")
+        return 0
+    if options.cache and not options.shard:
         refuse_existing(options.out, force=options.force)
     from tf_lesion.runs import load
 

@@ -1,4 +1,4 @@
-"""Train a GMVAE or VAE on the healthy slices of a cache.
+"""Train a GMVAE, or another method of Table 1, on the healthy slices of a cache.
 
     python train_gmvae.py --cache healthy.h5 --out runs/gmvae --preset practical
 
@@ -21,8 +21,7 @@ def parse(argv):
     add("--out", required=True, help="folder of the run")
     add(
         "--model",
-        choices=["gmvae", "vae"],
-        help="mixture prior (the paper's) or a plain VAE (default: gmvae)",
+        help="gmvae, vae, vae-256, vae-128, aae-128 or anogan (default: gmvae)",
         default=argparse.SUPPRESS,
     )
     add(
@@ -76,9 +75,12 @@ _MAY_CHANGE = ("steps", "checkpoint_every")  # on --resume
 def resolve(options, shape):
     """`Config` from the preset, the options that were given and the size of the slices."""
     from tf_lesion import config as configuration
+    from tf_lesion.methods import METHODS
 
     given = vars(options)
     model = given.get("model", "gmvae")
+    if model not in METHODS:
+        raise InputError(f"Expected --model as one of {', '.join(METHODS)}, got {model}.")
     config = configuration.preset(given.get("preset", "released"), model)
     config = config.replace(network={"height": shape[0], "width": shape[1]})
     return configuration.check(_with_options(config, given))

@@ -13,18 +13,8 @@ from eval.scores import Cohort, read_counts
 from eval.sweep import parse_grid
 from tf_lesion import config as configuration
 from tf_lesion.files import InputError
+from tf_lesion.methods import METHODS
 from tf_lesion.slices import SliceCache
-
-TITLES = {
-    "gmvae": "GMVAE(TV)",
-    "vae": "VAE(TV)",
-    "vae-256": "VAE-256",
-    "vae-128": "VAE-128",
-    "aae-128": "AAE-128",
-    "anogan": "AnoGAN",
-}
-WITH_LAMBDA = ("gmvae", "vae")  # restored by gradient ascent with a total variation
-WITH_CLUSTERS = ("gmvae",)
 
 
 @dataclass(frozen=True)
@@ -56,11 +46,18 @@ class MethodSettings:
     seed: int | None = None  # of training; the experiment's if left out
     run: Path | None = None  # an existing run or TF1 checkpoint: nothing is trained
     tv_weight: float | None = None  # a given lambda: none is chosen
+    network: dict = field(default_factory=dict)  # fields that differ from the experiment's
+    training: dict = field(default_factory=dict)
+
+    @property
+    def kind(self):
+        """The class of the method: what it can do, and its title."""
+        return METHODS[self.method]
 
     @property
     def has_lambda(self):
         """Whether images are restored with a total variation, whose weight is to be chosen."""
-        return self.method in WITH_LAMBDA
+        return self.kind.has_lambda
 
     @property
     def name(self):
@@ -76,7 +73,7 @@ class MethodSettings:
         """Name for people."""
         extra = [f"K = {self.clusters}"] if self.clusters is not None else []
         extra += [f"seed {self.seed}"] if self.seed is not None else []
-        return ", ".join([TITLES.get(self.method, self.method), *extra])
+        return ", ".join([self.kind.title, *extra])
 
 
 @dataclass(frozen=True)
@@ -159,12 +156,14 @@ class Experiment:
             InputError: on an unknown field or a value that makes no sense.
         """
         config = configuration.preset(self.preset, method.method)
-        network = {**self.network, "height": shape[0], "width": shape[1]}
+        network = {**self.network, **method.network, "height": shape[0], "width": shape[1]}
         if method.clusters is not None:
             network["num_clusters"] = method.clusters
         seed = self.seed if method.seed is None else method.seed
         try:
-            config = config.replace(seed=seed, network=network, training=dict(self.training))
+            config = config.replace(
+                seed=seed, network=network, training={**self.training, **method.training}
+            )
         except TypeError as error:
             raise InputError(f"Unknown setting of training or network: {error}.") from error
         return configuration.check(config)
@@ -289,9 +288,10 @@ def checked(experiment, *, where):
         (experiment.figures.method in (None, *names), f"figures: method, one of {names}"),
     ]
     for method in experiment.methods:
-        known = method.method in configuration.MODEL_NAMES
-        rules.append((known, f"method {method.method!r}; known: {configuration.MODEL_NAMES}"))
-        clustered = method.clusters is None or method.method in WITH_CLUSTERS
+        if method.method not in METHODS:
+            rules.append((False, f"method {method.method!r}; known: {', '.join(METHODS)}"))
+            continue
+        clustered = method.clusters is None or method.kind.has_clusters
         rules.append((clustered, f"clusters of {method.method}, which has none"))
         weighted = method.tv_weight is None or method.has_lambda
         rules.append((weighted, f"tv_weight of {method.method}, which has none"))

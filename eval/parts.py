@@ -33,7 +33,8 @@ class Work:
     """How much there is to do.
 
     Attributes:
-        kind: key of `SECONDS_PER_SLICE_STEP`, or "" for the little that is left.
+        kind: key of `SECONDS_PER_SLICE_STEP`, also with more words after it, or "" for the little
+            that is left.
         slice_steps: slices times steps.
         pixels: of one slice.
     """
@@ -139,12 +140,18 @@ def measured_rates(root):
     return {kind: seconds[kind] / sizes[kind] for kind in sizes}
 
 
+def _rate(kind, rates):
+    """That of the kind, or of the longest known one that it begins with; 0 without."""
+    known = [each for each in rates if kind.startswith(each)]
+    return rates[max(known, key=len)] if known else 0.0
+
+
 def plan(parts, root):
     """Text: every part, whether it is finished, and about how long the others take."""
     rates = SECONDS_PER_SLICE_STEP | measured_rates(root)
     lines, left = [], 0.0
     for part in with_needs(parts):
-        seconds = 0.0 if part.done else part.work.size * rates.get(part.work.kind, 0.0)
+        seconds = 0.0 if part.done else part.work.size * _rate(part.work.kind, rates)
         left += seconds
         state = "finished" if part.done else f"about {seconds / 60:.1f} min"
         lines.append(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from eval import select_lambda, sweep
 from eval.evaluate import evaluate, write_results
-from eval.experiment import WITH_CLUSTERS, Sizes
+from eval.experiment import Sizes
 from eval.healthy import restored_healthy
 from eval.parts import NO_WORK, Part, Work, fingerprint
 from eval.thresholds import find_thresholds, load_thresholds, model_id
@@ -90,7 +90,7 @@ class MethodParts:
     @functools.cached_property
     def clusters(self):
         """K of the mixture, None for methods without."""
-        if self.method.method not in WITH_CLUSTERS:
+        if not self.method.kind.has_clusters:
             return None
         config = read_config(self.method.run) if self.method.run else self._config
         return config.network.num_clusters
@@ -150,10 +150,15 @@ class MethodParts:
         restoration = self.experiment.restoration
         return {
             "seed": self.experiment.seed,
-            "steps": restoration.steps,
+            "steps": self._steps_given,
             "precision": restoration.precision,
             **self._model_settings,
         }
+
+    @property
+    def _steps_given(self):
+        """Steps of the restoration, None for the preset's; methods in one pass take none."""
+        return self.experiment.restoration.steps if self.method.kind.has_steps else None
 
     @property
     def _save_every(self):
@@ -161,11 +166,18 @@ class MethodParts:
 
     def _restoration_work(self, slices, lambdas=1):
         restoration = self.experiment.restoration
-        steps = restoration.steps
+        steps = self._steps_given
         if steps is None:
             steps = self._config.restoration.steps
         kind = "restoration in bfloat16" * (restoration.precision == "bfloat16") or "restoration"
-        return Work(kind, slices * steps * lambdas, self._sizes.pixels)
+        return self._work(kind, slices * steps * lambdas)
+
+    def _work(self, kind, slice_steps):
+        """`Work` at a rate of its own for each baseline, in pixels of what it sees."""
+        if not self.method.kind.has_lambda:
+            kind = f"{kind} {self.method.method}"
+        square = self._config.network.square
+        return Work(kind, slice_steps, square**2 if square else self._sizes.pixels)
 
     # The parts ----------------------------------------------------------------------------------
 
@@ -175,7 +187,7 @@ class MethodParts:
             "training",
             {"config": config.to_dict(), "cache": fingerprint(self.experiment.healthy.cache)},
             lambda folder: train(config, self.experiment.healthy.cache, folder / "run"),
-            work=Work("training", training.steps * training.batch_size, self._sizes.pixels),
+            work=self._work("training", training.steps * training.batch_size),
         )
 
     def _choice(self):
@@ -357,7 +369,7 @@ class MethodParts:
 
     def _restoration(self, loaded):
         return select_lambda.restoration_of(
-            loaded, tv_weight=self.tv_weight, steps=self.experiment.restoration.steps
+            loaded, tv_weight=self.tv_weight, steps=self._steps_given
         )
 
 

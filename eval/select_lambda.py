@@ -72,7 +72,8 @@ def select(
     """
     from tf_lesion.restoration import Restorer, chosen_rows, describe
 
-    restoration = restoration_of(loaded, tv_weight=grid[0], steps=steps)
+    # A proximal step only ever lessens the change as lambda grows: it has no minimum to find.
+    restoration = restoration_of(loaded, tv_weight=grid[0], steps=steps, solver="released")
     settings = describe(loaded, restoration, seed=seed)
     del settings["tv_weight"]
     with SliceCache(cache_path, "Test", counts=counts, crop=crop) as cache:
@@ -151,17 +152,20 @@ def chosen(curve):
 # Using the choice ------------------------------------------------------------------------------
 
 
-def restoration_of(loaded, *, tv_weight=None, steps=None):
+def restoration_of(loaded, *, tv_weight=None, steps=None, solver=None):
     """The model's `RestorationConfig` with what was given.
 
     Args:
         loaded: `runs.LoadedModel`.
         tv_weight: a number or the text of one; "auto" takes the run's own; None the preset's.
-        steps: of gradient ascent; None takes the preset's.
+        steps: of gradient ascent; None takes the preset's, or those of the solver.
+        solver: "released" or "proximal"; None takes the preset's.
 
     Raises:
-        InputError: if a value makes no sense, or the run has no lambda of its own.
+        InputError: if a value makes no sense or means nothing to the model, or the run has no
+            lambda of its own.
     """
+    _check_meaning(loaded, tv_weight=tv_weight, steps=steps, solver=solver)
     if tv_weight == AUTO:
         tv_weight = read_lambda(loaded)
     try:
@@ -169,10 +173,26 @@ def restoration_of(loaded, *, tv_weight=None, steps=None):
     except ValueError as error:
         raise InputError(f"Expected --tv-weight as a number or auto, got {tv_weight!r}.") from error
     given = {"tv_weight": tv_weight, "steps": steps}
-    config = loaded.config.replace(
+    config = loaded.config
+    if solver is not None:
+        config = config.replace(restoration=config.restoration.with_solver(solver))
+    config = config.replace(
         restoration={name: value for name, value in given.items() if value is not None}
     )
     return check(config).restoration
+
+
+def _check_meaning(loaded, *, tv_weight, steps, solver):
+    which = f"{loaded.path} ({loaded.config.network.model})"
+    if tv_weight is not None and not loaded.model.has_lambda:
+        raise InputError(
+            f"Expected no lambda (--tv-weight), since {which} is not restored with a total "
+            f"variation; leave it out, and leave eval.select_lambda out."
+        )
+    if solver is not None and not loaded.model.has_lambda:
+        raise InputError(f"Expected no --solver, since {which} is not restored by ascent.")
+    if steps is not None and not loaded.model.has_steps:
+        raise InputError(f"Expected no --steps, since {which} detects in one pass; leave it out.")
 
 
 def read_lambda(loaded, path=None):

@@ -10,10 +10,10 @@ import csv
 import math
 
 from eval import figures, paper
-from eval.experiment import TITLES
 from eval.measurement import YOUDEN
 from eval.runner import parser, prepare, stoppable
 from tf_lesion.files import command, written_whole
+from tf_lesion.methods import METHODS
 
 OURS = "this experiment"
 BASELINES = {"equalized": "histogram-equalized intensity", "intensity": "intensity"}
@@ -91,7 +91,7 @@ def table_1(methods):
     scores = methods[0].metrics["scores"]
     rows += [our_row(title, scores[name]) for name, title in BASELINES.items()]
     rows += [
-        paper_row(TITLES[name], numbers, tv_weight=paper.TABLE_1_LAMBDA.get(name))
+        paper_row(METHODS[name].title, numbers, tv_weight=paper.TABLE_1_LAMBDA.get(name))
         for name, numbers in paper.TABLE_1.items()
     ]
     return rows

@@ -33,7 +33,7 @@ GOLDEN_SHARE = (3 - math.sqrt(5)) / 2  # of the wider part of the bracket, 0.382
 GOLDEN_TOLERANCE = 1e-8  # width of the last bracket over the sum of its two inner points
 HALF_BITS = 16  # streaming counts the upper, then the lower half of the 32-bit pattern
 UNKNOWN_MODEL = "unknown"
-DECISIVE = ("tv_weight", "steps")  # settings of a restoration that move the thresholds
+DECISIVE = ("tv_weight", "steps", "solver")  # settings of a restoration that move the thresholds
 
 EXAMPLE = """example:
   python -m eval.thresholds --model runs/gmvae --cache healthy.h5 --out thresholds.json \\
@@ -322,6 +322,11 @@ def parser():
     )
     add("--tv-weight", help="lambda, or auto: that of eval.select_lambda; default: the preset's")
     add("--steps", type=int, help="of the restoration; default: the preset's")
+    add(
+        "--solver",
+        choices=["released", "proximal"],
+        help="as in restore_brats.py; default: the preset's",
+    )
     add("--max-slices", type=int, help="use a random subset, drawn with --seed")
     add("--batch-size", type=int, default=16, help="slices at once")
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")
@@ -345,7 +350,7 @@ def _restored(options):
     if options.model is None:
         if options.restored is None:
             raise InputError("Expected --model to restore with, or --restored with the slices.")
-        for name in ("tv_weight", "steps", "max_slices"):
+        for name in ("tv_weight", "steps", "solver", "max_slices"):
             if getattr(options, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')} needs --model to restore with.")
         return options.restored
@@ -358,7 +363,9 @@ def _restored(options):
     check_counts(batch_size=options.batch_size, max_slices=options.max_slices)
     path = options.restored or options.out.with_suffix(".healthy.h5")
     loaded = load(options.model, precision=options.precision)
-    restoration = restoration_of(loaded, tv_weight=options.tv_weight, steps=options.steps)
+    restoration = restoration_of(
+        loaded, tv_weight=options.tv_weight, steps=options.steps, solver=options.solver
+    )
     reused = restored_healthy(loaded, options.cache, path, restoration=restoration, **given)
     print(f"{'Reused' if reused else 'Restored'} healthy slices: {path}")
     return path

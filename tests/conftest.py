@@ -31,7 +31,13 @@ def golden(name):
 def small_config(model="gmvae", name="paper", **sections):
     """A preset at 38 x 42 pixels with 8 filters; sections replace single fields."""
     config = preset(name, model)
-    small = {"height": HEIGHT, "width": WIDTH, "num_filters": 8, "initializer": "he_normal"}
+    small = {
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_filters": 8,
+        "square": 32,
+        "initializer": "he_normal",
+    }
     config = config.replace(network={**small, **sections.pop("network", {})})
     return config.replace(**sections)
 

@@ -183,3 +183,37 @@ def test_a_full_disk_is_one_line_and_leaves_no_result(run, cache_path, tmp_path)
     assert done.returncode == 2, done.stderr
     assert "error:" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_three_shards_merged_are_the_cache_restored_at_once(run, cache_path, tmp_path):
+    whole, merged = tmp_path / "whole.h5", tmp_path / "merged.h5"
+    assert _restore(run, cache_path, whole, "--save-every", 6) == 0
+    for number in (3, 1, 2):
+        options = ("--save-every", 6, "--shard", f"{number}/3")
+        assert _restore(run, cache_path, merged, *options) == 0
+    assert not merged.exists()
+    assert restore_brats.main(["--merge", "--out", str(merged)]) == 0
+    with h5py.File(whole) as expected, h5py.File(merged) as found:
+        assert json.loads(found.attrs["settings"]) == json.loads(expected.attrs["settings"])
+        for name in ("Restore", "rows", "Trajectory/6", "Trajectory/12"):
+            np.testing.assert_array_equal(found[name][:], expected[name][:])
+
+
+def test_merging_asks_for_every_shard_and_for_equal_settings(run, cache_path, tmp_path, capsys):
+    out = tmp_path / "merged.h5"
+    merge = ["--merge", "--out", str(out)]
+    assert restore_brats.main(merge) == 2
+    assert "Expected the shards of" in capsys.readouterr().err
+    assert _restore(run, cache_path, out, "--shard", "1/2") == 0
+    assert restore_brats.main(merge) == 2
+    assert re.search(r"Not restored yet: .*shard-2-of-2", capsys.readouterr().err)
+    assert _restore(run, cache_path, out, "--shard", "2/2", "--tv-weight", "0.5") == 0
+    assert restore_brats.main(merge) == 2
+    assert "(tv_weight)" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "x", "2"])
+def test_a_shard_that_is_none_is_refused(run, cache_path, tmp_path, shard):
+    with pytest.raises(SystemExit, match="2"):
+        _restore(run, cache_path, tmp_path / "out.h5", "--shard", shard)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tf_lesion import __version__
+from tf_lesion.baselines import METHODS
 from tf_lesion.files import InputError, written_whole
 from tf_lesion.objective import RELEASED_KL_C_FLOOR, RELEASED_PRECISION_OFFSET
 
-MODEL_NAMES = ("gmvae", "vae")
+SQUARE_STEP = 16  # the baselines halve their square four times
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,11 @@ class NetworkConfig:
     height: int = 158  # pixels
     width: int = 198  # pixels
     num_clusters: int = 6  # K; unused by the VAE
+    square: int | None = None  # pixels; side that the baselines resample slices to
     dim_z: int = 1
     dim_omega: int = 1
     num_filters: int = 64
-    initializer: str = "truncated_normal"  # or "he_normal"
+    initializer: str = "truncated_normal"  # or "he_normal", "dcgan"
     precision: str = "float32"  # of the convolutions; or "bfloat16"
 
 
@@ -74,6 +76,12 @@ class TrainingConfig:
         return self.learning_rate * (self.learning_rate_drop if dropped else 1.0)
 
 
+SOLVERS = {  # name -> schedule
+    "released": {"steps": 500, "step_sizes": ((0, 5e-3), (100, 2e-3))},
+    "proximal": {"steps": 50, "step_sizes": ((0, 0.026),)},
+}
+
+
 @dataclass(frozen=True)
 class RestorationConfig:
     """Gradient ascent on ELBO(x) - tv_weight * TV(observed - x)."""
@@ -82,6 +90,16 @@ class RestorationConfig:
     step_sizes: tuple = ((0, 5e-3), (100, 2e-3))  # (from this step on, step size)
     gradient_clip: float | None = 100.0  # None: no clipping
     tv_weight: float = 1.8  # lambda, per unit intensity
+    solver: str = "released"  # or "proximal", see `tf_lesion.solvers`
+
+    def with_solver(self, name):
+        """A copy that follows the schedule of another solver.
+
+        The steps of the proximal one add up to the 1.3 of the released schedule.
+        """
+        if name == self.solver:
+            return self
+        return dataclasses.replace(self, solver=name, **SOLVERS[name])
 
     def step_size(self, step):
         """Step size at `step` (0-based)."""
@@ -164,22 +182,12 @@ _PRESETS = {
     ),
 }
 PRESET_NAMES = tuple(_PRESETS)
-_RELEASED_VAE = {"gradient_clip": 50.0, "tv_weight": 2.2}
 
 
 def preset(name, model="gmvae"):
-    """The preset `name` for `model`: "released", "paper" or "practical".
-
-    The released code restores with a VAE at lambda 2.2 and gradients clipped at 50 (GMVAE: 1.8
-    and 100); the other presets take over its lambda.
-    """
+    """The preset `name` for the method `model`: "released", "paper" or "practical"."""
     config = _PRESETS[name].replace(network={"model": model})
-    if model != "vae":
-        return config
-    changes = dict(_RELEASED_VAE)
-    if config.restoration.gradient_clip is None:
-        del changes["gradient_clip"]
-    return config.replace(restoration=changes)
+    return config.replace(**METHODS[model].settings.get(name, {}))
 
 
 def check(config):
@@ -188,6 +196,10 @@ def check(config):
     rules = [
         (network.num_clusters >= 1, f"--clusters 1 or more, got {network.num_clusters}"),
         (network.dim_z >= 1 and network.dim_omega >= 1, "latents of 1 channel or more"),
+        (
+            network.square is None or (network.square > 0 and network.square % SQUARE_STEP == 0),
+            f"a square of {SQUARE_STEP} pixels or a multiple, got {network.square}",
+        ),
         (training.steps >= 1, f"--steps 1 or more, got {training.steps}"),
         (training.batch_size >= 1, f"--batch-size 1 or more, got {training.batch_size}"),
         (training.learning_rate > 0, f"--learning-rate above 0, got {training.learning_rate}"),

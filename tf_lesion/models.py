@@ -1,18 +1,22 @@
 """GMVAE and VAE: the networks wired together. Noise is passed in, never drawn here."""
 
-import keras
+from typing import ClassVar
+
 import tensorflow as tf
 
 from tf_lesion import objective
+from tf_lesion.methods import Method, make_model, register
 from tf_lesion.networks import Decoder, Encoder, PriorNetwork, latent_size
-from tf_lesion.slices import check_slice_shape
+
+__all__ = ["GMVAE", "VAE", "elbo", "make_model", "sample"]
 
 
-def _sample(mean, logvar, noise):
+def sample(mean, logvar, noise):
+    """A sample of N(mean, exp(logvar)) from standard normal noise."""
     return mean + tf.exp(0.5 * logvar) * noise
 
 
-class _VariationalModel(keras.Model):
+class _VariationalModel(Method):
     """What GMVAE and VAE share. Subclasses give `latents` and `kl_terms`.
 
     Args:
@@ -20,10 +24,11 @@ class _VariationalModel(keras.Model):
         objective_config: `ObjectiveConfig` (which form of the terms).
     """
 
+    has_lambda = True
+    has_steps = True
+
     def __init__(self, network, objective_config, *, dim_omega, name):
-        check_slice_shape((network.height, network.width), where="the network configuration")
-        super().__init__(name=name)
-        self.network, self.objective_config = network, objective_config
+        super().__init__(network, objective_config, name=name)
         options = {
             "num_filters": network.num_filters,
             "initializer": network.initializer,
@@ -38,12 +43,6 @@ class _VariationalModel(keras.Model):
         """(h, w) of the latents."""
         return latent_size(self.network.height), latent_size(self.network.width)
 
-    def build_weights(self):
-        """Create every weight, so that a checkpoint can be read or written; returns the model."""
-        noise = {name: tf.zeros([1, *shape]) for name, shape in self.noise_shapes.items()}
-        self(tf.zeros([1, self.network.height, self.network.width, 1]), noise)
-        return self
-
     def call(self, image, noise):
         """Every quantity of the model for `image` [B, H, W, 1], as a dict by glossary name."""
         outputs = self.latents(image, noise)
@@ -57,6 +56,20 @@ class _VariationalModel(keras.Model):
         )
         return {"log_likelihood": log_likelihood, **self.kl_terms(outputs)}
 
+    def terms(self, images, noise, *, training=False):
+        """`nelbo` and the terms of the ELBO, each [B], nats."""
+        del training
+        terms = self.elbo_terms(images, noise)
+        return {"nelbo": -elbo(terms), **terms}
+
+    def objectives(self, terms, *, kl_weight):
+        """The negative ELBO with weighted KL terms, mean over the batch."""
+        return {"adam": -tf.reduce_mean(elbo(terms, kl_weight=kl_weight))}
+
+    def reconstruct(self, images, noise):
+        """The mean of p(x | z) for one sample of z."""
+        return self(images, noise)["y_mean"]
+
     def restoration_terms(self, image, noise):
         """As `elbo_terms`, with the sigma of p(x | z) fixed at 1/sqrt(2) (paper, section 2.2)."""
         outputs = self.latents(image, noise)
@@ -66,6 +79,7 @@ class _VariationalModel(keras.Model):
         return {"log_likelihood": log_likelihood, **self.kl_terms(outputs)}
 
 
+@register("gmvae")
 class GMVAE(_VariationalModel):
     """Gaussian-mixture variational autoencoder (You et al., MIDL 2019, section 2.1).
 
@@ -75,6 +89,9 @@ class GMVAE(_VariationalModel):
 
     `noise` holds `omega` [B, h, w, dim_omega] and `z` [B, h, w, D], standard normal.
     """
+
+    title = "GMVAE(TV)"
+    has_clusters = True
 
     def __init__(self, network, objective_config, *, name="gmvae"):
         super().__init__(network, objective_config, dim_omega=network.dim_omega, name=name)
@@ -93,8 +110,8 @@ class GMVAE(_VariationalModel):
     def latents(self, image, noise):
         """Posterior moments, one sample of each latent, the prior's moments, responsibilities."""
         outputs = self.encoder(image)
-        outputs["omega"] = _sample(outputs["omega_mean"], outputs["omega_logvar"], noise["omega"])
-        outputs["z"] = _sample(outputs["z_mean"], outputs["z_logvar"], noise["z"])
+        outputs["omega"] = sample(outputs["omega_mean"], outputs["omega_logvar"], noise["omega"])
+        outputs["z"] = sample(outputs["z_mean"], outputs["z_logvar"], noise["z"])
         outputs |= self.prior_network(outputs["omega"])
         outputs["cluster_probs"] = objective.cluster_probs(
             outputs["z"],
@@ -121,11 +138,21 @@ class GMVAE(_VariationalModel):
         }
 
 
+@register("vae")
 class VAE(_VariationalModel):
     """The same trunk and decoder with a standard normal prior on z: VAE(TV) of the paper.
 
     `noise` holds `z` [B, h, w, D], standard normal. Shapes as in `GMVAE`, without omega and prior.
     """
+
+    # The released code restores with a VAE at lambda 2.2 and gradients clipped at 50 (GMVAE: 1.8
+    # and 100); the other presets take over its lambda.
+    title = "VAE(TV)"
+    settings: ClassVar[dict] = {
+        "released": {"restoration": {"gradient_clip": 50.0, "tv_weight": 2.2}},
+        "paper": {"restoration": {"tv_weight": 2.2}},
+        "practical": {"restoration": {"gradient_clip": 50.0, "tv_weight": 2.2}},
+    }
 
     def __init__(self, network, objective_config, *, name="vae"):
         super().__init__(network, objective_config, dim_omega=None, name=name)
@@ -138,20 +165,12 @@ class VAE(_VariationalModel):
     def latents(self, image, noise):
         """Posterior moments and one sample of z."""
         outputs = self.encoder(image)
-        outputs["z"] = _sample(outputs["z_mean"], outputs["z_logvar"], noise["z"])
+        outputs["z"] = sample(outputs["z_mean"], outputs["z_logvar"], noise["z"])
         return outputs
 
     def kl_terms(self, outputs):
         """kl_z from the outputs of `latents`, [B], nats."""
         return {"kl_z": objective.kl_standard_normal(outputs["z_mean"], outputs["z_logvar"])}
-
-
-MODELS = {"gmvae": GMVAE, "vae": VAE}
-
-
-def make_model(config):
-    """The model that a `Config` describes, with its weights created."""
-    return MODELS[config.network.model](config.network, config.objective).build_weights()
 
 
 def elbo(terms, *, kl_weight=1.0):

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 RELEASED_STDDEV = 0.01  # truncated normal of every released kernel
 RELEASED_BIAS = 0.01
+DCGAN_STDDEV = 0.02  # normal, of every kernel of DCGAN (Radford et al., ICLR 2016)
 LOG_PRECISION_BIAS = 0.1  # of the two log-precision heads, released code
 UPSAMPLING = 2
 PADDING = 2  # zeros around an upsampled map, so that 158 x 198 comes back as 158 x 198
@@ -21,6 +22,7 @@ LATENT_MARGIN = 30  # a slice of 30 + 4k pixels has a latent grid of k
 INITIALIZERS = {
     "truncated_normal": lambda: keras.initializers.TruncatedNormal(stddev=RELEASED_STDDEV),
     "he_normal": lambda: keras.initializers.HeNormal(),
+    "dcgan": lambda: keras.initializers.RandomNormal(stddev=DCGAN_STDDEV),
 }
 PRECISIONS = {"float32": None, "bfloat16": "mixed_bfloat16"}  # None: the global Keras policy
 

@@ -16,8 +16,9 @@ from tf_lesion.files import InputError
 from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
 from tf_lesion.objective import total_variation
-from tf_lesion.restored import RestoredWriter
+from tf_lesion.restored import RestoredWriter, shard_path
 from tf_lesion.slices import SliceCache
+from tf_lesion.solvers import smoothed_residual
 
 VECTOR_LENGTH = 16  # float32 numbers in the widest CPU vector (AVX-512)
 STEPS_PER_CALL = 25  # between two updates of the progress bar
@@ -45,10 +46,12 @@ def restoration_step(image, gradient, *, mask, step_size, gradient_clip):
 
 
 class Restorer:
-    """The restoration loop of one model, compiled: no trip to the host between steps.
+    """The restoration of one model, compiled: no trip to the host between steps.
+
+    Models without lambda make the restored images themselves, from start to stop.
 
     Args:
-        model: a GMVAE or VAE.
+        model: a `methods.Method`.
         restoration: `RestorationConfig` (steps, step sizes, clipping, tv_weight).
         seed: of the noise; with the step and the slice's number it fixes every draw.
     """
@@ -62,7 +65,7 @@ class Restorer:
         slices, step = tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)
         weight = tf.TensorSpec([], tf.float32)
         self._loop = tf.function(
-            self._ascend,
+            self._ascend if model.has_lambda else self._at_once,
             input_signature=[images, images, images, slices, step, step, weight],
         )
 
@@ -93,6 +96,7 @@ class Restorer:
 
     def _ascend(self, image, observed, mask, slices, start, stop, tv_weight):
         values = tf.zeros(tf.shape(image)[:1], image.dtype)
+        proximal = self.restoration.solver == "proximal"
         for step in tf.range(start, stop):
             noise = slice_noise(
                 self.model.noise_shapes,
@@ -102,7 +106,11 @@ class Restorer:
                 stream="restoration",
             )
             values, gradient = map_gradient(
-                self.model, image, observed=observed, noise=noise, tv_weight=tv_weight
+                self.model,
+                image,
+                observed=observed,
+                noise=noise,
+                tv_weight=0.0 if proximal else tv_weight,
             )
             image = restoration_step(
                 image,
@@ -111,7 +119,16 @@ class Restorer:
                 step_size=self._step_sizes[step],
                 gradient_clip=self.restoration.gradient_clip,
             )
+            if proximal:
+                weight = tv_weight * self._step_sizes[step]
+                image = observed - smoothed_residual(observed - image, mask=mask, weight=weight)
         return image, values
+
+    def _at_once(self, image, observed, mask, slices, start, stop, tv_weight):
+        del image, start
+        options = {"slices": slices, "seed": self.seed, "steps": stop, "tv_weight": tv_weight}
+        restored = self.model.restored(observed, mask, **options)
+        return restored, tf.zeros(tf.shape(restored)[:1], restored.dtype)
 
 
 def _padded(tensors, grid):
@@ -146,7 +163,9 @@ def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=No
         InputError: if the ascent diverges.
     """
     image, step, trajectory = observed, 0, {}
-    for stop in _stops(restorer.restoration.steps, save_every):
+    steps = restorer.restoration.steps
+    stops = _stops(steps, save_every) if restorer.model.has_lambda else [steps]
+    for stop in stops:
         image, _ = restorer(
             image,
             observed=observed,
@@ -221,7 +240,7 @@ def restore_cache(restorer, cache, writer, *, batch_size, save_every=None):
 
 def describe(loaded, restoration, *, seed):
     """How images are restored, JSON-serialisable: stored with every output."""
-    return {
+    settings = {
         "model": loaded.config.network.model,
         "model_path": loaded.path,
         "model_identity": loaded.identity,
@@ -231,6 +250,8 @@ def describe(loaded, restoration, *, seed):
         **dataclasses.asdict(restoration),
         "step_sizes": [list(pair) for pair in restoration.step_sizes],
     }
+    unused = () if loaded.model.has_lambda else ("step_sizes", "gradient_clip", "tv_weight")
+    return {name: value for name, value in settings.items() if name not in unused}
 
 
 def restore_to_file(
@@ -245,6 +266,7 @@ def restore_to_file(
     save_every=None,
     thresholds=None,
     crop=None,
+    shard=None,
     force=False,
 ):
     """Restore `Test` of a cache, of patients or of healthy subjects, into an HDF5 file.
@@ -260,17 +282,23 @@ def restore_to_file(
         save_every: keep the trajectory every so many steps.
         thresholds: {name: residual}; lesion maps at these are written too.
         crop: (x0, x1, y0, y1) in place of the cache's own.
+        shard: (i, n): only the i-th of n parts, into a file of its own (`restored.shard_path`).
         force: overwrite `out`.
 
     Returns:
         Number of slices in the file.
 
     Raises:
-        FileExistsError, InputError: if `out` exists, or the cache's slices are not of the size the
-            model was trained on.
+        FileExistsError, InputError: if `out` exists, the cache's slices are not of the size the
+            model was trained on, or the model has no trajectory to keep.
     """
     restoration = restoration or loaded.config.restoration
     network = loaded.config.network
+    if save_every and not loaded.model.has_lambda:
+        raise InputError(
+            f"Expected no --save-every, since {loaded.path} ({network.model}) does not restore "
+            f"step by step; leave it out."
+        )
     with SliceCache(cache_path, "Test", crop=crop) as cache:
         if cache.shape != (network.height, network.width):
             raise InputError(
@@ -278,15 +306,20 @@ def restore_to_file(
                 f"has {cache.shape[0]} x {cache.shape[1]}; make the cache with the --voxel-size "
                 f"of the training cache, or give --crop."
             )
+        rows = chosen_rows(len(cache), max_slices, seed=seed)
+        settings = {
+            **describe(loaded, restoration, seed=seed),
+            "cache": str(cache_path),
+            "crop": list(cache.crop),
+        }
+        if shard is not None:
+            rows, settings["shard"] = rows[shard[0] - 1 :: shard[1]], list(shard)
+            out = shard_path(out, shard)
         writer = RestoredWriter(
             out,
-            rows=chosen_rows(len(cache), max_slices, seed=seed),
+            rows=rows,
             shape=cache.shape,
-            settings={
-                **describe(loaded, restoration, seed=seed),
-                "cache": str(cache_path),
-                "crop": list(cache.crop),
-            },
+            settings=settings,
             trajectory_steps=trajectory_steps(restoration.steps, save_every),
             thresholds=thresholds,
             force=force,

@@ -11,6 +11,7 @@ file is called `NAME.partial` and a dataset `done` [N] says which slices are the
 interrupted restoration goes on where it stopped.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -213,3 +214,78 @@ class RestoredReader:
     @staticmethod
     def _stack(stored, positions):
         return np.stack([stored[int(p)] for p in positions]).astype(np.float32)[..., None]
+
+
+def shard_path(path, shard):
+    """Where shard (i, n) of the file `path` is written: restored.shard-1-of-3.h5."""
+    path = Path(path)
+    number, count = shard
+    return path.with_name(f"{path.stem}.shard-{number}-of-{count}{path.suffix}")
+
+
+def merge_shards(path, *, force=False):
+    """Put the shards beside `path` together into `path`; they are kept.
+
+    Returns:
+        Number of slices.
+
+    Raises:
+        FileExistsError, InputError: if `path` exists, or shards are missing, unfinished or were
+            made with different settings.
+    """
+    refuse_existing(path, force=force)
+    with contextlib.ExitStack() as stack:
+        shards = [stack.enter_context(RestoredReader(file)) for file in _shard_files(Path(path))]
+        settings = _shared_settings(shards)
+        rows = np.concatenate([shard.rows for shard in shards])
+        order = np.argsort(rows)
+        places = np.split(np.argsort(order), np.cumsum([len(shard) for shard in shards])[:-1])
+        writer = RestoredWriter(
+            path,
+            rows=rows[order],
+            shape=shards[0].shape,
+            settings=settings,
+            trajectory_steps=shards[0].trajectory_steps,
+            thresholds=settings.pop("thresholds", None),
+            force=force,
+        )
+        stack.enter_context(writer)
+        for shard, destinations in zip(shards, places, strict=True):
+            for position, destination in enumerate(destinations):
+                writer.write(
+                    [destination],
+                    shard.read([position]),
+                    {step: shard.read_step(step, [position]) for step in shard.trajectory_steps},
+                    {name: shard.read_detection(name, [position]) for name in shard.detections},
+                )
+    return len(rows)
+
+
+def _shard_files(path):
+    """All shards of `path`, which must be complete."""
+    found = sorted(path.parent.glob(f"{path.stem}.shard-*-of-*{path.suffix}"))
+    counts = {file.stem.rsplit("-", 1)[1] for file in found}
+    if len(counts) != 1:
+        what = f"shards of {len(counts)} different divisions" if counts else "none"
+        raise InputError(
+            f"Expected the shards of {path} beside it, made with --shard i/n, got {what}."
+        )
+    count = int(counts.pop())
+    wanted = [shard_path(path, (number, count)) for number in range(1, count + 1)]
+    missing = [str(file) for file in wanted if not file.exists()]
+    if missing:
+        raise InputError(f"Not restored yet: {', '.join(missing)}; run their --shard first.")
+    return wanted
+
+
+def _shared_settings(shards):
+    """The settings of all shards, without their numbers."""
+    settings = [{k: v for k, v in shard.settings.items() if k != "shard"} for shard in shards]
+    for shard, theirs in zip(shards, settings, strict=True):
+        differing = [name for name in settings[0] if theirs.get(name) != settings[0][name]]
+        if differing or theirs.keys() != settings[0].keys():
+            raise InputError(
+                f"{shard.path} was restored with other settings than {shards[0].path} "
+                f"({', '.join(differing) or 'different entries'}); restore it again with --force."
+            )
+    return settings[0]

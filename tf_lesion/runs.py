@@ -17,7 +17,7 @@ import tensorflow as tf
 from tf_lesion import tf1
 from tf_lesion.config import Config, commit, write_json
 from tf_lesion.files import InputError
-from tf_lesion.models import make_model
+from tf_lesion.methods import make_model
 
 IDENTITY_DIGITS = 12
 

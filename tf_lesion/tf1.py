@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tf_lesion.config import preset
 from tf_lesion.files import InputError
-from tf_lesion.models import make_model
+from tf_lesion.methods import make_model
 
 _TRUNK = "q_wz_x/3x3convlayer"
 _VAE_MARK = "q_zx/z_mean/kernel/Variable"

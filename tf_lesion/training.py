@@ -9,12 +9,14 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tf_lesion.models import elbo, make_model
+from tf_lesion.methods import make_model
 from tf_lesion.noise import slice_noise
 from tf_lesion.runs import named_variables
 
 TEST_SLICES = 64  # fixed slices of `Test` on which the test losses are measured
 PREFETCHED_BATCHES = 4
+TERMS_SHOWN = 2  # in the progress bar
+GRADIENT_NORM = "gradient_norm"
 
 
 class NonFiniteLossError(RuntimeError):
@@ -65,6 +67,15 @@ def _fixed_rows(cache, count):
     return np.unique(np.linspace(0, len(cache) - 1, min(count, len(cache))).astype(int))
 
 
+def _adam(name, training, variables):
+    """Adam for some weights; named, so that the checkpoint's names do not depend on others."""
+    optimizer = keras.optimizers.Adam(
+        training.learning_rate, training.beta_1, training.beta_2, training.epsilon, name=name
+    )
+    optimizer.build(variables)
+    return optimizer
+
+
 class Trainer:
     """Trains one model in a run folder.
 
@@ -80,18 +91,15 @@ class Trainer:
         keras.utils.set_random_seed(config.seed)
         self.model = make_model(config)
         training = config.training
-        self.optimizer = keras.optimizers.Adam(
-            training.learning_rate,
-            training.beta_1,
-            training.beta_2,
-            training.epsilon,
-            name="adam",  # the checkpoint's names must not depend on earlier optimizers
-        )
-        self.optimizer.build(self.model.trainable_variables)
+        self.optimizers = {
+            name: _adam(name, training, variables) for name, variables in self.model.trained.items()
+        }
         self.step = tf.Variable(0, dtype=tf.int64, name="step")
         self._checkpoint = tf.train.Checkpoint(
             model=named_variables(self.model.weights),
-            optimizer=named_variables(self.optimizer.variables),
+            optimizer=named_variables(
+                variable for each in self.optimizers.values() for variable in each.variables
+            ),
             step=self.step,
         )
         self._manager = tf.train.CheckpointManager(
@@ -101,6 +109,7 @@ class Trainer:
             self._checkpoint.restore(self._manager.latest_checkpoint).assert_consumed()
         self._update = tf.function(self._train_step)
         self._evaluate = tf.function(self._test_step)
+        self._reconstruct = tf.function(self.model.reconstruct)
         self._stopped_by = None
 
     def fit(self):
@@ -138,7 +147,7 @@ class Trainer:
             self._manager.save(checkpoint_number=step)
 
     def test_losses(self):
-        """Terms of the ELBO on fixed test slices with fixed noise, means over slices, by name."""
+        """Terms of the loss on fixed test slices with fixed noise, means over slices, by name."""
         rows = _fixed_rows(self.test_cache, TEST_SLICES)
         size = self.config.training.batch_size
         sums = {}
@@ -155,7 +164,8 @@ class Trainer:
 
     def _one_step(self, rows, images, logs, progress):
         training, step = self.config.training, int(self.step.numpy())
-        self.optimizer.learning_rate.assign(training.learning_rate_at(step))
+        for optimizer in self.optimizers.values():
+            optimizer.learning_rate.assign(training.learning_rate_at(step))
         losses = self._update(images, rows, tf.constant(training.kl_weight(step), tf.float32))
         losses = {name: float(value) for name, value in losses.items()}
         if not np.isfinite(list(losses.values())).all():
@@ -169,7 +179,8 @@ class Trainer:
         progress.update()
         last = done == training.steps
         if done % training.log_every == 0 or last:
-            progress.set_postfix(nelbo=f"{losses['nelbo']:.0f}", kl_z=f"{losses['kl_z']:.0f}")
+            shown = list(losses.items())[:TERMS_SHOWN]
+            progress.set_postfix({name: f"{value:.4g}" for name, value in shown})
             logs.write("losses", done, losses)
         if done % training.test_every == 0 or last:
             logs.write("test_losses", done, self.test_losses())
@@ -179,28 +190,34 @@ class Trainer:
             self.save()
 
     def _train_step(self, images, rows, kl_weight):
-        noise = self._noise(rows, self.step, "training")
-        variables = self.model.trainable_variables
-        with tf.GradientTape() as tape:
-            terms = self.model.elbo_terms(images, noise)
-            loss = -tf.reduce_mean(elbo(terms, kl_weight=kl_weight))
-        gradients = tape.gradient(loss, variables)
-        norm = tf.linalg.global_norm(gradients)
-        limit = self.config.training.gradient_norm_limit
-        if limit is not None:
-            gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=norm)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        losses = self.model.update(
+            images,
+            self._noise(rows, self.step, "training"),
+            step=self.step,
+            kl_weight=kl_weight,
+            descend=self._descend,
+        )
         self.step.assign_add(1)
-        losses = {name: tf.reduce_mean(values) for name, values in terms.items()}
-        return {
-            "nelbo": -tf.reduce_mean(elbo(terms)),
-            **losses,
-            "gradient_norm": norm,
-        }
+        return losses
+
+    def _descend(self, tape, objectives):
+        """One step of each optimizer that has an objective; all gradients are taken before."""
+        gradients, norms = {}, {}
+        for name, objective in objectives.items():
+            found = tape.gradient(objective, self.model.trained[name])
+            norm = tf.linalg.global_norm(found)
+            limit = self.config.training.gradient_norm_limit
+            if limit is not None:
+                found, _ = tf.clip_by_global_norm(found, limit, use_norm=norm)
+            gradients[name] = found
+            norms[f"{GRADIENT_NORM}_{name}" if len(self.optimizers) > 1 else GRADIENT_NORM] = norm
+        for name, found in gradients.items():
+            pairs = zip(found, self.model.trained[name], strict=True)
+            self.optimizers[name].apply_gradients(pairs)
+        return norms
 
     def _test_step(self, images, rows):
-        terms = self.model.elbo_terms(images, self._noise(rows, 0, "test"))
-        return {"nelbo": -elbo(terms), **terms}
+        return self.model.terms(images, self._noise(rows, 0, "test"))
 
     def _noise(self, rows, step, stream):
         return slice_noise(
@@ -210,7 +227,7 @@ class Trainer:
     def _reconstructions(self):
         rows = _fixed_rows(self.test_cache, self.config.training.num_pictures)
         images = self.test_cache.read(rows)
-        return images, self.model(images, self._noise(rows, 0, "test"))["y_mean"].numpy()
+        return images, self._reconstruct(images, self._noise(rows, 0, "test")).numpy()
 
 
 class _Logs:
@@ -223,10 +240,10 @@ class _Logs:
         self._files, self._writers = {}, {}
 
     def write(self, name, step, losses):
-        """Append a row: every loss as it is, and the nats per latent position."""
+        """Append a row: every loss as it is, and the nats per position of a latent grid."""
         row = {"step": step, **losses}
         for term, value in losses.items():
-            if term != "gradient_norm":
+            if self._positions > 1 and not term.startswith(GRADIENT_NORM):
                 row[f"{term}_per_position"] = value / self._positions
         if name not in self._writers:
             self._open(name, list(row))

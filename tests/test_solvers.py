@@ -1,0 +1,136 @@
+"""The proximal solver: its step is a proximal step, and the objective gains by it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import make_run
+from scipy.optimize import minimize
+
+import restore_brats
+from eval import thresholds
+from tf_lesion import solvers
+from tf_lesion.config import RestorationConfig
+from tf_lesion.noise import slice_noise
+from tf_lesion.restoration import Restorer, map_objective, restore
+from tf_lesion.restored import RestoredReader
+from tf_lesion.runs import load
+from tf_lesion.slices import SliceCache
+from tf_lesion.solvers import ROUNDED_BELOW, smoothed_residual
+
+
+def _rounded_tv(image):
+    """Sum of the rounded absolute differences of [H, W]."""
+    differences = [np.abs(np.diff(image, axis=axis)) for axis in (0, 1)]
+    values = [
+        np.where(d < ROUNDED_BELOW, d**2 / (2 * ROUNDED_BELOW), d - ROUNDED_BELOW / 2)
+        for d in differences
+    ]
+    return sum(value.sum() for value in values)
+
+
+def test_a_converged_step_minimizes_what_it_says(monkeypatch):
+    monkeypatch.setattr(solvers, "DUAL_ITERATIONS", 2000)
+    rng = np.random.default_rng(0)
+    residual, weight = rng.normal(0, 0.1, (7, 9)), 0.05
+    mask = np.ones((7, 9))
+    mask[:2, :4] = 0
+
+    def energy(u):
+        u = u.reshape(7, 9) * mask
+        return 0.5 * np.sum((u - residual * mask) ** 2) + weight * _rounded_tv(u)
+
+    best = minimize(energy, np.zeros(63), method="L-BFGS-B", options={"maxfun": 200_000})
+    tensors = [tf.constant(a[None, ..., None], tf.float32) for a in (residual, mask)]
+    found = smoothed_residual(tensors[0], mask=tensors[1], weight=weight).numpy()[0, ..., 0]
+    assert energy(found) <= energy(best.x) + 1e-5
+    np.testing.assert_allclose(found, best.x.reshape(7, 9) * mask, atol=2e-3)
+    assert (found[mask == 0] == 0).all()
+
+
+def test_a_constant_residual_stays_and_the_default_iterations_come_near():
+    rng = np.random.default_rng(1)
+    flat = tf.fill([1, 30, 34, 1], 0.3)
+    ones = tf.ones_like(flat)
+    np.testing.assert_allclose(smoothed_residual(flat, mask=ones, weight=0.05), flat, atol=1e-6)
+    noisy = tf.constant(rng.normal(0.2, 0.02, (1, 30, 34, 1)), tf.float32)
+    smooth = smoothed_residual(noisy, mask=ones, weight=0.05)
+    assert np.std(smooth) < 0.5 * np.std(noisy)
+    np.testing.assert_allclose(np.mean(smooth), np.mean(noisy), atol=1e-5)
+
+
+def _objective(model, image, observed, draws=8):
+    values = [
+        map_objective(
+            model,
+            tf.constant(image),
+            observed=tf.constant(observed),
+            noise=slice_noise(
+                model.noise_shapes, seed=9, step=draw, slices=range(len(image)), stream="test"
+            ),
+            tv_weight=1.8,
+        )
+        for draw in range(draws)
+    ]
+    return np.mean(values, axis=0)
+
+
+@pytest.fixture(scope="module")
+def setting(cache_path, tmp_path_factory):
+    """(images, mask, a model of some training, the released schedule)."""
+    run = make_run(tmp_path_factory.mktemp("runs") / "run", cache_path, steps=150)
+    loaded = load(run)
+    with SliceCache(cache_path, "Test") as cache:
+        images, mask = cache.read(range(4)), cache.mask(range(4)).astype(np.float32)
+    return images, mask, loaded.model, RestorationConfig()
+
+
+def test_fifty_proximal_steps_beat_the_objective_of_the_released_schedule(setting):
+    images, mask, model, released = setting
+    found = {}
+    for name in ("released", "proximal"):
+        restorer = Restorer(model, released.with_solver(name))
+        found[name], _ = restore(restorer, images, mask, range(4))
+    values = {name: _objective(model, image, images) for name, image in found.items()}
+    assert (values["proximal"] > values["released"]).all()
+
+
+def test_the_proximal_solver_keeps_the_invariants_of_the_restoration(setting):
+    images, mask, model, released = setting
+    restorer = Restorer(model, released.with_solver("proximal"))
+    whole, trajectory = restore(restorer, images, mask, range(4), save_every=20)
+    assert sorted(trajectory) == [20, 40]
+    np.testing.assert_array_equal(whole[mask == 0], images[mask == 0])
+    alone, _ = restore(restorer, images[2:3], mask[2:3], [2])
+    np.testing.assert_array_equal(alone, whole[2:3])
+    half, _ = restorer(images, observed=images, mask=mask, slices=range(4), stop=17)
+    rest, _ = restorer(half, observed=images, mask=mask, slices=range(4), start=17)
+    np.testing.assert_array_equal(rest, whole)
+
+
+def test_schedules_of_both_solvers_add_up_to_the_same_length():
+    released = RestorationConfig().with_solver("proximal").with_solver("released")
+    proximal = released.with_solver("proximal")
+    lengths = [
+        sum(settings.step_size(step) for step in range(settings.steps))
+        for settings in (released, proximal)
+    ]
+    assert lengths == pytest.approx([1.3, 1.3])
+    assert dataclasses.replace(proximal, tv_weight=2.0).with_solver("proximal").tv_weight == 2.0
+
+
+def test_the_command_line_restores_with_it_and_thresholds_of_the_other_are_refused(
+    cache_path, tmp_path, capsys
+):
+    run = make_run(tmp_path / "run", cache_path)
+    limits, out = tmp_path / "limits.json", tmp_path / "restored.h5"
+    common = ["--model", str(run), "--cache", str(cache_path)]
+    assert thresholds.main([*common, "--out", str(limits), "--solver", "proximal"]) == 0
+    argv = [*common, "--out", str(out), "--thresholds", str(limits)]
+    assert restore_brats.main(argv) == 2
+    assert "was made with steps 50, not 6" in capsys.readouterr().err
+    assert restore_brats.main([*argv, "--solver", "proximal"]) == 0
+    with RestoredReader(out) as restored:
+        assert restored.settings["solver"] == "proximal"
+        assert restored.settings["steps"] == 50

@@ -1,0 +1,201 @@
+"""AnoGAN: the healthy slice that a generator can make nearest to the observed one."""
+
+import math
+from typing import ClassVar
+
+import keras
+import tensorflow as tf
+
+from tf_lesion.baselines.blocks import STRIDE, Layers, SquareMethod, leaky_relu
+from tf_lesion.methods import register
+from tf_lesion.noise import slice_noise
+
+DIM_Z = 100  # DCGAN
+FILTERS = 64  # of the widest maps, DCGAN
+KERNEL = 5  # pixels, DCGAN
+SMALLEST = 4  # side of the smallest maps, DCGAN
+MOST_FILTERS = 8  # times the filters: the narrowest maps of DCGAN's discriminator
+FEATURE_WEIGHT = 0.1  # of the feature matching in the search (Schlegl et al.)
+SEARCH_STEPS = 500  # Schlegl et al.
+SEARCH_RATE = 0.05  # of Adam in the search, our choice
+SEARCH_BETAS, SEARCH_EPSILON = (0.9, 0.999), 1e-8
+PICTURE_STEPS = 100  # of the search for the pictures of a run
+_TRAINING = {"learning_rate": 2e-4, "beta_1": 0.5, "checkpoints_kept": 3}
+_BATCH = {"batch_size": 128, "steps": 200_000}  # DCGAN's batch; as many slices as the released code
+_NETWORK = {"square": 128, "dim_z": DIM_Z, "num_filters": FILTERS, "initializer": "dcgan"}
+_COMMON = {
+    "network": _NETWORK,
+    "training": _TRAINING | _BATCH,
+    "restoration": {"steps": SEARCH_STEPS},
+}
+
+
+def _widths(network):
+    """Filters of the maps from the widest to the smallest; each has half the side."""
+    stages = int(math.log2(network.square // SMALLEST))
+    return [network.num_filters * min(2**stage, MOST_FILTERS) for stage in range(stages)]
+
+
+class Generator(keras.Model):
+    """[B, dim_z] -> [B, s, s, 1] in [0, 1]: dense, then transposed convolutions of stride 2."""
+
+    def __init__(self, network, *, name="generator"):
+        super().__init__(name=name)
+        make, widths = Layers(network), _widths(network)[::-1]
+        self._start_shape = (SMALLEST, SMALLEST, widths[0])
+        self.dense = make.dense("dense", SMALLEST * SMALLEST * widths[0], bias=False)
+        self.norms = [make.norm(f"norm{stage}") for stage in range(len(widths))]
+        self.convs = [
+            make.transposed(f"conv{stage}", width, size=KERNEL)
+            for stage, width in enumerate(widths[1:])
+        ]
+        self.convs.append(make.transposed("head", 1, size=KERNEL, bias=True))
+
+    def call(self, z, training=False):
+        """Squares of the latents, float32."""
+        features = tf.reshape(self.dense(z), [-1, *self._start_shape])
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            features = conv(tf.nn.relu(norm(features, training=training)))
+        return tf.sigmoid(tf.cast(features, self.dense.variable_dtype))
+
+
+class Discriminator(keras.Model):
+    """[B, s, s, 1] -> its last maps [B, F] and the logit [B] of being a real slice."""
+
+    def __init__(self, network, *, name="discriminator"):
+        super().__init__(name=name)
+        make, widths = Layers(network), _widths(network)
+        self.convs = [
+            make.conv(f"conv{stage}", width, stride=STRIDE, size=KERNEL, bias=stage == 0)
+            for stage, width in enumerate(widths)
+        ]
+        self.norms = [make.norm(f"norm{stage}") for stage in range(1, len(widths))]
+        self.head = make.dense("head", 1)
+
+    def call(self, squares, training=False):
+        """(features, logits), float32."""
+        features = leaky_relu(self.convs[0](squares))  # DCGAN: no norm on the input
+        for conv, norm in zip(self.convs[1:], self.norms, strict=True):
+            features = leaky_relu(norm(conv(features), training=training))
+        flat = tf.reshape(features, [-1, features.shape[1] * features.shape[2] * features.shape[3]])
+        kind = self.head.variable_dtype
+        return tf.cast(flat, kind), tf.cast(self.head(flat), kind)[:, 0]
+
+
+@register("anogan")
+class AnoGAN(SquareMethod):
+    """DCGAN on squares of 128; detection searches the latent that makes the observed slice.
+
+    Source: Schlegl et al., IPMI 2017: DCGAN (Radford et al., 2016: Adam at 2e-4 with beta_1 .5,
+    kernels from N(0, 0.02), latent of 100, batches of 128), 500 steps of descent in z on
+    (1 - 0.1) * |x - G(z)|_1 + 0.1 * |f(x) - f(G(z))|_1, with f the discriminator's last maps. We
+    chose: five levels for a side of 128, from 4 x 4 x 512; a sigmoid, because intensities are in
+    [0, 1]; both networks step at once from one pass; Adam at 0.05 for the search, one draw of z
+    per slice to start from, and of all latents visited the one of the smallest loss.
+
+    `noise` holds `z` [B, dim_z]. Every slice follows its own loss, so batches do not matter.
+    """
+
+    title = "AnoGAN"
+    has_steps = True
+    settings: ClassVar[dict] = {
+        "released": _COMMON,
+        "paper": _COMMON,
+        "practical": {
+            **_COMMON,
+            "network": {**_NETWORK, "num_filters": 16},
+            "training": {**_TRAINING, "steps": 2_000, "batch_size": 16},
+        },
+    }
+
+    def __init__(self, network, objective_config, *, name="anogan"):
+        super().__init__(network, objective_config, name=name)
+        self.generator = Generator(network)
+        self.discriminator = Discriminator(network)
+
+    @property
+    def noise_shapes(self):
+        """{latent: shape} of the noise of one image."""
+        return {"z": (self.network.dim_z,)}
+
+    @property
+    def trained(self):
+        """The weights of the two players."""
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        return {name: network.trainable_variables for name, network in networks.items()}
+
+    def terms(self, images, noise, *, training=False):
+        """`generator` and `discriminator`, the cross entropy that each minimizes, [B], nats."""
+        made = self.generator(noise["z"], training=training)
+        _, real = self.discriminator(self.to_square(images), training=training)
+        _, fake = self.discriminator(made, training=training)
+        return {
+            "generator": tf.nn.softplus(-fake),
+            "discriminator": tf.nn.softplus(-real) + tf.nn.softplus(fake),
+        }
+
+    def objectives(self, terms, *, kl_weight):
+        """Each player's own loss."""
+        del kl_weight
+        return {name: tf.reduce_mean(values) for name, values in terms.items()}
+
+    def search_loss(self, z, squares, features):
+        """The loss of the search, [B], for latents z of squares with these features."""
+        made = self.generator(z)
+        found, _ = self.discriminator(made)
+        apart = tf.reduce_sum(tf.abs(squares - made), axis=[1, 2, 3])
+        unlike = tf.reduce_sum(tf.abs(features - found), axis=1)
+        return (1 - FEATURE_WEIGHT) * apart + FEATURE_WEIGHT * unlike
+
+    def search(self, squares, z, *, steps):
+        """Descend from z with Adam.
+
+        Args:
+            squares: [B, s, s, 1], what is to be made.
+            z: [B, dim_z], where to start.
+            steps: scalar.
+
+        Returns:
+            (the latents of the smallest loss [B, dim_z], the loss before every step [steps, B]).
+        """
+        features, _ = self.discriminator(squares)
+        best, lowest = z, tf.fill(tf.shape(z)[:1], tf.constant(math.inf, z.dtype))
+        mean, square = tf.zeros_like(z), tf.zeros_like(z)
+        trace = tf.TensorArray(z.dtype, size=steps)
+        for step in tf.range(steps):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(z)
+                losses = self.search_loss(z, squares, features)
+            trace = trace.write(step, losses)
+            best = tf.where((losses < lowest)[:, None], z, best)
+            lowest = tf.minimum(losses, lowest)
+            change, mean, square = _adam(tape.gradient(losses, z), mean, square, step)
+            z -= change
+        return best, trace.stack()
+
+    def _nearest(self, images, slices, seed, steps):
+        start = slice_noise(
+            self.noise_shapes, seed=seed, step=0, slices=slices, stream="restoration"
+        )
+        z, _ = self.search(self.to_square(images), start["z"], steps=steps)
+        return self.generator(z)
+
+    def reconstruct(self, images, noise):
+        """The nearest slices after a short search from the noise."""
+        z, _ = self.search(self.to_square(images), noise["z"], steps=PICTURE_STEPS)
+        return self.from_square(self.generator(z))
+
+    def restored(self, observed, mask, *, slices, seed, steps, tv_weight):
+        """The nearest slices that the generator makes, inside the mask."""
+        del tv_weight
+        return self.replaced(observed, self._nearest(observed, slices, seed, steps), mask)
+
+
+def _adam(gradient, mean, square, step):
+    """Adam's change and its next moments (Kingma and Ba, 2015); `step` is 0-based."""
+    first, second = SEARCH_BETAS
+    mean = first * mean + (1 - first) * gradient
+    square = second * square + (1 - second) * gradient**2
+    done = tf.cast(step + 1, gradient.dtype)
+    scaled = tf.sqrt(square / (1 - second**done)) + SEARCH_EPSILON
+    return SEARCH_RATE * (mean / (1 - first**done)) / scaled, mean, square
