@@ -39,7 +39,7 @@ def made_up_slices(count, shape, *, seed=0):
 
 def _config(shape, precision):
     network = {"height": shape[0], "width": shape[1], "precision": precision}
-    return preset("practical").replace(network=network)
+    return preset("released").replace(network=network)
 
 
 def _model(shape, *, precision="float32", plain=False):

@@ -45,7 +45,7 @@ def _permutation(num_rows, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
-def _batches(cache, config, start, placement):
+def batches(cache, config, start, placement):
     """Dataset of (rows [B], images [B, H, W, 1]) from step `start` on, read ahead.
 
     B slices are the part of the batch that this process takes.
@@ -128,7 +128,7 @@ class Trainer:
             with tqdm(
                 total=total, initial=start, desc="training", unit="step", disable=not chief
             ) as progress:
-                for rows, images in _batches(self.train_cache, self.config, start, self.placement):
+                for rows, images in batches(self.train_cache, self.config, start, self.placement):
                     self._one_step(rows, images, logs, progress)
                     if self._stopped_by:
                         break
