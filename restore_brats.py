@@ -23,7 +23,7 @@ def parse(argv):
     """The command line; --tv-weight and --steps left out are None: the model's preset decides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("--model", help="run of train_gmvae.py, or folder of a TF1 checkpoint")
+    add("--model", help="run, folder of a TF1 checkpoint, or SavedModel")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--cache", help="HDF5 cache with Test (and Mask)")
     source.add_argument("--merge", action="store_true", help="put the shards of --out together")

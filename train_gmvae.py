@@ -7,6 +7,7 @@ The folder it makes is the --model of restore_brats.py.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def parse(argv):
         default=argparse.SUPPRESS,
     )
     add("--crop", type=int, nargs=4, metavar=("X0", "X1", "Y0", "Y1"), help="pixels")
+    add(
+        "--distribute",
+        choices=["none", "mirrored", "multi-worker"],
+        default="none",
+        help="mirrored: all GPUs of this machine; multi-worker: this is one of several processes "
+        "that TF_CONFIG or SLURM names; the batch size is that of all together",
+    )
     add("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     add("--force", action="store_true", help="replace an existing run")
     add("--dry-run", action="store_true", help="print the resolved configuration and leave")
@@ -110,10 +118,12 @@ def resumed(options, run):
 def main(argv=None):
     """Run the command line; returns the exit status."""
     options = parse(argv)
+    from tf_lesion.distribution import make_placement
     from tf_lesion.runs import Run
     from tf_lesion.slices import SliceCache
-    from tf_lesion.training import NonFiniteLossError, Trainer
+    from tf_lesion.training import NonFiniteLossError, Trainer, WorkerLostError
 
+    placement = make_placement(options.distribute)
     run = Run(Path(options.out))
     resume = options.resume and run.config_path.exists()
     if options.resume and not resume:
@@ -131,15 +141,19 @@ def main(argv=None):
         if options.dry_run:
             print(json.dumps(config.to_dict(), indent=2))
             return 0
-        if not resume:
-            _fresh(run.folder, force=options.force)
-        run.write(config, train)
-        trainer = Trainer(run, config, train=train, test=test, resume=resume)
+        if placement.chief:
+            if not resume:
+                _fresh(run.folder, force=options.force)
+            run.write(config, train)
+        trainer = Trainer(run, config, train=train, test=test, resume=resume, placement=placement)
         try:
             stopped_by = trainer.fit()
         except NonFiniteLossError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except WorkerLostError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(1)  # TensorFlow waits at its own exit for the worker that is gone
     step = int(trainer.step.numpy())
     if stopped_by:
         print(f"Stopped and saved at step {step}; go on with --resume.")

@@ -10,7 +10,6 @@ Cam-CAN.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,12 @@ from tqdm import tqdm
 from eval.scores import read_counts
 from eval.sweep import Kept, check_size, parse_grid, restored_batches
 from tf_lesion import __version__
-from tf_lesion.config import check, commit, write_json
+from tf_lesion.choices import FILE_NAME, restoration_of
+from tf_lesion.config import commit, write_json
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing
 from tf_lesion.slices import SliceCache
 
 RELEASED_GRID = "0:4:0.2"  # 0, 0.2 ... 3.8
-AUTO = "auto"
-FILE_NAME = "lambda.json"  # in the folder of a run
 HINT = "give the same options to go on, or --force to start over"
 
 EXAMPLE = """example:
@@ -147,75 +145,6 @@ def chosen(curve):
         "tv_weight": curve[best]["tv_weight"],
         "at_end_of_grid": len(curve) > 1 and best in (0, len(curve) - 1),
     }
-
-
-# Using the choice ------------------------------------------------------------------------------
-
-
-def restoration_of(loaded, *, tv_weight=None, steps=None, solver=None):
-    """The model's `RestorationConfig` with what was given.
-
-    Args:
-        loaded: `runs.LoadedModel`.
-        tv_weight: a number or the text of one; "auto" takes the run's own; None the preset's.
-        steps: of gradient ascent; None takes the preset's, or those of the solver.
-        solver: "released" or "proximal"; None takes the preset's.
-
-    Raises:
-        InputError: if a value makes no sense or means nothing to the model, or the run has no
-            lambda of its own.
-    """
-    _check_meaning(loaded, tv_weight=tv_weight, steps=steps, solver=solver)
-    if tv_weight == AUTO:
-        tv_weight = read_lambda(loaded)
-    try:
-        tv_weight = None if tv_weight is None else float(tv_weight)
-    except ValueError as error:
-        raise InputError(f"Expected --tv-weight as a number or auto, got {tv_weight!r}.") from error
-    given = {"tv_weight": tv_weight, "steps": steps}
-    config = loaded.config
-    if solver is not None:
-        config = config.replace(restoration=config.restoration.with_solver(solver))
-    config = config.replace(
-        restoration={name: value for name, value in given.items() if value is not None}
-    )
-    return check(config).restoration
-
-
-def _check_meaning(loaded, *, tv_weight, steps, solver):
-    which = f"{loaded.path} ({loaded.config.network.model})"
-    if tv_weight is not None and not loaded.model.has_lambda:
-        raise InputError(
-            f"Expected no lambda (--tv-weight), since {which} is not restored with a total "
-            f"variation; leave it out, and leave eval.select_lambda out."
-        )
-    if solver is not None and not loaded.model.has_lambda:
-        raise InputError(f"Expected no --solver, since {which} is not restored by ascent.")
-    if steps is not None and not loaded.model.has_steps:
-        raise InputError(f"Expected no --steps, since {which} detects in one pass; leave it out.")
-
-
-def read_lambda(loaded, path=None):
-    """The lambda chosen for a model; from `lambda.json` in its run by default.
-
-    Raises:
-        InputError: if there is none, or it was chosen for other weights.
-    """
-    path = Path(path or Path(loaded.path) / FILE_NAME)
-    how = f"make it with python -m eval.select_lambda --model {loaded.path} --cache HEALTHY.h5"
-    if not path.exists():
-        raise InputError(f"--tv-weight auto needs {path}, which is not there; {how}.")
-    try:
-        stored = json.loads(path.read_text())
-        identity, tv_weight = stored["model_identity"], float(stored["tv_weight"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"Expected a choice of lambda in {path} ({error!r}); {how}.") from error
-    if identity != loaded.identity:
-        raise InputError(
-            f"{path} was chosen for model {identity}, but {loaded.path} now is "
-            f"{loaded.identity}; {how} --force."
-        )
-    return tv_weight
 
 
 # The command -----------------------------------------------------------------------------------

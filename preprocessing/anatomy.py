@@ -22,7 +22,7 @@ LABEL_CSF_EDGE = 0.07
 CSF_WOBBLE, WHITE_WOBBLE, LABEL_CSF_WOBBLE = 0.07, 0.08, 0.06
 WOBBLE_MM = 7.0
 # Share of CSF at which a voxel of the blurred maps counts as CSF, by subject: width of the sulci.
-ATLAS_CSF_CUT, LABEL_CSF_CUT = (0.34, 0.5), (0.5, 0.7)
+ATLAS_CSF_CUT, LABEL_CSF_CUT = (0.34, 0.5), (0.55, 0.78)
 WHITE_CUT = (0.36, 0.48)
 LABEL_BLUR_MM = 0.7
 IRON = (0.7, 1.2)  # factor on the darkness of nuclei rich in iron
@@ -36,8 +36,13 @@ FOLIA_FLATTENING = 0.7
 
 SULCAL_CSF = (0.75, 0.95)  # intensity of sulcal CSF, share of its full one
 CSF_PATCHES = ((12.0, 0.12), (3.0, 0.16))  # scale in mm and spread: flow, vessels, membranes
+LABEL_SULCAL_CSF = (0.85, 1.05)
+LABEL_CSF_PATCHES = ((12.0, 0.05), (3.0, 0.08))
 FALX_HALF_WIDTH_MM, FALX_DARKNESS = 1.0, (0.3, 0.7)
-DARKEST_CSF = 0.1
+DARKEST_CSF, BRIGHTEST_CSF = 0.1, 1.1
+# Vessels in the CSF around the brain, dark because their blood flows: tubes where two random fields
+# of this scale are both near 0, and how dark they are by subject.
+VESSEL_MM, VESSEL_WIDTH, VESSEL_DARKNESS = 9.0, 0.12, (0.3, 0.9)
 VENTRICLE_CORE = 0.25  # of the smoothed ventricles, from which on CSF has its full intensity
 
 
@@ -69,16 +74,24 @@ class Anatomy:
         affine: [4, 4] of the painted image, voxel -> mm, without rotation.
         spacing: mm, of the painted image.
         coarse: `CoarseMaps`.
+        pose: [4, 4], mm in MNI space -> mm in the anatomy's own space; rigid.
     """
 
     name: str
     affine: np.ndarray
     spacing: int
     coarse: CoarseMaps
+    pose: np.ndarray
+    sulcal_csf, csf_patches = SULCAL_CSF, CSF_PATCHES
 
     def bounds(self):
-        """Center [3] and extent [3], in mm, of the bounding box of the closed brain."""
-        return brain_bounds(self.coarse.outside, self.coarse.affine)
+        """Center [3] and extent [3] of the bounding box of the closed brain, mm in MNI space."""
+        affine = np.linalg.inv(self.pose) @ self.coarse.affine
+        return brain_bounds(self.coarse.outside, affine)
+
+    def in_pose(self, points):
+        """Places [..., 3] in MNI space -> in the anatomy's own space, both in mm."""
+        return points @ self.pose[:3, :3].T + self.pose[:3, 3]
 
     def random_field(self, rng, scale_mm):
         """Smooth random field on the painted grid, mean 0, standard deviation 1."""
@@ -92,12 +105,17 @@ class Anatomy:
     def _fluid(self, rng, intensities):
         """Intensity of CSF by place: full in the ventricles, weaker and uneven elsewhere."""
         deep = np.clip(self.from_coarse(self.coarse.ventricle) / VENTRICLE_CORE, 0, 1)
-        share = rng.uniform(*SULCAL_CSF)
-        for scale_mm, spread in CSF_PATCHES:
+        share = rng.uniform(*self.sulcal_csf)
+        for scale_mm, spread in self.csf_patches:
             share = share + spread * self.random_field(rng, scale_mm)
         falx = np.exp(-((self.from_coarse(self.coarse.midline) / FALX_HALF_WIDTH_MM) ** 2))
-        share = np.clip(share - rng.uniform(*FALX_DARKNESS) * falx, DARKEST_CSF, 1)
+        share = np.clip(share - rng.uniform(*FALX_DARKNESS) * falx, DARKEST_CSF, BRIGHTEST_CSF)
+        share = share * (1 - self._vessels(rng))
         return intensities["ventricle"] * deep + intensities["csf"] * share * (1 - deep)
+
+    def _vessels(self, rng):
+        """Share of the signal of CSF that vessels take; none here."""
+        return 0.0
 
     def _folia(self, rng, wobble):
         """Share of CSF between the folia of a cerebellum: wavy shells around its hilum."""
@@ -159,6 +177,7 @@ class LabelAnatomy(Anatomy):
     """A label map: one tissue per voxel of 1 mm, indices of `TISSUES`."""
 
     tissue: np.ndarray  # [X, Y, Z] uint8
+    sulcal_csf, csf_patches = LABEL_SULCAL_CSF, LABEL_CSF_PATCHES
 
     @property
     def shape(self):
@@ -181,6 +200,11 @@ class LabelAnatomy(Anatomy):
         cerebellar = self._mean_of([name == "cerebellar_cortex" for name in TISSUES])
         csf += self._folia(rng, wobble) * cerebellar * (1 - csf)
         return _float32(solid + csf * (self._fluid(rng, intensities) - solid))
+
+    def _vessels(self, rng):
+        fields = [self.random_field(rng, VESSEL_MM) for _ in range(2)]
+        tubes = np.exp(-sum((field / VESSEL_WIDTH) ** 2 for field in fields))
+        return rng.uniform(*VESSEL_DARKNESS) * tubes
 
     def _mean_of(self, values):
         """Mean over painted voxels of one value per tissue, float32."""
@@ -232,10 +256,9 @@ def resample(values, affine, to_affine, to_shape):
 
 def brain_bounds(outside, affine):
     """Center [3] and extent [3], in mm, of the box around voxels with a negative `outside`."""
-    inside = np.argwhere(outside < 0)
-    low, high = inside.min(axis=0), inside.max(axis=0)
-    center = affine[:3, :3] @ ((low + high) / 2) + affine[:3, 3]
-    return center, affine[:3, :3] @ (high + 1 - low)
+    places = np.argwhere(outside < 0) @ affine[:3, :3].T + affine[:3, 3]
+    low, high = places.min(axis=0), places.max(axis=0)
+    return (low + high) / 2, high - low + COARSE_MM
 
 
 def sigmoid(values):

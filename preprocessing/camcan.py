@@ -63,6 +63,28 @@ def split(names, *, seed, test_subjects=None):
     return {names[index] for index in order[:test_subjects]}
 
 
+def read_test_list(path, names):
+    """The names of the test subjects, one a line, from a file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        InputError: if it names a subject that is not there, or leaves none on either side.
+    """
+    listed = set(Path(path).read_text().split())
+    unknown = sorted(listed - set(names))
+    if unknown:
+        raise InputError(
+            f"{path}: expected names of subjects, one a line, such as {names[0]}; there is no "
+            f"{unknown[0]!r}."
+        )
+    if not 1 <= len(listed) < len(names):
+        raise InputError(
+            f"{path}: expected at least one subject to test on and one not listed to train on, "
+            f"got {len(listed)} of {len(names)}."
+        )
+    return listed
+
+
 def _reference_outcome(outcomes, test_names, wanted):
     """The outcome whose brain gives `Reference`: as asked, CC110033, or the first of Train."""
     prepared = {outcome.subject.name: outcome for outcome in outcomes if outcome.part}
@@ -140,15 +162,22 @@ def _parser():
         epilog=EXAMPLE,
         formatter_class=HelpFormatter,
     )
-    parser.set_defaults(test_subjects=None, reference=None)
+    parser.set_defaults(test_subjects=None, test_list=None, reference=None)
     cohort.add_arguments(parser)
     add = parser.add_argument
     add("--pattern", default=PATTERN, help="glob of the scans, relative to --input")
-    add(
+    held_out = parser.add_mutually_exclusive_group()
+    held_out.add_argument(
         "--test-subjects",
         type=int,
         default=argparse.SUPPRESS,
         help="subjects held out, exactly; default: 8 %% of all, at least 1 (52 of 652)",
+    )
+    held_out.add_argument(
+        "--test-list",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="file with the names of the subjects held out, one a line, instead of a number",
     )
     add("--seed", type=int, default=0, help="of the split")
     add("--voxel-size", type=float, default=cohort.DEFAULT_VOXEL_SIZE, help="mm of the MNI grid")
@@ -177,11 +206,11 @@ def main(argv=None):
     subjects = find_subjects(args.input, pattern=args.pattern, mask_pattern=args.mask_pattern)
     subjects = cohort.limited(subjects, args.limit)
     _check_reference_name(args.reference, subjects)
-    test_names = split(
-        [subject.name for subject in subjects],
-        seed=args.seed,
-        test_subjects=args.test_subjects,
-    )
+    names = [subject.name for subject in subjects]
+    if args.test_list is not None:
+        test_names = read_test_list(args.test_list, names)
+    else:
+        test_names = split(names, seed=args.seed, test_subjects=args.test_subjects)
     print(f"{len(subjects)} subjects, {len(test_names)} of them to test on.")
     outcomes = cohort.prepare_all(
         subjects, settings, out=args.out, jobs=args.jobs, force=args.force

@@ -6,11 +6,8 @@ from skimage.exposure import match_histograms
 
 from preprocessing import itk
 from tf_lesion.files import InputError
+from tf_lesion.slices import BRAIN_FLOOR, HIGHEST_PERCENTILE, LOWEST_PERCENTILE
 
-# Min-max per subject (You et al., MIDL 2019), made robust: vessels, fat in the rim of an atlas mask
-# and spikes are the brightest 0.1 % of a brain (about 1.5 ml), and are clipped.
-LOWEST_PERCENTILE, HIGHEST_PERCENTILE = 0.1, 99.9
-BRAIN_FLOOR = 1e-3  # least intensity inside the brain, so that `observed > 0` is the brain
 QUANTILES = 1001  # of the reference: 0, 0.1, ... 100 %
 N4_SPACING_MM = 4.0  # the bias field is smooth, so it is estimated on voxels of about this size
 N4_STEPS = (50, 50, 30)  # at each of three resolutions of the spline

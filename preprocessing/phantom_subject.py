@@ -7,23 +7,25 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from preprocessing import lesions
-from preprocessing.anatomy import COARSE_MM, FINEST_MM, LabelAnatomy, to_voxels
+from preprocessing.anatomy import COARSE_MM, FINEST_MM, to_voxels
 from preprocessing.anatomy_sources import load_atlas, load_label_map
 from preprocessing.fields import lattice_positions, random_field, upsample
 from preprocessing.tissues import bounded_normal, draw_intensities
 
-HEALTHY, PATIENT = 0, 1  # kinds of subjects, the second word of a subject's seed
+HEALTHY, PATIENT, HELD_OUT = 0, 1, 2  # kinds of subjects, the second word of a subject's seed
 GRADES = ("HGG", "LGG")  # patients alternate
 
 PAINT_COARSELY_FROM_MM = 3.0  # voxels of this size and more are sampled from a painting at 2 mm
 LATTICE_MM = 4.0  # between control points of the deformation
-FIELD_MARGIN_MM = 22.0  # around the brain in a scan: room for pose, size and deformation
 STEEPEST_QUANTILE, STEEPEST_SHARE = 0.995, 1.5  # what counts as the wall of a ventricle
 FAR_OUTSIDE_MM = 20.0  # distance from the brain off the map: ICBM152 ends within the brainstem
 SKULL_GAP_MM = 1.0  # tumors end this far inside the brain
 CEREBRAL_SHARE = 0.7  # of a place where a tumor may start
 # Standard deviations, in voxels, of the blur of a voxel and of linear interpolation.
 VOXEL_BLUR, LINEAR_BLUR, LEAST_BLUR = 0.3, 0.4, 0.05
+# Standard deviation of a slice profile in its thickness: box (1/sqrt(12)) and linear interpolation
+# (1/sqrt(6)) in a row, sqrt(1/12 + 1/6).
+SLICE_BLUR = 0.5
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,16 @@ class PhantomSettings:
     """How subjects vary. Lengths in mm, angles in degrees; pairs are the ends of a range.
 
     Attributes:
+        margin: around the anatomy in a scan: room for pose, size and deformation.
         rotation, shift: half ranges about and along each axis.
         size_spread, axis_spread: of the logarithm of the head's size, and of each axis besides.
         bend_scales, bend_spreads: distance and standard deviation of independent displacements.
-        ventricle_growth: shift of the walls of the ventricles of ICBM152, which are slender.
-        label_map_ventricle_growth: the same for label maps, which vary among themselves.
+        ventricle_growth: shift of the walls of the ventricles.
         texture_scales, texture_spread: of the unevenness within tissues.
         psf: standard deviation of the scanner's blur.
-        rim, rim_scale, rim_spread: how far the brain mask reaches beyond the closed brain.
+        thick_share, slice_mm: share of the scans that have thick axial slices, and their thickness.
+        rim, rim_scales, rim_spreads: how far the brain mask reaches beyond the closed brain: its
+            mean, and the scale and standard deviation of how it varies from place to place.
         edge, edge_scales: depth to which a stripped brain is dark in places, size of the places.
         edge_darkness: mean and spread of it, share of the intensity.
         bias_scale, bias_spread: of the logarithm of the bias field.
@@ -46,6 +50,7 @@ class PhantomSettings:
         white_level: intensity of white matter in scanner units, log-uniform.
     """
 
+    margin: float = 22.0
     rotation: float = 5.0
     shift: float = 4.0
     size_spread: float = 0.025
@@ -53,13 +58,14 @@ class PhantomSettings:
     bend_scales: tuple = (40.0, 20.0, 10.0)
     bend_spreads: tuple = (2.5, 1.0, 0.5)
     ventricle_growth: tuple = (-1.5, 5.0)
-    label_map_ventricle_growth: tuple = (-4.0, 2.0)
     texture_scales: tuple = (2.0, 10.0)
     texture_spread: float = 0.028
     psf: tuple = (0.4, 0.6)
+    thick_share: float = 0.0
+    slice_mm: tuple = (2.0, 5.0)
     rim: tuple = (0.0, 2.5)
-    rim_scale: float = 8.0
-    rim_spread: float = 0.4
+    rim_scales: tuple = (8.0,)
+    rim_spreads: tuple = (0.4,)
     edge: float = 2.5
     edge_scales: tuple = (9.0, 3.0)
     edge_darkness: tuple = (0.4, 0.4)
@@ -67,6 +73,26 @@ class PhantomSettings:
     bias_spread: float = 0.06
     noise: tuple = (0.015, 0.055)
     white_level: tuple = (150.0, 450.0)
+
+
+# For label maps: they vary among themselves, and they come in the pose of MNI space, so that what
+# is left of rotation and shift is the error of rigid alignment.
+LABEL_MAP_SETTINGS = PhantomSettings(
+    margin=14.0,
+    rotation=2.5,
+    shift=2.0,
+    ventricle_growth=(-4.0, 2.0),
+    texture_scales=(2.0, 6.0, 16.0),
+    texture_spread=0.035,
+    psf=(0.35, 0.65),
+    thick_share=0.4,
+    slice_mm=(2.0, 4.0),
+    rim=(-1.0, 1.5),
+    edge=2.0,
+    edge_darkness=(0.3, 0.35),
+    rim_scales=(30.0, 8.0),
+    rim_spreads=(0.7, 0.3),
+)
 
 
 @dataclass(frozen=True)
@@ -95,10 +121,10 @@ class Grid:
     origin: np.ndarray
 
     @classmethod
-    def around(cls, anatomy, voxel_size):
-        """The grid that holds an anatomy and a margin."""
+    def around(cls, anatomy, voxel_size, margin):
+        """The grid that holds an anatomy and a margin in mm."""
         center, extent = anatomy.bounds()
-        shape = np.ceil((extent + 2 * FIELD_MARGIN_MM) / voxel_size).astype(int)
+        shape = np.ceil((extent + 2 * margin) / voxel_size).astype(int)
         origin = np.round(center - (shape - 1) / 2 * voxel_size)
         return cls(tuple(shape.tolist()), voxel_size, origin)
 
@@ -119,6 +145,13 @@ class Grid:
         axes = [lattice_positions(n, self.lattice_step) * self.voxel_size for n in self.shape]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1) + self.origin
 
+    @property
+    def lattice_affine(self):
+        """[4, 4], control point of the deformation -> mm."""
+        affine = np.diag([LATTICE_MM] * 3 + [1.0])
+        affine[:3, 3] = self.origin - LATTICE_MM  # the first lies one step before voxel 0
+        return affine
+
     def random_field(self, rng, scale_mm):
         """Smooth random field [X, Y, Z], mean 0, standard deviation 1."""
         return random_field(rng, self.shape, scale_mm / self.voxel_size)
@@ -129,11 +162,11 @@ def make_phantom(seed, kind, number, *, voxel_size=1.0, label_maps=(), settings=
 
     Args:
         seed: of the cohort.
-        kind: HEALTHY or PATIENT.
+        kind: HEALTHY, PATIENT, or HELD_OUT for the healthy to test on.
         number: index among its kind, from 0.
         voxel_size: mm.
-        label_maps: paths of FreeSurfer label maps to choose from; if empty, the ICBM152 maps.
-        settings: `PhantomSettings`.
+        label_maps: paths of FreeSurfer label maps to take in turn; if empty, the ICBM152 maps.
+        settings: `PhantomSettings`; None for `default_settings`.
 
     Returns:
         A `Phantom`.
@@ -141,23 +174,24 @@ def make_phantom(seed, kind, number, *, voxel_size=1.0, label_maps=(), settings=
     Raises:
         InputError: if a label map cannot be used.
     """
-    settings = settings or PhantomSettings()
+    settings = settings or default_settings(label_maps)
     rng = np.random.default_rng([seed, kind, number])
     shape_rng, paint_rng, scan_rng, tumor_rng = rng.spawn(4)
-    anatomy = _choose_anatomy(shape_rng, label_maps, voxel_size)
-    grid = Grid.around(anatomy, voxel_size)
+    anatomy = _choose_anatomy(number, label_maps, voxel_size)
+    grid = Grid.around(anatomy, voxel_size, settings.margin)
     points = grid.lattice()
     source = _deform(shape_rng, anatomy, points, settings)
     tumors = []
     if kind == PATIENT:
         tumors = _draw_tumors(tumor_rng, anatomy, points, source, GRADES[number % len(GRADES)])
-        source = _push(tumors, anatomy, points, source)
+        source = _push(tumors, anatomy, grid, source)
     image = _paint(paint_rng, anatomy, grid, source, settings)
     coarse = anatomy.coarse
     outside = _sample(coarse.outside, coarse.affine, grid, source, beyond=FAR_OUTSIDE_MM)
     outside -= scan_rng.uniform(*settings.rim)
-    ragged = grid.random_field(scan_rng, settings.rim_scale)
-    brain = _largest_part(outside < settings.rim_spread * ragged)
+    rim = zip(settings.rim_scales, settings.rim_spreads, strict=True)
+    ragged = sum(spread * grid.random_field(scan_rng, scale) for scale, spread in rim)
+    brain = _largest_part(outside < ragged)
     label = _grow(tumor_rng, tumors, image, brain & (outside < -SKULL_GAP_MM), grid)
     image *= _edge(scan_rng, outside, grid, settings)
     scan, facts = _scan(scan_rng, image, brain, grid, settings)
@@ -165,11 +199,16 @@ def make_phantom(seed, kind, number, *, voxel_size=1.0, label_maps=(), settings=
     return Phantom(image=scan, label=label, affine=grid.affine, facts=facts)
 
 
-def _choose_anatomy(rng, label_maps, voxel_size):
+def default_settings(label_maps):
+    """The `PhantomSettings` for label maps, or for ICBM152 if there are none."""
+    return LABEL_MAP_SETTINGS if label_maps else PhantomSettings()
+
+
+def _choose_anatomy(number, label_maps, voxel_size):
     spacing = COARSE_MM if voxel_size >= PAINT_COARSELY_FROM_MM else FINEST_MM
     if not label_maps:
         return load_atlas(spacing)
-    return load_label_map(str(label_maps[rng.integers(len(label_maps))]), spacing)
+    return load_label_map(str(label_maps[number % len(label_maps)]), spacing)
 
 
 def _deform(rng, anatomy, points, settings):
@@ -185,9 +224,9 @@ def _deform(rng, anatomy, points, settings):
     for scale, spread in zip(settings.bend_scales, settings.bend_spreads, strict=True):
         bend = [random_field(rng, source.shape[:3], scale / LATTICE_MM) for _ in range(3)]
         source = source + spread * np.stack(bend, axis=-1)
-    varied = isinstance(anatomy, LabelAnatomy)
-    growth = settings.label_map_ventricle_growth if varied else settings.ventricle_growth
-    return source + _grow_ventricles(anatomy.coarse, source, rng.uniform(*growth))
+    source = anatomy.in_pose(source)
+    growth = rng.uniform(*settings.ventricle_growth)
+    return source + _grow_ventricles(anatomy.coarse, source, growth)
 
 
 def _grow_ventricles(coarse, points, growth):
@@ -204,10 +243,13 @@ def _draw_tumors(rng, anatomy, points, source, grade):
     return lesions.draw_tumors(rng, grade, places=points[cerebral], depth=depth[cerebral])
 
 
-def _push(tumors, anatomy, points, source):
-    """Mass effect of all tumors."""
+def _push(tumors, anatomy, grid, source):
+    """Mass effect of all tumors: where the places of the scan lie in the anatomy because of it."""
+    points = grid.lattice()
     outside = _at(anatomy.coarse.outside, anatomy.coarse.affine, source)
-    return source + sum(lesions.pull_back(tumor, points, outside) for tumor in tumors)
+    pulled = points + sum(lesions.pull_back(tumor, points, outside) for tumor in tumors)
+    axes = [_at(axis, grid.lattice_affine, pulled) for axis in np.moveaxis(source, -1, 0)]
+    return np.stack(axes, axis=-1)
 
 
 def _paint(rng, anatomy, grid, source, settings):
@@ -270,16 +312,28 @@ def _edge(rng, outside, grid, settings):
 
 
 def _scan(rng, image, brain, grid, settings):
-    """The scanner's view [X, Y, Z] int16: bias field and Rician noise, 0 outside the brain."""
+    """The scanner's view [X, Y, Z] int16: slices, bias, Rician noise, 0 outside the brain."""
     bias = np.exp(settings.bias_spread * grid.random_field(rng, settings.bias_scale))
     # Noise falls with the volume of a voxel in a real scan; its square root is a compromise.
     noise = np.float32(rng.uniform(*settings.noise) / np.sqrt(grid.voxel_size))
-    real = image * bias + noise * rng.standard_normal(grid.shape, dtype=np.float32)
-    imaginary = noise * rng.standard_normal(grid.shape, dtype=np.float32)
+    slice_mm = rng.uniform(*settings.slice_mm) if rng.random() < settings.thick_share else 0.0
+    blur = SLICE_BLUR * slice_mm / grid.voxel_size
+    real, imaginary = (rng.standard_normal(grid.shape, dtype=np.float32) for _ in range(2))
+    if blur > LEAST_BLUR:
+        image = ndimage.gaussian_filter1d(image, blur, axis=2)
+        real, imaginary = (_smooth_noise(field, blur) for field in (real, imaginary))
+    real, imaginary = image * bias + noise * real, noise * imaginary
     white_level = float(np.exp(rng.uniform(*np.log(settings.white_level))))
     scan = np.clip(np.rint(white_level * np.hypot(real, imaginary)), 1, np.iinfo(np.int16).max)
     facts = {"white_level": round(white_level, 2), "noise": round(float(noise), 4)}
+    facts["slice_mm"] = round(slice_mm, 2)
     return np.where(brain, scan, 0).astype(np.int16), facts
+
+
+def _smooth_noise(noise, blur):
+    """White noise along the third axis as interpolation between slices leaves it, same strength."""
+    smooth = ndimage.gaussian_filter1d(noise, blur, axis=2)
+    return smooth / np.float32(smooth.std())
 
 
 def _lesion_facts(tumors, label, voxel_size):

@@ -2,27 +2,28 @@
 
 import numpy as np
 
-# T2 intensity relative to cerebral white matter: mean, and spread between subjects. Set by eye and
-# by medians of three skull-stripped 3 T T2 scans in MNI space (Lesjak et al., Neuroinformatics
-# 2017). Nuclei rich in iron (pallidum) are dark.
+# T2 intensity relative to cerebral white matter: mean, and spread between subjects. By medians of
+# four T2 scans outside their lesions: three of multiple sclerosis at 3 T (Lesjak et al.,
+# Neuroinformatics 2017) and one of a stroke; small nuclei and CSF, whose medians are contaminated
+# by their neighbors, by eye. Nuclei rich in iron (pallidum) are dark.
 TISSUES = {
-    "background": (3.7, 0.2),  # the gap between brain and skull, painted as CSF
+    "background": (3.5, 0.25),  # the gap between brain and skull, painted as CSF
     "white": (1.0, 0.0),
-    "cortex": (1.3, 0.05),
-    "csf": (3.7, 0.2),
-    "ventricle": (3.8, 0.2),
-    "choroid": (2.2, 0.3),
-    "thalamus": (1.02, 0.05),
-    "caudate": (1.1, 0.05),
-    "putamen": (1.03, 0.06),
-    "pallidum": (0.74, 0.08),
-    "hippocampus": (1.28, 0.06),
-    "amygdala": (1.22, 0.06),
-    "accumbens": (1.15, 0.06),
-    "ventral_dc": (0.95, 0.05),
-    "brainstem": (1.05, 0.05),
-    "cerebellar_white": (1.02, 0.05),
-    "cerebellar_cortex": (1.2, 0.05),
+    "cortex": (1.26, 0.06),
+    "csf": (3.5, 0.25),
+    "ventricle": (3.5, 0.3),
+    "choroid": (3.0, 0.3),
+    "thalamus": (0.96, 0.07),
+    "caudate": (1.05, 0.09),
+    "putamen": (1.02, 0.07),
+    "pallidum": (0.78, 0.09),
+    "hippocampus": (1.22, 0.09),
+    "amygdala": (1.18, 0.09),
+    "accumbens": (1.08, 0.08),
+    "ventral_dc": (0.95, 0.07),
+    "brainstem": (1.0, 0.07),
+    "cerebellar_white": (1.0, 0.06),
+    "cerebellar_cortex": (1.13, 0.07),
     "vessel": (0.55, 0.1),
 }
 TISSUE_INDEX = {name: number for number, name in enumerate(TISSUES)}
@@ -31,15 +32,15 @@ GRAY_CONTRAST_SPREAD = 0.12  # factor on (intensity - 1), shared by the solid ti
 FLUID_SPREAD = 0.12  # factor on the intensity of all fluids of a subject
 LARGEST_DEVIATION = 2.0  # standard deviations; normal draws are cut there
 
-# FreeSurferColorLUT.txt, left and right. Lesions of white matter (25, 57, 77-79) are painted as
-# white matter, because the healthy must have none.
+# FreeSurferColorLUT.txt; of paired structures left and right come first. Lesions of white matter
+# (25, 57, 77-79) are painted as white matter, because the healthy must have none.
 FREESURFER = {
     "white": (2, 41, 25, 57, 77, 78, 79, 85, 251, 252, 253, 254, 255),
     "cortex": (3, 42),
     "csf": (24,),
     "ventricle": (4, 5, 14, 15, 43, 44, 72),
     "choroid": (31, 63, 136, 137, 163, 164),  # the last four: unnamed, lie along the ventricles
-    "thalamus": (9, 10, 48, 49),
+    "thalamus": (10, 49, 9, 48),
     "caudate": (11, 50),
     "putamen": (12, 51),
     "pallidum": (13, 52),

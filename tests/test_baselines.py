@@ -73,7 +73,7 @@ def trained(tmp_path_factory, cache_path):
         trainer.run.write(trainer.config, trainer.train_cache)
         before, rows = _state(trainer.model.weights), np.arange(8)
         for _ in range(2):  # the first steps of two Adams may cancel, each has the same length
-            trainer._update(trainer.train_cache.read(rows), tf.constant(rows), tf.constant(1.0))
+            trainer.update(trainer.train_cache.read(rows), tf.constant(rows))
         made[model] = Trained(folder, trainer, _changed(before, trainer.model.weights))
         trainer.fit()
     return made
@@ -134,7 +134,7 @@ def test_a_critic_step_changes_the_critic_and_nothing_else(fresh):
     trainer = fresh["aae-128"]
     model, before = trainer.model, _state(trainer.model.weights)
     noise = _noise(model, range(4))
-    model.train_critic(tf.ones([4, 128]), noise, count=1, descend=trainer._descend)
+    model.train_critic(tf.ones([4, 128]), noise, count=1, descend=trainer.update.descend)
     assert _changed(before, model.weights) == _paths(model.critic)
 
 
@@ -155,13 +155,13 @@ def test_an_objective_changes_the_weights_of_its_own_networks_only(model, networ
     assert set(objectives) == set(networks_of)
     for name, networks in networks_of.items():
         before = _state(method.weights)
-        trainer._descend(tape, {name: objectives[name]})
+        trainer.update.descend(tape, {name: objectives[name]})
         own = {w.path for each in networks for w in getattr(method, each).trainable_variables}
         assert _changed(before, method.weights) == own
 
 
 def test_the_critic_takes_100_steps_at_first_and_20_later(trained):
-    optimizers = trained["aae-128"].trainer.optimizers
+    optimizers = trained["aae-128"].trainer.update.optimizers
     assert int(optimizers["regularization"].iterations.numpy()) == STEPS
     assert int(optimizers["critic"].iterations.numpy()) == 25 * 100 + (STEPS - 25) * 20
 
@@ -208,7 +208,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(model, trained, tmp_
     rest.fit()
     assert int(rest.step.numpy()) == STEPS
     found, expected = (
-        [*each.model.weights, *(v for o in each.optimizers.values() for v in o.variables)]
+        [*each.model.weights, *(v for o in each.update.optimizers.values() for v in o.variables)]
         for each in (rest, whole)
     )
     for one, other in zip(found, expected, strict=True):

@@ -1,6 +1,8 @@
 """The synthetic cohort: layout, determinism, labels, what it looks like, and bad input."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -8,7 +10,14 @@ import pytest
 from scipy import ndimage
 
 from preprocessing import anatomy_sources, fields, lesions, phantom, tissues
-from preprocessing.phantom_subject import HEALTHY, PATIENT, make_phantom
+from preprocessing.phantom_subject import (
+    HEALTHY,
+    PATIENT,
+    Grid,
+    _push,
+    _smooth_noise,
+    make_phantom,
+)
 from tf_lesion.files import InputError
 
 COARSE = 4.0  # mm, the largest voxels: a fraction of a second per subject
@@ -239,6 +248,82 @@ def test_cohort_from_label_maps_drops_what_is_not_brain(label_maps, tmp_path):
     center = ndimage.center_of_mass(image > 0)
     middle = tuple(slice(int(c) - 1, int(c) + 2) for c in center)
     assert image[middle].mean() > 2  # the ventricle
+
+
+def test_label_map_in_any_pose_comes_back_in_that_of_mni(label_maps):
+    (path,) = anatomy_sources.find_label_maps(label_maps)
+    straight = anatomy_sources.load_label_map(str(path), 1)
+    image = nib.load(path)
+    labels = np.asarray(image.dataobj)
+    turned = ndimage.rotate(labels, 20, axes=(1, 2), reshape=False, order=0)  # a nod of 20 degrees
+    nib.save(nib.Nifti1Image(turned, image.affine), path.with_name("turned_seg.nii.gz"))
+    nodding = anatomy_sources.load_label_map(str(path.with_name("turned_seg.nii.gz")), 1)
+    apart = nodding.pose[:3, :3] @ straight.pose[:3, :3].T
+    degrees = np.rad2deg(np.arccos((np.trace(apart) - 1) / 2))
+    assert degrees == pytest.approx(20, abs=1)
+
+
+def test_no_anatomy_is_both_trained_on_and_tested_on(label_maps, tmp_path):
+    one = next(label_maps.iterdir())
+    for name in ("three", "two"):
+        shutil.copy(one, one.with_name(f"{name}_seg.nii.gz"))
+    out = tmp_path / "cohort"
+    manifest = phantom.write_cohort(
+        out,
+        healthy=3,
+        test=1,
+        patients=1,
+        held_out=1,
+        seed=0,
+        voxel_size=COARSE,
+        label_maps=label_maps,
+    )
+    anatomies = {}
+    for entry in manifest["subjects"]:
+        anatomies.setdefault(entry["kind"], []).append(entry["anatomy"])
+    assert manifest["held_out"] == ["two_seg.nii.gz"]
+    assert anatomies["healthy"] == ["one_seg", "three_seg", "one_seg"]
+    assert anatomies["healthy, held out"] == anatomies["patient"] == ["two_seg"]
+    listed = (out / "test_subjects.txt").read_text().split()
+    assert listed == ["sub-CC710033"]
+    assert (out / "healthy/sub-CC710033/anat/sub-CC710033_T2w.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"held_out": 1, "test": 1}, "less than the label maps, got 1 of 1"),
+        ({"test": 1}, "anatomies of their own"),
+    ],
+)
+def test_split_that_leaves_no_anatomy_is_refused(change, message, label_maps, tmp_path):
+    with pytest.raises(InputError, match=message):
+        phantom.write_cohort(
+            tmp_path / "out", healthy=1, patients=0, seed=0, label_maps=label_maps, **change
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_mass_effect_goes_outward_in_mirrored_brains_too():
+    grid = Grid((24, 24, 24), 4.0, np.full(3, -46.0))
+    points = grid.lattice()
+    coarse = SimpleNamespace(outside=np.full((60, 60, 60), -40.0), affine=np.diag([2, 2, 2, 1]))
+    coarse.affine = coarse.affine + np.pad(np.full((3, 1), -60.0), ((0, 1), (3, 0)))
+    rng = np.random.default_rng(0)
+    tumor = lesions.draw_tumors(rng, "HGG", places=np.zeros((1, 3)), depth=np.array([40.0]))[0]
+    mirrored = points * [-1, 1, 1]
+    pushed = _push([tumor], SimpleNamespace(coarse=coarse), grid, mirrored)
+    right = (points[..., 0] > 4) & (np.abs(points) < 0.7 * tumor.radius).all(axis=-1)
+    # Tissue seen on the right came from nearer the middle, whichever way the anatomy is turned.
+    assert (np.abs(pushed[..., 0]) < np.abs(mirrored[..., 0]))[right].all()
+
+
+def test_thick_slices_smooth_along_the_third_axis_and_keep_the_strength_of_noise():
+    noise = np.random.default_rng(0).standard_normal((30, 30, 60))
+    smooth = _smooth_noise(noise, 1.5)
+    assert smooth.std() == pytest.approx(1, abs=0.01)
+    along, across = (np.diff(smooth, axis=axis).std() for axis in (2, 0))
+    assert along < 0.6 * across
 
 
 def test_left_and_right_hemispheres_part_at_the_midline(label_maps):

@@ -419,6 +419,21 @@ def test_a_split_without_train_or_test_subjects_is_refused(count, test_subjects)
         camcan.split([str(n) for n in range(count)], seed=0, test_subjects=test_subjects)
 
 
+def test_a_list_of_test_subjects_is_the_split(tmp_path):
+    names = ["sub-1", "sub-2", "sub-3"]
+    listed = tmp_path / "test.txt"
+    listed.write_text("sub-3\nsub-1\n")
+    assert camcan.read_test_list(listed, names) == {"sub-1", "sub-3"}
+    for content, message in (
+        ("sub-4", "there is no 'sub-4'"),
+        ("", "at least one subject to test on"),
+        ("sub-1 sub-2 sub-3", "got 3 of 3"),
+    ):
+        listed.write_text(content)
+        with pytest.raises(InputError, match=message):
+            camcan.read_test_list(listed, names)
+
+
 def test_a_bad_subject_is_named_and_skipped_and_the_status_says_so(tmp_path, capsys):
     write_healthy(tmp_path / "scans", ["sub-1", "sub-2", "sub-3"])
     bad = tmp_path / "scans" / "sub-2" / "anat" / "sub-2_T2w.nii.gz"

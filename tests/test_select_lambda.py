@@ -11,9 +11,10 @@ from conftest import make_run
 import restore_brats
 from eval import select_lambda, sweep, thresholds
 from eval.metrics import Curve, area
-from eval.select_lambda import measure_change, read_lambda, restoration_of
+from eval.select_lambda import measure_change
 from eval.sweep import Kept, parse_grid
 from eval.thresholds import load_thresholds, smallest_threshold
+from tf_lesion.choices import read_lambda, restoration_of
 from tf_lesion.files import InputError
 from tf_lesion.restoration import Restorer
 from tf_lesion.restored import RestoredReader

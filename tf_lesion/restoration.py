@@ -7,6 +7,7 @@ gradient of its own sum, so the result does not depend on the batch.
 
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -45,29 +46,112 @@ def restoration_step(image, gradient, *, mask, step_size, gradient_clip):
     return image + step_size * gradient * mask
 
 
+def step_size_at(restoration, step):
+    """Step size at a tensor `step`, as `RestorationConfig.step_size`: defined for any step."""
+    starts, sizes = zip(*restoration.step_sizes, strict=True)
+    place = tf.reduce_sum(tf.cast(step >= tf.constant(starts), tf.int32)) - 1
+    return tf.constant(sizes, tf.float32)[place]
+
+
+def ascend(model, restoration, image, *, observed, mask, slices, start, stop, tv_weight, seed):
+    """The loop: steps `start` to `stop` from `image`, of a batch that `padded` has filled up.
+
+    Args:
+        model: a GMVAE or VAE.
+        restoration: `RestorationConfig`: solver, step sizes and clipping are used.
+        image, observed, mask: [B, H, W, 1] float32.
+        slices: [B] int64 identities, which seed the noise.
+        start, stop, seed: scalar integers.
+        tv_weight: scalar, per unit intensity.
+
+    Returns:
+        (image after the last step [B, H, W, 1], the objective before it [B]).
+    """
+    values = tf.zeros(tf.shape(image)[:1], image.dtype)
+    proximal = restoration.solver == "proximal"
+    for step in tf.range(start, stop):
+        noise = slice_noise(
+            model.noise_shapes, seed=seed, step=step, slices=slices, stream="restoration"
+        )
+        values, gradient = map_gradient(
+            model,
+            image,
+            observed=observed,
+            noise=noise,
+            tv_weight=0.0 if proximal else tv_weight,
+        )
+        step_size = step_size_at(restoration, step)
+        image = restoration_step(
+            image,
+            gradient,
+            mask=mask,
+            step_size=step_size,
+            gradient_clip=restoration.gradient_clip,
+        )
+        if proximal:
+            weight = tv_weight * step_size
+            image = observed - smoothed_residual(observed - image, mask=mask, weight=weight)
+    return image, values
+
+
+def compiled_restoration(model, restoration):
+    """Steps `start` to `stop` for a batch of any size, as a `tf.function` of tensors.
+
+    A method without lambda is asked for its restored images, which do not depend on `start`.
+
+    Returns:
+        A function of image, observed, mask [B, H, W, 1] float32, slices [B] int64, start, stop
+        int32, tv_weight float32 and seed int64, with the results of `ascend`.
+    """
+    images = tf.TensorSpec([None, model.network.height, model.network.width, 1], tf.float32)
+    slices, step = tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)
+    weight, seed = tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int64)
+
+    @tf.function(input_signature=[images, images, images, slices, step, step, weight, seed])
+    def stretch(image, observed, mask, slices, start, stop, tv_weight, seed):
+        count = tf.shape(image)[0]
+        image, observed, mask, slices = padded([image, observed, mask, slices], model.grid)
+        options = {"slices": slices, "tv_weight": tv_weight, "seed": seed}
+        if model.has_lambda:
+            options |= {"observed": observed, "mask": mask, "start": start, "stop": stop}
+            image, values = ascend(model, restoration, image, **options)
+        else:
+            image = model.restored(observed, mask, steps=stop, **options)
+            values = tf.zeros(tf.shape(image)[:1], image.dtype)
+        return image[:count], values[:count]
+
+    return stretch
+
+
+def padded(tensors, grid):
+    """Repeat the last image until rounding no longer depends on where in the batch an image stands.
+
+    CPU kernels round the last few numbers of a tensor otherwise than the rest, and oneDNN single
+    images otherwise than batches. So the latents fill whole vectors, and there are two images.
+    """
+    count = tf.shape(tensors[0])[0]
+    multiple = VECTOR_LENGTH // math.gcd(VECTOR_LENGTH, grid[0] * grid[1])
+    extra = tf.maximum(2, -(-count // multiple) * multiple) - count
+    return [
+        tf.concat([tensor, tf.repeat(tensor[-1:], extra, axis=0)], axis=0) for tensor in tensors
+    ]
+
+
 class Restorer:
     """The restoration of one model, compiled: no trip to the host between steps.
 
     Models without lambda make the restored images themselves, from start to stop.
 
     Args:
-        model: a `methods.Method`.
+        model: a GMVAE or VAE, or an `exported.ExportedModel`, which comes with its loop.
         restoration: `RestorationConfig` (steps, step sizes, clipping, tv_weight).
         seed: of the noise; with the step and the slice's number it fixes every draw.
     """
 
     def __init__(self, model, restoration, *, seed=0):
         self.model, self.restoration, self.seed = model, restoration, seed
-        self._step_sizes = tf.constant(
-            [restoration.step_size(step) for step in range(max(restoration.steps, 1))], tf.float32
-        )
-        images = tf.TensorSpec([None, model.network.height, model.network.width, 1], tf.float32)
-        slices, step = tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)
-        weight = tf.TensorSpec([], tf.float32)
-        self._loop = tf.function(
-            self._ascend if model.has_lambda else self._at_once,
-            input_signature=[images, images, images, slices, step, step, weight],
-        )
+        make = getattr(model, "compiled_restoration", None) or partial(compiled_restoration, model)
+        self._loop = make(restoration)
 
     def __call__(self, image, *, observed, mask, slices, start=0, stop=None, tv_weight=None):
         """Take the steps `start` to `stop` from `image`.
@@ -84,65 +168,18 @@ class Restorer:
             (image after the last step [B, H, W, 1], the objective before it [B]).
         """
         settings = self.restoration
-        images = [tf.cast(values, tf.float32) for values in (image, observed, mask)]
-        batch = _padded([*images, tf.cast(slices, tf.int64)], self.model.grid)
-        image, values = self._loop(
-            *batch,
-            start,
-            settings.steps if stop is None else stop,
-            settings.tv_weight if tv_weight is None else tv_weight,
+        stop = settings.steps if stop is None else stop
+        tv_weight = settings.tv_weight if tv_weight is None else tv_weight
+        return self._loop(
+            image=tf.cast(image, tf.float32),
+            observed=tf.cast(observed, tf.float32),
+            mask=tf.cast(mask, tf.float32),
+            slices=tf.cast(slices, tf.int64),
+            start=tf.constant(start, tf.int32),
+            stop=tf.constant(stop, tf.int32),
+            tv_weight=tf.constant(tv_weight, tf.float32),
+            seed=tf.constant(self.seed, tf.int64),
         )
-        return image[: len(slices)], values[: len(slices)]
-
-    def _ascend(self, image, observed, mask, slices, start, stop, tv_weight):
-        values = tf.zeros(tf.shape(image)[:1], image.dtype)
-        proximal = self.restoration.solver == "proximal"
-        for step in tf.range(start, stop):
-            noise = slice_noise(
-                self.model.noise_shapes,
-                seed=self.seed,
-                step=step,
-                slices=slices,
-                stream="restoration",
-            )
-            values, gradient = map_gradient(
-                self.model,
-                image,
-                observed=observed,
-                noise=noise,
-                tv_weight=0.0 if proximal else tv_weight,
-            )
-            image = restoration_step(
-                image,
-                gradient,
-                mask=mask,
-                step_size=self._step_sizes[step],
-                gradient_clip=self.restoration.gradient_clip,
-            )
-            if proximal:
-                weight = tv_weight * self._step_sizes[step]
-                image = observed - smoothed_residual(observed - image, mask=mask, weight=weight)
-        return image, values
-
-    def _at_once(self, image, observed, mask, slices, start, stop, tv_weight):
-        del image, start
-        options = {"slices": slices, "seed": self.seed, "steps": stop, "tv_weight": tv_weight}
-        restored = self.model.restored(observed, mask, **options)
-        return restored, tf.zeros(tf.shape(restored)[:1], restored.dtype)
-
-
-def _padded(tensors, grid):
-    """Repeat the last image until rounding no longer depends on where in the batch an image stands.
-
-    CPU kernels round the last few numbers of a tensor otherwise than the rest, and oneDNN single
-    images otherwise than batches. So the latents fill whole vectors, and there are two images.
-    """
-    count = tensors[0].shape[0]
-    multiple = VECTOR_LENGTH // math.gcd(VECTOR_LENGTH, grid[0] * grid[1])
-    extra = max(2, -(-count // multiple) * multiple) - count
-    return [
-        tf.concat([tensor, tf.repeat(tensor[-1:], extra, axis=0)], axis=0) for tensor in tensors
-    ]
 
 
 def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=None, tv_weight=None):

@@ -60,8 +60,9 @@ class Run:
         """
         if not self.config_path.exists():
             raise InputError(
-                f"Expected a run of train_gmvae.py (with config.json) or a folder with a TF1 "
-                f"checkpoint (model.ckpt-STEP.index), got {self.folder}."
+                f"Expected a run of train_gmvae.py (with config.json), a folder with a TF1 "
+                f"checkpoint (model.ckpt-STEP.index) or a SavedModel of tf_lesion.export, got "
+                f"{self.folder}."
             )
         try:
             values = json.loads(self.config_path.read_text())
@@ -94,6 +95,11 @@ class LoadedModel:
             digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
         return digest.hexdigest()[:IDENTITY_DIGITS]
 
+    @property
+    def extras(self):
+        """The folder of what was chosen for this model, such as `lambda.json`."""
+        return Path(self.path)
+
 
 def describe(cache):
     """What restoring a scan must know of the cache a model was trained on, JSON-serialisable."""
@@ -111,18 +117,24 @@ def load(path, *, precision="float32"):
     """Load a model for restoring or evaluating.
 
     Args:
-        path: a run of `train_gmvae.py`, or a folder with a TF1 checkpoint.
-        precision: of the convolutions, whatever the model was trained in.
+        path: a run of `train_gmvae.py`, a folder with a TF1 checkpoint, or a SavedModel of
+            `tf_lesion.export`.
+        precision: of the convolutions, whatever the model was trained in; a SavedModel has its own.
 
     Returns:
         `LoadedModel`.
 
     Raises:
-        InputError: if `path` is neither, or its checkpoint does not fit its configuration.
+        InputError: if `path` is none of them, its checkpoint does not fit its configuration, or its
+            precision is another.
     """
+    from tf_lesion import exported  # which makes a `LoadedModel` too
+
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"No model at {path}; make one with train_gmvae.py.")
+    if exported.is_exported(path):
+        return exported.load(path, precision=precision)
     if tf1.is_checkpoint(path):
         _, config = tf1.read_config(path)
         config = config.replace(network={"precision": precision})

@@ -30,6 +30,10 @@ RELEASED_SLICE_SHAPE = (197, 233)
 RELEASED_CROP = (22, 180, 17, 215)  # x0, x1, y0, y1, applied when a released slice is read
 SMALLEST_SIZE = 34
 SIZE_STEP = 4
+# Min-max per subject (You et al., MIDL 2019), made robust: vessels, fat in the rim of an atlas mask
+# and spikes are the brightest 0.1 % of a brain (about 1.5 ml), and are clipped.
+LOWEST_PERCENTILE, HIGHEST_PERCENTILE = 0.1, 99.9
+BRAIN_FLOOR = 1e-3  # least intensity inside the brain, so that `observed > 0` is the brain
 
 
 def is_legal_size(pixels):

@@ -4,23 +4,25 @@ import csv
 import functools
 import signal
 
-import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tf_lesion.methods import make_model
-from tf_lesion.noise import slice_noise
+from tf_lesion.distribution import WORKER_ERRORS, make_placement
 from tf_lesion.runs import named_variables
+from tf_lesion.update import GRADIENT_NORM, Updater
 
 TEST_SLICES = 64  # fixed slices of `Test` on which the test losses are measured
 PREFETCHED_BATCHES = 4
 TERMS_SHOWN = 2  # in the progress bar
-GRADIENT_NORM = "gradient_norm"
 
 
 class NonFiniteLossError(RuntimeError):
     """A loss or gradient became NaN or infinite."""
+
+
+class WorkerLostError(RuntimeError):
+    """Another process of a distributed training died."""
 
 
 def batch_rows(step, *, num_rows, batch_size, seed):
@@ -43,8 +45,11 @@ def _permutation(num_rows, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
-def _batches(cache, config, start):
-    """Dataset of (rows [B], images [B, H, W, 1]) from step `start` on, read ahead."""
+def _batches(cache, config, start, placement):
+    """Dataset of (rows [B], images [B, H, W, 1]) from step `start` on, read ahead.
+
+    B slices are the part of the batch that this process takes.
+    """
     training = config.training
 
     def generate():
@@ -52,11 +57,13 @@ def _batches(cache, config, start):
             rows = batch_rows(
                 step, num_rows=len(cache), batch_size=training.batch_size, seed=config.seed
             )
+            rows = placement.local(rows)
             yield rows, cache.read(rows)
 
+    size = training.batch_size // placement.workers
     signature = (
-        tf.TensorSpec([training.batch_size], tf.int64),
-        tf.TensorSpec([training.batch_size, *cache.shape, 1], tf.float32),
+        tf.TensorSpec([size], tf.int64),
+        tf.TensorSpec([size, *cache.shape, 1], tf.float32),
     )
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
     return dataset.prefetch(PREFETCHED_BATCHES)
@@ -67,15 +74,6 @@ def _fixed_rows(cache, count):
     return np.unique(np.linspace(0, len(cache) - 1, min(count, len(cache))).astype(int))
 
 
-def _adam(name, training, variables):
-    """Adam for some weights; named, so that the checkpoint's names do not depend on others."""
-    optimizer = keras.optimizers.Adam(
-        training.learning_rate, training.beta_1, training.beta_2, training.epsilon, name=name
-    )
-    optimizer.build(variables)
-    return optimizer
-
-
 class Trainer:
     """Trains one model in a run folder.
 
@@ -84,30 +82,28 @@ class Trainer:
         config: `Config`.
         train, test: `SliceCache` of `Train` and `Test`.
         resume: go on from the newest checkpoint of the run.
+        placement: `distribution.Placement`; one device by default.
     """
 
-    def __init__(self, run, config, *, train, test, resume=False):
+    def __init__(self, run, config, *, train, test, resume=False, placement=None):
         self.run, self.config, self.train_cache, self.test_cache = run, config, train, test
-        keras.utils.set_random_seed(config.seed)
-        self.model = make_model(config)
-        training = config.training
-        self.optimizers = {
-            name: _adam(name, training, variables) for name, variables in self.model.trained.items()
-        }
-        self.step = tf.Variable(0, dtype=tf.int64, name="step")
+        self.placement = placement or make_placement()
+        self.update = Updater(config, self.placement)
+        self.model, self.step = self.update.model, self.update.step
         self._checkpoint = tf.train.Checkpoint(
             model=named_variables(self.model.weights),
             optimizer=named_variables(
-                variable for each in self.optimizers.values() for variable in each.variables
+                variable
+                for optimizer in self.update.optimizers.values()
+                for variable in optimizer.variables
             ),
             step=self.step,
         )
         self._manager = tf.train.CheckpointManager(
-            self._checkpoint, str(run.checkpoints), training.checkpoints_kept
+            self._checkpoint, str(run.checkpoints), config.training.checkpoints_kept
         )
         if resume and self._manager.latest_checkpoint:
             self._checkpoint.restore(self._manager.latest_checkpoint).assert_consumed()
-        self._update = tf.function(self._train_step)
         self._evaluate = tf.function(self._test_step)
         self._reconstruct = tf.function(self.model.reconstruct)
         self._stopped_by = None
@@ -120,27 +116,43 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: naming the step and the terms; the last good checkpoint is kept.
+            WorkerLostError: if another process of the training died.
         """
         start, total = int(self.step.numpy()), self.config.training.steps
-        logs = _Logs(self.run, start=start, grid=self.model.grid)
+        chief = self.placement.chief
+        logs = _Logs(self.run, start=start, grid=self.model.grid) if chief else None
         previous = {
             number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
-            with tqdm(total=total, initial=start, desc="training", unit="step") as progress:
-                for rows, images in _batches(self.train_cache, self.config, start):
+            with tqdm(
+                total=total, initial=start, desc="training", unit="step", disable=not chief
+            ) as progress:
+                for rows, images in _batches(self.train_cache, self.config, start, self.placement):
                     self._one_step(rows, images, logs, progress)
                     if self._stopped_by:
                         break
+        except WORKER_ERRORS as error:
+            if self.placement.workers == 1:
+                raise
+            raise WorkerLostError(
+                f"Training stopped after step {int(self.step.numpy())}: a worker is gone "
+                f"({type(error).__name__}). The last checkpoint is "
+                f"{self._manager.latest_checkpoint or 'none'}; start all workers again with "
+                f"--resume."
+            ) from error
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            logs.close()
+            if chief:
+                logs.close()
         self.save()
         return self._stopped_by
 
     def save(self):
         """Write a checkpoint of weights, optimizer and step, unless there is one of this step."""
+        if not self.placement.chief:
+            return
         step = int(self.step.numpy())
         newest = self._manager.latest_checkpoint
         if newest is None or not newest.endswith(f"-{step}"):
@@ -163,11 +175,8 @@ class Trainer:
         self._stopped_by = number
 
     def _one_step(self, rows, images, logs, progress):
-        training, step = self.config.training, int(self.step.numpy())
-        for optimizer in self.optimizers.values():
-            optimizer.learning_rate.assign(training.learning_rate_at(step))
-        losses = self._update(images, rows, tf.constant(training.kl_weight(step), tf.float32))
-        losses = {name: float(value) for name, value in losses.items()}
+        step = int(self.step.numpy())
+        losses = self.update(images, rows)
         if not np.isfinite(list(losses.values())).all():
             terms = ", ".join(f"{name} {value:g}" for name, value in losses.items())
             kept = self._manager.latest_checkpoint or "none"
@@ -177,6 +186,11 @@ class Trainer:
             )
         done = step + 1
         progress.update()
+        if self.placement.chief:
+            self._report(done, losses, logs, progress)
+
+    def _report(self, done, losses, logs, progress):
+        training = self.config.training
         last = done == training.steps
         if done % training.log_every == 0 or last:
             shown = list(losses.items())[:TERMS_SHOWN]
@@ -189,45 +203,13 @@ class Trainer:
         if done % training.checkpoint_every == 0:
             self.save()
 
-    def _train_step(self, images, rows, kl_weight):
-        losses = self.model.update(
-            images,
-            self._noise(rows, self.step, "training"),
-            step=self.step,
-            kl_weight=kl_weight,
-            descend=self._descend,
-        )
-        self.step.assign_add(1)
-        return losses
-
-    def _descend(self, tape, objectives):
-        """One step of each optimizer that has an objective; all gradients are taken before."""
-        gradients, norms = {}, {}
-        for name, objective in objectives.items():
-            found = tape.gradient(objective, self.model.trained[name])
-            norm = tf.linalg.global_norm(found)
-            limit = self.config.training.gradient_norm_limit
-            if limit is not None:
-                found, _ = tf.clip_by_global_norm(found, limit, use_norm=norm)
-            gradients[name] = found
-            norms[f"{GRADIENT_NORM}_{name}" if len(self.optimizers) > 1 else GRADIENT_NORM] = norm
-        for name, found in gradients.items():
-            pairs = zip(found, self.model.trained[name], strict=True)
-            self.optimizers[name].apply_gradients(pairs)
-        return norms
-
     def _test_step(self, images, rows):
-        return self.model.terms(images, self._noise(rows, 0, "test"))
-
-    def _noise(self, rows, step, stream):
-        return slice_noise(
-            self.model.noise_shapes, seed=self.config.seed, step=step, slices=rows, stream=stream
-        )
+        return self.model.terms(images, self.update.noise(rows, 0, "test"))
 
     def _reconstructions(self):
         rows = _fixed_rows(self.test_cache, self.config.training.num_pictures)
         images = self.test_cache.read(rows)
-        return images, self._reconstruct(images, self._noise(rows, 0, "test")).numpy()
+        return images, self._reconstruct(images, self.update.noise(rows, 0, "test")).numpy()
 
 
 class _Logs:

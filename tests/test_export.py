@@ -1,0 +1,451 @@
+"""The SavedModel: the numbers of the model in memory, alone with TensorFlow, and back into use."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import HEIGHT, WIDTH, phantom_slices, small_config
+
+import restore_brats
+from preprocessing import intensity as with_numpy
+from tf_lesion import export, exported, runs
+from tf_lesion import intensity as in_graph
+from tf_lesion.config import preset
+from tf_lesion.exported import read_assets
+from tf_lesion.files import InputError
+from tf_lesion.restoration import Restorer, detect, restore, step_size_at
+from tf_lesion.restored import RestoredReader
+from tf_lesion.signatures import signatures
+from tf_lesion.slices import SliceCache
+from tf_lesion.training import Trainer
+
+STEPS = 20
+LAMBDA = 1.3
+LIMITS = {0.05: 0.02, 0.01: 0.05}  # healthy false positive rate: residual
+SAME_INTENSITY = 1e-6  # by which graph and NumPy may part
+
+
+def _make_run(folder, cache_path, kind="gmvae"):
+    """A run with untrained but saved weights, and a lambda of its own."""
+    run = runs.Run(folder)
+    config = small_config(kind, restoration={"steps": STEPS, "gradient_clip": 20.0})
+    with SliceCache(cache_path, "Train") as train, SliceCache(cache_path, "Test") as test:
+        run.write(config, train)
+        Trainer(run, config, train=train, test=test).save()
+    choice = {"model_identity": runs.load(folder).identity, "tv_weight": LAMBDA}
+    (folder / "lambda.json").write_text(json.dumps(choice))
+    return folder
+
+
+def _write_thresholds(path, **changes):
+    """A file as eval.thresholds writes it."""
+    points = [
+        {"target_fpr": rate, "threshold": limit, "fpr": rate} for rate, limit in LIMITS.items()
+    ]
+    content = {
+        "tf_lesion_version": "0",
+        "method": "exact",
+        "restoration": {"tv_weight": LAMBDA, "steps": STEPS, "precision": "float32"},
+        "cohort": {},
+        "points": {"residual": points},
+    }
+    path.write_text(json.dumps({**content, **changes}))
+    return path
+
+
+def _export(model, out, *options):
+    return export.main(["--model", str(model), "--out", str(out), *map(str, options)])
+
+
+@pytest.fixture(scope="module")
+def run(cache_path, tmp_path_factory):
+    return _make_run(tmp_path_factory.mktemp("runs") / "run", cache_path)
+
+
+@pytest.fixture(scope="module")
+def loaded(run):
+    return runs.load(run)
+
+
+@pytest.fixture(scope="module")
+def thresholds_path(loaded, tmp_path_factory):
+    path = tmp_path_factory.mktemp("thresholds") / "thresholds.json"
+    return _write_thresholds(path, model_id=loaded.identity)
+
+
+@pytest.fixture(scope="module")
+def saved_path(run, thresholds_path, tmp_path_factory):
+    """The run's SavedModel, with thresholds."""
+    out = tmp_path_factory.mktemp("exported") / "saved"
+    assert _export(run, out, "--thresholds", thresholds_path) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def saved(saved_path):
+    return tf.saved_model.load(str(saved_path))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    images = phantom_slices(5, seed=3)[..., None]
+    return images, (images > 0).astype(np.float32)
+
+
+def _restored(saved, images, mask, **changes):
+    given = {"observed": images, "mask": mask, "slices": np.arange(len(images))}
+    options = {"tv_weight": LAMBDA, "steps": STEPS, "seed": 4, **changes}
+    return saved.signatures["restore"](**{**given, **options})
+
+
+_RESTORERS = {}  # compiled once per model: what changes below is read at each call
+
+
+def _in_memory(loaded, images, mask, *, seed=4, **changes):
+    settings = {"tv_weight": LAMBDA, "steps": STEPS, **changes}
+    restoration = dataclasses.replace(loaded.config.restoration, **settings)
+    restorer = _RESTORERS.setdefault(loaded.model, Restorer(loaded.model, restoration))
+    restorer.restoration, restorer.seed = restoration, seed
+    return restore(restorer, images, mask, range(len(images)))[0]
+
+
+# The same numbers -------------------------------------------------------------------------------
+
+
+def test_restore_equals_the_model_in_memory_bitwise(saved, loaded, batch):
+    images, mask = batch
+    found, expected = _restored(saved, images, mask), _in_memory(loaded, images, mask)
+    np.testing.assert_array_equal(found["restored"], expected)
+    np.testing.assert_array_equal(found["residual"], np.abs(images - expected) * mask)
+    assert np.abs(expected - images).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": 5}, {"tv_weight": 0.2}, {"steps": STEPS + 7}, {"steps": 0}]
+)
+def test_seed_lambda_and_any_number_of_steps_are_inputs(saved, loaded, batch, changes):
+    images, mask = batch
+    found = _restored(saved, images, mask, **changes)["restored"]
+    np.testing.assert_array_equal(found, _in_memory(loaded, images, mask, **changes))
+    assert np.abs(found - _restored(saved, images, mask)["restored"]).max() > 1e-5
+
+
+def test_any_batch_size_gives_the_same_images(saved, batch):
+    images, mask = batch
+    together = _restored(saved, images, mask)["restored"].numpy()
+    for part in (slice(0, 1), slice(3, 5), slice(1, 4)):
+        slices = np.arange(len(images))[part]
+        alone = _restored(saved, images[part], mask[part], slices=slices)["restored"]
+        np.testing.assert_array_equal(alone, together[part])
+
+
+@pytest.mark.parametrize("name", ["released", "paper"])
+def test_step_sizes_in_the_graph_are_those_of_the_config_and_go_on_after_it(name):
+    restoration = preset(name).restoration
+    size = tf.function(lambda step: step_size_at(restoration, step))
+    for step in (0, 99, 100, 101, restoration.steps, 10 * restoration.steps):
+        assert size(tf.constant(step)) == np.float32(restoration.step_size(step))
+
+
+def test_detect_is_preprocessing_then_restoration_then_thresholds(saved, loaded, batch):
+    images, mask = batch
+    raw = (images * 812 + 100 * (1 - mask)).astype(np.float32)
+    found = saved.signatures["detect"](raw=raw, mask=mask)
+    observed = with_numpy.normalize(raw, mask > 0)
+    observed = with_numpy.match_to_reference(observed, mask > 0, loaded.reference)
+    np.testing.assert_allclose(found["observed"], observed, atol=SAME_INTENSITY)
+    restored = _in_memory(loaded, found["observed"].numpy(), mask, seed=0)
+    np.testing.assert_array_equal(found["restored"], restored)
+    for rate, limit in LIMITS.items():
+        lesions = found[f"lesions_fpr_{rate}".replace(".", "_")].numpy()
+        expected = detect(found["observed"], restored, mask, limit)
+        np.testing.assert_array_equal(lesions, expected)
+        assert 0 < lesions.sum() < mask.sum()
+
+
+@pytest.mark.parametrize("digits", [9, 0], ids=["distinct", "with ties"])
+@pytest.mark.parametrize("levels", [np.linspace(0.2, 0.8, 1001), np.repeat([0.1, 0.7, 0.9], 5)])
+def test_intensities_in_the_graph_are_those_of_preprocessing(digits, levels):
+    rng = np.random.default_rng(digits)
+    mask = rng.uniform(size=(3, 9, 11, 1)) > 0.4
+    raw = np.round(rng.gamma(3, 20, mask.shape), digits).astype(np.float32)
+    normal = with_numpy.normalize(raw, mask)
+    found = in_graph.normalize(raw, mask)
+    np.testing.assert_allclose(found, normal, atol=SAME_INTENSITY)
+    matched = with_numpy.match_to_reference(normal, mask, levels)
+    found = in_graph.match_to_reference(tf.constant(normal), mask, levels)
+    np.testing.assert_allclose(found, matched, atol=SAME_INTENSITY)
+    np.testing.assert_array_equal(found.numpy()[~mask], 0)
+
+
+def test_reconstruct_decodes_the_posterior_mean_and_elbo_names_its_terms(saved, loaded, batch):
+    images, _ = batch
+    mean = loaded.model.decoder.mean(loaded.model.encoder(images)["z_mean"])
+    found = saved.signatures["reconstruct"](image=images)["y_mean"]
+    np.testing.assert_allclose(found, mean, atol=1e-5)
+    terms = saved.signatures["elbo"](image=images, slices=np.arange(5), seed=1)
+    assert set(terms) == {"elbo", "log_likelihood", "kl_z", "kl_omega", "kl_c"}
+    total = terms["log_likelihood"] - terms["kl_z"] - terms["kl_omega"] - terms["kl_c"]
+    np.testing.assert_allclose(terms["elbo"], total, rtol=1e-5)
+    other = saved.signatures["elbo"](image=images, slices=np.arange(5), seed=2)
+    assert (np.abs(other["elbo"] - terms["elbo"]) > 0).all()
+
+
+@pytest.fixture(scope="module")
+def vae_paths(cache_path, tmp_path_factory):
+    """A VAE's run without reference, and its SavedModel in bfloat16 without thresholds."""
+    folder = tmp_path_factory.mktemp("vae")
+    run, out = _make_run(folder / "run", cache_path, "vae"), folder / "saved"
+    (run / "reference.npy").unlink()
+    assert _export(run, out, "--tv-weight", "auto", "--precision", "bfloat16") == 0
+    return run, out
+
+
+def test_a_vae_exports_too_in_another_precision_without_reference_or_thresholds(vae_paths, batch):
+    images, mask = batch
+    run, out = vae_paths
+    saved, loaded = tf.saved_model.load(str(out)), runs.load(run, precision="bfloat16")
+    found = _restored(saved, images, mask)["restored"]
+    np.testing.assert_array_equal(found, _in_memory(loaded, images, mask))
+    assert set(saved.signatures["elbo"].structured_outputs) == {"elbo", "log_likelihood", "kl_z"}
+    found = saved.signatures["detect"](raw=images, mask=mask)
+    assert set(found) == {"observed", "restored", "residual"}
+    np.testing.assert_allclose(
+        found["observed"], with_numpy.normalize(images, mask > 0), atol=SAME_INTENSITY
+    )
+    assets = read_assets(out)
+    assert assets["reference"] is None
+    assert assets["thresholds"] is None
+    assert assets["model"]["tv_weight"] == LAMBDA
+    assert not assets["model"]["detect"]["matched_to_reference"]
+
+
+class _Halved(tf.Module):
+    """A method without lambda: it restores at once, and has neither z nor ELBO."""
+
+    has_lambda, has_steps, grid = False, False, (1, 1)
+    network = small_config().network
+
+    def restored(self, observed, mask, *, slices, seed, steps, tv_weight):
+        return observed * (1 - 0.5 * mask)
+
+
+def test_a_method_without_lambda_restores_and_detects_by_the_same_code(batch):
+    images, mask = batch
+    made = signatures(_Halved(), small_config().restoration, thresholds={"fpr_0.05": 0.3})
+    assert set(made) == {"restore", "detect", "ascend"}
+    found = made["restore"](images, mask, np.arange(5), 0.0, 1, 0)
+    np.testing.assert_array_equal(found["restored"], images * (1 - 0.5 * mask))
+    found = made["detect"](images, mask)
+    np.testing.assert_array_equal(found["lesions_fpr_0_05"], found["observed"].numpy() > 0.6)
+
+
+# Alone with TensorFlow --------------------------------------------------------------------------
+
+ALONE = """
+import sys
+for name in ("tf_lesion", "tensorflow_probability", "tf_keras", "preprocessing"):
+    sys.modules[name] = None  # an import of it is an error
+import numpy as np, tensorflow as tf
+saved = tf.saved_model.load(sys.argv[1])
+given = np.load(sys.argv[2])
+found = saved.signatures["restore"](**given, tv_weight=1.3, steps=20, seed=4)
+np.save(sys.argv[3], found["restored"])
+"""
+
+
+def test_it_restores_where_nothing_but_tensorflow_can_be_imported(
+    saved_path, loaded, batch, tmp_path
+):
+    images, mask = batch
+    given, found = tmp_path / "given.npz", tmp_path / "found.npy"
+    np.savez(given, observed=images, mask=mask, slices=np.arange(5))
+    command = [sys.executable, "-I", "-c", ALONE, saved_path, given, found]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(found), _in_memory(loaded, images, mask))
+
+
+def test_verify_finds_what_another_model_changes_and_passes_the_rest(saved_path, loaded):
+    thresholds, _ = export.read_thresholds(loaded, saved_path / "assets" / "thresholds.json")
+    bias = loaded.model.decoder.mean_head.bias
+    before = bias.numpy()
+    bias.assign(before + 0.01)
+    try:
+        differences = export.verify(
+            loaded,
+            saved_path,
+            restoration=runs.load(saved_path).config.restoration,
+            thresholds=thresholds,
+        )
+    finally:
+        bias.assign(before)
+    assert differences["reconstruct/y_mean"] == pytest.approx(0.01, rel=1e-3)
+    changed = {name for name, difference in differences.items() if difference != 0}
+    same = {"detect/observed", "elbo/kl_z", "elbo/kl_omega", "elbo/kl_c"}
+    assert same <= set(differences) - changed
+    assert {"restore/restored", "detect/residual", "ascend/image", "elbo/elbo"} <= changed
+
+
+@pytest.mark.parametrize(("difference", "status"), [(0.0, 0), (1e-7, 1), (float("nan"), 1)])
+def test_a_difference_makes_the_exit_status_1(
+    run, tmp_path, monkeypatch, capsys, difference, status
+):
+    monkeypatch.setattr(export, "export", lambda *args, **options: None)
+    monkeypatch.setattr(export, "verify", lambda *args, **options: {"a": 0.0, "b": difference})
+    assert _export(run, tmp_path / "saved", "--verify") == status
+    assert f"to memory: {difference:.1e}" in capsys.readouterr().out
+
+
+def test_assets_tell_what_the_model_is_without_loading_it(saved_path, loaded, thresholds_path):
+    assets = read_assets(saved_path)
+    model = assets["model"]
+    assert model["model_identity"] == loaded.identity
+    assert (model["preset"], model["tv_weight"], model["detect"]["steps"]) == ("paper", 1.3, STEPS)
+    assert model["data"] == loaded.data
+    assert model["tensorflow_version"] == tf.__version__
+    assert list(model["detect"]["thresholds"]) == ["lesions_fpr_0_01", "lesions_fpr_0_05"]
+    assert model["detect"]["thresholds"]["lesions_fpr_0_05"]["threshold"] == LIMITS[0.05]
+    assert assets["thresholds"] == json.loads(thresholds_path.read_text())
+    assert assets["lambda"]["tv_weight"] == LAMBDA
+    np.testing.assert_array_equal(assets["reference"], loaded.reference)
+    described = model["signatures"]["restore"]["inputs"]
+    assert list(described) == ["observed", "mask", "slices", "tv_weight", "steps", "seed"]
+    assert described["observed"] == {"dtype": "float32", "shape": [None, HEIGHT, WIDTH, 1]}
+
+
+# Back into use ----------------------------------------------------------------------------------
+
+
+def _restore_cache(model, cache, out, *options):
+    argv = ["--model", str(model), "--cache", str(cache), "--out", str(out)]
+    assert restore_brats.main([*argv, *map(str, options)]) == 0
+    with RestoredReader(out) as restored:
+        rows = range(len(restored))
+        maps = {name: restored.read_detection(name, rows) for name in restored.detections}
+        steps = [restored.read_step(step, rows) for step in restored.trajectory_steps]
+        return restored.read(rows), maps, steps, restored.settings
+
+
+def test_restoring_a_cache_with_the_saved_model_equals_the_run(
+    run, saved_path, cache_path, thresholds_path, tmp_path
+):
+    options = ["--tv-weight", "auto", "--thresholds", thresholds_path, "--save-every", 8]
+    ours = _restore_cache(run, cache_path, tmp_path / "run.h5", *options)
+    options += ["--batch-size", 3]
+    theirs = _restore_cache(saved_path, cache_path, tmp_path / "saved.h5", *options)
+    np.testing.assert_array_equal(theirs[0], ours[0])
+    assert set(theirs[1]) == {"fpr_0.01", "fpr_0.05"}
+    for name, lesions in ours[1].items():
+        np.testing.assert_array_equal(theirs[1][name], lesions)
+    np.testing.assert_array_equal(theirs[2], ours[2])
+    assert {**theirs[3], "model_path": None} == {**ours[3], "model_path": None}
+
+
+def test_the_exported_lambda_and_steps_are_the_defaults(saved_path):
+    restoration = runs.load(saved_path).config.restoration
+    assert (restoration.tv_weight, restoration.steps) == (LAMBDA, STEPS)
+
+
+def test_another_precision_than_the_exported_is_refused(saved_path, vae_paths):
+    with pytest.raises(InputError, match="computes in float32, not in bfloat16; give --precision"):
+        runs.load(saved_path, precision="bfloat16")
+    run, out = vae_paths
+    with pytest.raises(InputError, match="export the run with --precision float32"):
+        runs.load(out)
+    assert runs.load(out, precision="bfloat16").identity == runs.load(run).identity
+
+
+def test_step_sizes_that_are_not_in_the_graph_are_refused(saved_path):
+    loaded = runs.load(saved_path)
+    other = dataclasses.replace(loaded.config.restoration, gradient_clip=3.0)
+    with pytest.raises(InputError, match=r"was exported with gradient_clip 20.0, not 3.0"):
+        Restorer(loaded.model, other)
+
+
+# What is refused --------------------------------------------------------------------------------
+
+
+def test_what_exists_is_replaced_by_force_and_only_if_it_is_a_saved_model(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("x")
+    assert _export(run, out) == 2
+    assert "pass --force" in capsys.readouterr().err
+    assert _export(run, out, "--force") == 2
+    assert "Expected a SavedModel to replace" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["precious"]
+
+
+def test_a_failed_export_leaves_nothing(loaded, tmp_path, monkeypatch):
+    def fails(module, folder, **options):
+        (tmp_path / folder).mkdir()
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr(tf.saved_model, "save", fails)
+    with pytest.raises(RuntimeError, match="no space"):
+        export.export(loaded, tmp_path / "out", restoration=loaded.config.restoration)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"model_id": "other"}, [], "belongs to model other, not to"),
+        ({}, ["--tv-weight", 2], r"made with tv_weight 1.3, not 2.0"),
+        ({}, ["--steps", 3], "made with steps 20, not 3"),
+        ({"points": {}}, [], "Expected thresholds written by eval.thresholds"),
+        ({"restoration": {}}, [], "Expected thresholds written by eval.thresholds"),
+    ],
+)
+def test_thresholds_of_something_else_are_refused(
+    run, loaded, tmp_path, capsys, changes, options, message
+):
+    content = {"model_id": loaded.identity, **changes}
+    path = _write_thresholds(tmp_path / "thresholds.json", **content)
+    assert _export(run, tmp_path / "out", "--thresholds", path, *options) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_saved_model_is_not_exported_again(saved_path, tmp_path, capsys):
+    assert _export(saved_path, tmp_path / "out") == 2
+    assert "is a SavedModel already" in capsys.readouterr().err
+
+
+def test_a_saved_model_of_someone_else_is_refused(tmp_path):
+    tf.saved_model.save(tf.Module(), str(tmp_path / "other"))
+    with pytest.raises(InputError, match=r"Expected a SavedModel of tf_lesion\.export in"):
+        runs.load(tmp_path / "other")
+    (tmp_path / "other" / "assets" / "model.json").write_text("{}")
+    with pytest.raises(InputError, match="not that of an exported model"):
+        runs.load(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match=r"make one with tf_lesion\.export"):
+        exported.read_assets(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("raw", "mask", "message"),
+    [
+        (1.0, 0.0, "the brain mask holds no pixel"),
+        (1.0, 1.0, "the brain is constant"),
+        (np.nan, 1.0, "NaN or infinite"),
+    ],
+)
+def test_detect_says_what_is_wrong_with_its_input(saved, raw, mask, message):
+    shape = (1, HEIGHT, WIDTH, 1)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        saved.signatures["detect"](
+            raw=np.full(shape, raw, np.float32), mask=np.full(shape, mask, np.float32)
+        )
+
+
+def test_a_restoration_that_diverges_is_an_error(saved, batch):
+    images, mask = batch
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the restoration diverged"):
+        _restored(saved, images, mask, tv_weight=np.inf)

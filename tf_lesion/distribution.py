@@ -1,0 +1,103 @@
+"""Training on several devices or machines: the global batch stays, each replica takes its part.
+
+    none          one device
+    mirrored      all GPUs of this machine (`tf.distribute.MirroredStrategy`)
+    multi-worker  a process per machine or device (`tf.distribute.MultiWorkerMirroredStrategy`),
+                  which find each other by the variable TF_CONFIG, or by SLURM's own variables
+
+Batches and noise are functions of (seed, step, row), so that the loss curve is that of one device
+up to rounding.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from tf_lesion.files import InputError
+
+KINDS = ("none", "mirrored", "multi-worker")
+# What a collective raises when another worker is gone.
+WORKER_ERRORS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
+SLURM_PORT = 8888
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a training runs.
+
+    Attributes:
+        strategy: `tf.distribute.Strategy`.
+        worker, workers: number of this process and of all.
+    """
+
+    strategy: tf.distribute.Strategy
+    worker: int = 0
+    workers: int = 1
+
+    @property
+    def chief(self):
+        """Whether this process writes the run."""
+        return self.worker == 0
+
+    @property
+    def replicas(self):
+        """Number of devices."""
+        return self.strategy.num_replicas_in_sync
+
+    def local(self, rows):
+        """The part of a global batch [B] that this process reads."""
+        return np.split(rows, self.workers)[self.worker]
+
+    def spread(self, values):
+        """A batch of this process, split over its devices."""
+        parts = tf.split(values, self.replicas // self.workers)
+        first = self.worker * len(parts)
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda context: parts[context.replica_id_in_sync_group - first]
+        )
+
+    def check_batch(self, batch_size):
+        """Raise `InputError` unless every replica gets the same number of slices."""
+        if batch_size % self.replicas:
+            raise InputError(
+                f"Expected a --batch-size that {self.replicas} devices share evenly, got "
+                f"{batch_size}."
+            )
+
+
+def make_placement(kind="none"):
+    """The `Placement` of a kind; call it before anything else of TensorFlow.
+
+    Raises:
+        InputError: if the other workers are not told.
+    """
+    if kind == "none":
+        return Placement(tf.distribute.get_strategy())
+    if kind == "mirrored":
+        return Placement(tf.distribute.MirroredStrategy())
+    resolver = _cluster()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    workers = len(resolver.cluster_spec().as_dict().get("worker", ()))
+    if workers == 0:
+        raise InputError("Expected all processes to be of the type worker in TF_CONFIG.")
+    return Placement(strategy, resolver.task_id, workers)
+
+
+def _cluster():
+    resolvers = tf.distribute.cluster_resolver
+    if "TF_CONFIG" in os.environ:
+        return resolvers.TFConfigClusterResolver()
+    if "SLURM_PROCID" in os.environ:
+        return resolvers.SlurmClusterResolver(port_base=SLURM_PORT)
+    raise InputError(
+        "Expected the addresses of the workers in TF_CONFIG, or a job of SLURM (srun), got "
+        "neither; on one machine use --distribute mirrored."
+    )

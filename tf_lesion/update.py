@@ -1,0 +1,122 @@
+"""One training step of any method: gradients, their limit, optimizers; on one device or many."""
+
+import keras
+import tensorflow as tf
+
+from tf_lesion.methods import make_model
+from tf_lesion.noise import slice_noise
+
+GRADIENT_NORM = "gradient_norm"
+
+
+def _adam(name, training, variables):
+    """Adam for some weights; named, so that the checkpoint's names do not depend on others."""
+    optimizer = keras.optimizers.Adam(
+        training.learning_rate, training.beta_1, training.beta_2, training.epsilon, name=name
+    )
+    optimizer.build(variables)
+    return optimizer
+
+
+class Updater:
+    """A model, its optimizers and its step counter.
+
+    Args:
+        config: `Config`.
+        placement: `distribution.Placement`.
+
+    Attributes:
+        model: the `methods.Method`.
+        optimizers: {name: Adam}.
+        step: tf.Variable, steps taken.
+    """
+
+    def __init__(self, config, placement):
+        placement.check_batch(config.training.batch_size)
+        self.config, self.placement = config, placement
+        keras.utils.set_random_seed(config.seed)
+        with placement.strategy.scope():
+            self.model = make_model(config)
+            self.optimizers = {
+                name: _adam(name, config.training, variables)
+                for name, variables in self.model.trained.items()
+            }
+            self.step = tf.Variable(0, dtype=tf.int64, name="step")
+        self._compiled = tf.function(self._everywhere if placement.replicas > 1 else self._here)
+
+    def __call__(self, images, rows):
+        """Take one step.
+
+        Args:
+            images: [B, H, W, 1], the batch of this process.
+            rows: [B] integers that identify the slices, for their noise.
+
+        Returns:
+            {name: scalar} losses before the step, means over the global batch.
+        """
+        training, step = self.config.training, int(self.step.numpy())
+        for optimizer in self.optimizers.values():
+            optimizer.learning_rate.assign(training.learning_rate_at(step))
+        if self.placement.replicas > 1:
+            images, rows = self.placement.spread(images), self.placement.spread(rows)
+        losses = self._compiled(images, rows, tf.constant(training.kl_weight(step), tf.float32))
+        return {name: float(value) for name, value in losses.items()}
+
+    def graph(self, images):
+        """The step on these images as a `tf.function` without arguments, for counting."""
+        rows = tf.range(len(images), dtype=tf.int64)
+        return tf.function(lambda: self._losses(tf.constant(images), rows, tf.constant(1.0)))
+
+    def noise(self, rows, step, stream):
+        """Noise of the model for some slices."""
+        return slice_noise(
+            self.model.noise_shapes, seed=self.config.seed, step=step, slices=rows, stream=stream
+        )
+
+    def _here(self, images, rows, kl_weight):
+        losses = self._losses(images, rows, kl_weight)
+        self.step.assign_add(1)
+        return losses
+
+    def _everywhere(self, images, rows, kl_weight):
+        strategy = self.placement.strategy
+        losses = strategy.run(self._losses, args=(images, rows, kl_weight))
+        self.step.assign_add(1)
+        mean = tf.distribute.ReduceOp.MEAN
+        return {name: strategy.reduce(mean, value, axis=None) for name, value in losses.items()}
+
+    def _losses(self, images, rows, kl_weight):
+        return self.model.update(
+            images,
+            self.noise(rows, self.step, "training"),
+            step=self.step,
+            kl_weight=kl_weight,
+            descend=self.descend,
+        )
+
+    def descend(self, tape, objectives):
+        """One step of each optimizer that has an objective; all gradients are taken before."""
+        gradients, norms = {}, {}
+        for name, objective in objectives.items():
+            found = self._averaged(tape.gradient(objective, self.model.trained[name]))
+            norm = tf.linalg.global_norm(found)
+            limit = self.config.training.gradient_norm_limit
+            if limit is not None:
+                found, _ = tf.clip_by_global_norm(found, limit, use_norm=norm)
+            gradients[name] = found
+            norms[f"{GRADIENT_NORM}_{name}" if len(self.optimizers) > 1 else GRADIENT_NORM] = norm
+        for name, found in gradients.items():
+            self._apply(name, found)
+        return norms
+
+    def _averaged(self, gradients):
+        if self.placement.replicas == 1:
+            return gradients
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
+
+    def _apply(self, name, gradients):
+        if self.placement.replicas > 1:  # Keras sums over the replicas, which all hold the mean
+            gradients = [gradient / self.placement.replicas for gradient in gradients]
+        pairs = zip(gradients, self.model.trained[name], strict=True)
+        self.optimizers[name].apply_gradients(pairs)
