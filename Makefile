@@ -44,4 +44,6 @@ demo: $(VENV)/installed
 	$(BIN)/python restore_brats.py --model $(DEMO)/run --cache $(DEMO)/patients.h5 --out $(DEMO)/restored.h5 --tv-weight auto --thresholds $(DEMO)/thresholds.json $(FAST)
 	$(BIN)/python restore_brats.py --model $(DEMO)/run --input $(DEMO)/scans/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz --out $(DEMO)/maps --slice-step 6 --tv-weight auto --thresholds $(DEMO)/thresholds.json $(FAST)
 	$(BIN)/python -m eval.evaluate --restored $(DEMO)/restored.h5 --cache $(DEMO)/patients.h5 --thresholds $(DEMO)/thresholds.json --out $(DEMO)/evaluation
+	$(BIN)/python -m eval.report --results $(DEMO)/maps --evaluation $(DEMO)/evaluation
 	@echo "This was a demonstration on synthetic scans. Lesion maps: $(DEMO)/maps; picture: $(DEMO)/evaluation/panel.png"
+	@echo "Look at it: file://$(CURDIR)/$(DEMO)/maps/report.html"

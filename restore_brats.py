@@ -2,21 +2,28 @@
 
 Models that reconstruct a slice, or search the nearest healthy one, put that in its place.
 
-python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5
-python restore_brats.py --model runs/gmvae --input patient_t2.nii.gz --out maps/
+    python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5
+    python restore_brats.py --model runs/gmvae --input patient_t2.nii.gz --out maps
+    python restore_brats.py --model runs/gmvae --input dataset --out derivatives --bids-out
+
+Of a folder every scan is restored; one that fails does not stop the rest (exit status 1), one that
+is done is skipped. python -m eval.report makes a page to look at.
 
 On several machines or devices, each does one part of the cache, and any of them puts them together:
 
-python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5 --shard 1/3
-python restore_brats.py --out restored.h5 --merge
+    python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5 --shard 1/3
+    python restore_brats.py --out restored.h5 --merge
 """
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing
+
+PATTERNS = ("", "mask_", "seg_")
 
 
 def parse(argv):
@@ -27,10 +34,20 @@ def parse(argv):
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--cache", help="HDF5 cache with Test (and Mask)")
     source.add_argument("--merge", action="store_true", help="put the shards of --out together")
-    source.add_argument("--input", help="one T2 scan, NIfTI, any grid and orientation")
+    source.add_argument(
+        "--input", help="T2 scan (NIfTI, any grid and orientation), or a folder of scans, or BIDS"
+    )
     add("--out", required=True, help="HDF5 file (--cache) or folder (--input)")
-    add("--mask", help="brain mask of the scan, NIfTI on its grid (--input)")
-    add("--align", choices=["rigid", "center", "none"], help="as in preprocessing (--input)")
+    add("--bids-out", action="store_true", help="write --out as BIDS derivatives (--input)")
+    add("--mask", help="brain mask of the one scan, NIfTI on its grid (--input)")
+    add("--pattern", help="glob of the scans in a folder; default: BIDS and BRATS names")
+    add("--mask-pattern", help="glob of their brain masks, with {subject} and {folder}")
+    add("--seg-pattern", help="the same for true segmentations, for the report only")
+    add(
+        "--align",
+        choices=["rigid", "center", "none"],
+        help="to MNI space; default: as in the training cache (--input)",
+    )
     add(
         "--tv-weight",
         help="lambda, per unit intensity, or auto: that of eval.select_lambda; "
@@ -53,7 +70,13 @@ def parse(argv):
         default=1,
         help="restore every n-th axial slice, interpolate in between: a quick look (--input)",
     )
-    add("--crop", type=int, nargs=4, metavar=("X0", "X1", "Y0", "Y1"), help="pixels (--cache)")
+    add(
+        "--crop",
+        type=int,
+        nargs=4,
+        metavar=("X0", "X1", "Y0", "Y1"),
+        help="window, pixels; default: the cache's (--cache)",
+    )
     add("--batch-size", type=int, default=16, help="slices at once")
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")
     add("--seed", type=int, default=0, help="of the noise")
@@ -81,19 +104,19 @@ def restoration_config(loaded, options):
     )
 
 
-def detection_thresholds(loaded, restoration, options):
-    """{name: residual} of --thresholds, for example fpr_0.05; {} without.
+def detection_points(loaded, restoration, options):
+    """The `Threshold`s of the residual in --thresholds; none without.
 
     Raises:
         InputError: if they belong to another model, lambda or number of steps.
     """
     if options.thresholds is None:
-        return {}
+        return []
     from eval.thresholds import load_thresholds
 
     used = dataclasses.asdict(restoration)
     stored = load_thresholds(options.thresholds, model_id=loaded.identity, restoration=used)
-    return {f"fpr_{point.target_fpr:g}": point.threshold for point in stored.points["residual"]}
+    return stored.points["residual"]
 
 
 def restore_from_cache(loaded, options):
@@ -101,6 +124,7 @@ def restore_from_cache(loaded, options):
     from tf_lesion.restoration import restore_to_file
 
     restoration = restoration_config(loaded, options)
+    points = detection_points(loaded, restoration, options)
     count = restore_to_file(
         loaded,
         options.cache,
@@ -110,7 +134,7 @@ def restore_from_cache(loaded, options):
         batch_size=options.batch_size,
         max_slices=options.max_slices,
         save_every=options.save_every,
-        thresholds=detection_thresholds(loaded, restoration, options),
+        thresholds={f"fpr_{point.target_fpr:g}": point.threshold for point in points},
         crop=options.crop,
         shard=options.shard,
         force=options.force,
@@ -118,123 +142,36 @@ def restore_from_cache(loaded, options):
     print(f"Restored {count} slices: {options.out}")
 
 
-def scan_settings(loaded, options):
-    """`ScanSettings` of the training cache; those of the released code where the run has none."""
-    from preprocessing.scan import ScanSettings
-
-    stored = dict(loaded.data.get("preprocessing", {}).get("scan", {}))
-    stored["align"] = options.align or stored.get("align", "rigid")
-    return ScanSettings(**stored)
-
-
-def _crop_of(loaded, grid):
-    """The window (x, y) of the grid's slices that the model was trained on."""
-    network = loaded.config.network
-    x0, x1, y0, y1 = loaded.data.get("crop", grid.crop)
-    if (x1 - x0, y1 - y0) != (network.height, network.width):
-        raise InputError(
-            f"{loaded.path} restores {network.height} x {network.width} slices, the grid of "
-            f"{grid.voxel_size:g} mm is cropped to {x1 - x0} x {y1 - y0}."
-        )
-    return slice(x0, x1), slice(y0, y1)
-
-
-def restore_volume(loaded, prepared, restoration, options):
-    """Restore every axial slice with brain of a prepared scan.
-
-    Args:
-        loaded: `runs.LoadedModel`.
-        prepared: `preprocessing.scan.PreparedScan`.
-        restoration: `RestorationConfig`.
-        options: the command line (batch size, seed).
-
-    Returns:
-        The restored volume [X, Y, Z] on the grid. With --slice-step the change of the slices in
-        between is interpolated from their neighbors; outside the crop it is the observed volume.
-    """
-    import numpy as np
-    from tqdm import tqdm
-
-    from tf_lesion.restoration import Restorer, restore
-
-    window = _crop_of(loaded, prepared.grid)
-    observed = np.moveaxis(prepared.image[window], 2, 0)[..., None]
-    mask = np.moveaxis(prepared.mask[window], 2, 0)[..., None]
-    slices = np.flatnonzero(mask.any(axis=(1, 2, 3)))[:: options.slice_step]
-    restorer = Restorer(loaded.model, restoration, seed=options.seed)
-    change = np.zeros((len(slices), *observed.shape[1:3]), np.float32)
-    total = len(slices) * restoration.steps
-    with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
-        for start in range(0, len(slices), options.batch_size):
-            part = slice(start, start + options.batch_size)
-            chosen = slices[part]
-            restored, _ = restore(
-                restorer, observed[chosen], mask[chosen], chosen, on_progress=progress.update
-            )
-            change[part] = (restored - observed[chosen])[..., 0]
-    volume = prepared.image.copy()
-    volume[window] += _between(change, slices, len(mask)) * prepared.mask[window]
-    return volume
-
-
-def _between(change, slices, count):
-    """Changes [n, H, W] of some axial slices -> [H, W, count], linear in between."""
-    import numpy as np
-    from scipy.interpolate import interp1d
-
-    if len(slices) == 1:
-        return np.repeat(change[0][..., None], count, axis=2)
-    ends = (change[0], change[-1])
-    line = interp1d(slices, change, axis=0, bounds_error=False, fill_value=ends)
-    return np.moveaxis(line(np.arange(count)).astype(np.float32), 0, 2)
-
-
-def restore_scan(loaded, options):
-    """Restore one scan; write restored image, residual and lesion maps on the scan's own grid."""
-    import numpy as np
-
-    from preprocessing.scan import prepare_scan, save_like, to_scan_grid
-    from tf_lesion import __version__
-    from tf_lesion.config import write_json
-    from tf_lesion.restoration import describe
+def restore_scans(loaded, options, *, typed):
+    """Restore a scan, or those of a folder; returns the exit status."""
+    from eval import scan_files
+    from eval.scan_maps import MapSettings, ScanRestorer
 
     restoration = restoration_config(loaded, options)
-    thresholds = detection_thresholds(loaded, restoration, options)
-    stem = Path(options.out) / Path(options.input).name.removesuffix(".gz").removesuffix(".nii")
-    names = ["restored", "residual", *(f"lesions_{name}" for name in thresholds)]
-    paths = {name: stem.with_name(f"{stem.name}_{name}.nii.gz") for name in names}
-    for path in paths.values():
-        refuse_existing(path, force=options.force)
-    prepared = prepare_scan(
-        options.input,
-        settings=scan_settings(loaded, options),
-        mask_path=options.mask,
-        reference=loaded.reference,
+    restorer = ScanRestorer(
+        loaded,
+        restoration,
+        points=detection_points(loaded, restoration, options),
+        settings=MapSettings(options.seed, options.batch_size, options.slice_step),
+        align=options.align,
     )
-    warnings = list(prepared.warnings)
-    if loaded.reference is None:
-        warnings.append("no reference histogram comes with this model: intensities not matched.")
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    restored = restore_volume(loaded, prepared, restoration, options)
-    residual = np.abs(prepared.image - restored) * prepared.mask
-    maps = {"restored": restored, "residual": residual}
-    maps |= {f"lesions_{name}": residual > limit for name, limit in thresholds.items()}
-    for name, volume in maps.items():
-        order = 0 if volume.dtype == bool else 1
-        save_like(prepared.scan, to_scan_grid(volume, prepared, order=order), paths[name])
-    write_json(
-        stem.with_name(f"{stem.name}_restoration.json"),
-        {
-            "tf_lesion_version": __version__,
-            "input": str(options.input),
-            **describe(loaded, restoration, seed=options.seed),
-            "scan_from_grid": prepared.scan_from_grid.tolist(),
-            "thresholds": thresholds,
-            "warnings": warnings,
-        },
-    )
-    print(f"Wrote {', '.join(names)} of {options.input} to {options.out}")
+    written = {"command": typed, "force": options.force}
+    source, out, bids = Path(options.input), options.out, options.bids_out
+    if source.is_dir():
+        patterns = {f"{name}pattern": getattr(options, f"{name}pattern") for name in PATTERNS}
+        subjects = scan_files.find_scans(source, out=out, **patterns)
+        rows = scan_files.restore_many(restorer, subjects, out, bids=bids, **written)
+    else:
+        subject = scan_files.one_scan(source, mask=options.mask)
+        layout = scan_files.layout_of(subject, out, bids=bids)
+        scan_files.tell_warnings(scan_files.restore_one(restorer, subject, layout, **written))
+        rows = [{"status": scan_files.DONE}]
+    if bids:
+        scan_files.write_dataset_description(out, source if source.is_dir() else source.parent)
+    statuses = [row["status"] for row in rows]
+    counts = [f"{statuses.count(name)} {name}" for name in dict.fromkeys(statuses)]
+    print(f"Wrote maps of {source} to {out}: {', '.join(counts)}.")
+    return int(scan_files.FAILED in statuses)
 
 
 def check_options(options):
@@ -244,6 +181,11 @@ def check_options(options):
         if value is not None and value < 1:
             name = "--" + flag.replace("_", "-")
             raise InputError(f"Expected {name} 1 or more, got {value}.")
+    of_one, of_many = options.mask, [getattr(options, f"{name}pattern") for name in PATTERNS]
+    if options.input and of_one and Path(options.input).is_dir():
+        raise InputError("--mask is for one scan; for a folder give --mask-pattern.")
+    if any(of_many) and not (options.input and Path(options.input).is_dir()):
+        raise InputError("--pattern, --mask-pattern and --seg-pattern need a folder as --input.")
 
 
 @command
@@ -263,9 +205,9 @@ def main(argv=None):
     loaded = load(options.model, precision=options.precision)
     if options.cache:
         restore_from_cache(loaded, options)
-    else:
-        restore_scan(loaded, options)
-    return 0
+        return 0
+    typed = shlex.join(["restore_brats.py", *(sys.argv[1:] if argv is None else argv)])
+    return restore_scans(loaded, options, typed=typed)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ SCRIPTS = [
     "scikit-image",
     "SimpleITK",
     "nilearn",
+    "jinja2",
     "scikit-learn",
     "scipy",
     "matplotlib",

@@ -47,13 +47,19 @@ def parse(argv):
         help="of the convolutions (default: the preset's)",
         default=argparse.SUPPRESS,
     )
-    add("--crop", type=int, nargs=4, metavar=("X0", "X1", "Y0", "Y1"), help="pixels")
     add(
         "--distribute",
         choices=["none", "mirrored", "multi-worker"],
         default="none",
         help="mirrored: all GPUs of this machine; multi-worker: this is one of several processes "
         "that TF_CONFIG or SLURM names; the batch size is that of all together",
+    )
+    add(
+        "--crop",
+        type=int,
+        nargs=4,
+        metavar=("X0", "X1", "Y0", "Y1"),
+        help="window, pixels; default: the cache's",
     )
     add("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     add("--force", action="store_true", help="replace an existing run")

@@ -266,7 +266,13 @@ def parser():
     add("--cache", type=Path, help="the cache of both: also compare residuals, AUC and Dice")
     add("--labels", type=Path, help="file with Label, for a cache without")
     add("--subjects", type=Path, help="slices per subject (.npy), for a released cache")
-    add("--crop", type=int, nargs=4, metavar=("X0", "X1", "Y0", "Y1"), help="pixels")
+    add(
+        "--crop",
+        type=int,
+        nargs=4,
+        metavar=("X0", "X1", "Y0", "Y1"),
+        help="window, pixels; default: the cache's",
+    )
     add("--tf1-statistics", type=Path, help="LGsta.npy, HGsta.npy or the folder of one of them")
     add("--out", type=Path, help="also write the numbers as JSON")
     add("--force", action="store_true", help="overwrite --out")

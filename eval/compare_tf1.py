@@ -218,7 +218,9 @@ def read_reference(path):
 
 def parse(argv):
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.compare_tf1", description=__doc__, formatter_class=HelpFormatter
+    )
     parser.add_argument("--tf1-checkpoint", required=True, help="folder of model.ckpt-STEP.*")
     parser.add_argument("--reference", required=True, help=".npz of the released graph's numbers")
     return parser.parse_args(argv)

@@ -231,7 +231,13 @@ def parser():
     add("--out", required=True, type=Path, help="folder for metrics.json, subjects.csv, panel.png")
     add("--labels", type=Path, nargs="+", help="files with Label, for caches without")
     add("--subjects", type=Path, nargs="+", help="slices per subject (.npy), for released caches")
-    add("--crop", type=int, nargs=4, metavar=("X0", "X1", "Y0", "Y1"), help="as in the restoration")
+    add(
+        "--crop",
+        type=int,
+        nargs=4,
+        metavar=("X0", "X1", "Y0", "Y1"),
+        help="window, pixels, as in the restoration",
+    )
     add("--thresholds", type=Path, help="thresholds of the same model on healthy subjects")
     add("--protocol", choices=PROTOCOLS, default="all", help="all voxels, or the 401 thresholds")
     add("--seed", type=int, default=0, help="of the bootstrap intervals")

@@ -119,7 +119,9 @@ def _columns(rows, *names):
 @command
 def main(argv=None):
     """Make what is missing, then the figures."""
-    arguments = parser("python -m eval.figures", "Figures 1 to 6.", EXAMPLE)
+    arguments = parser(
+        "python -m eval.figures", "The paper's Figures 1 to 6 for your own data.", EXAMPLE
+    )
     prepared = prepare(arguments.parse_args(argv), lambda method: method.for_figures)
     for path in draw_all(*prepared) if prepared else ():
         print(path)

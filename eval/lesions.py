@@ -1,4 +1,4 @@
-"""Counting lesions instead of voxels: how many are found, how many false ones are shown.
+"""Counting lesions instead of voxels: where they are, how many are found, how many are false.
 
 A lesion is a 26-connected component of the truth in a whole scan, not in a slice.
 """
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from skimage import measure
+
+MM3_PER_ML = 1e3
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,46 @@ def lesion_counts(detected, truth):
     found = np.unique(lesions[detected & truth]).size
     hits = np.unique(parts[detected & truth]).size
     return LesionCounts(lesions=num_lesions, found=found, false_positives=num_parts - hits)
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One connected component of a detection.
+
+    Attributes:
+        volume_ml: milliliters.
+        center_mm: (x, y, z), center of mass in mm of the scan (RAS).
+        mean_residual: over its voxels, normalized intensity.
+    """
+
+    volume_ml: float
+    center_mm: tuple
+    mean_residual: float
+
+
+def find_lesions(detected, residual, affine):
+    """The `Lesion`s of a scan, 26-connected, the largest first.
+
+    Args:
+        detected: [X, Y, Z] bool.
+        residual: [X, Y, Z], normalized intensity.
+        affine: [4, 4], voxel -> mm.
+    """
+    detected = np.reshape(detected, np.shape(detected)[:3]) > 0  # files may be [X, Y, Z, 1]
+    parts = measure.label(detected, connectivity=detected.ndim)
+    voxels = np.nonzero(parts)
+    lesion = parts[voxels] - 1
+    count = np.bincount(lesion)
+    center = [np.bincount(lesion, weights=axis) / count for axis in voxels]
+    center = affine[:3, :3] @ center + affine[:3, 3:]
+    values = np.reshape(residual, detected.shape)[voxels].astype(np.float64)
+    volume = count * abs(np.linalg.det(affine[:3, :3])) / MM3_PER_ML
+    mean = np.bincount(lesion, weights=values) / count
+    found = [
+        Lesion(volume_ml=ml, center_mm=tuple(mm), mean_residual=value)
+        for ml, mm, value in zip(volume.tolist(), center.T.tolist(), mean.tolist(), strict=True)
+    ]
+    return sorted(found, key=lambda lesion: (-lesion.volume_ml, lesion.center_mm))
 
 
 def stack_volume(slices, slice_index):

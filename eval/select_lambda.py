@@ -169,7 +169,13 @@ def parser():
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")
     add("--seed", type=int, default=0, help="of the noise and of the subset")
     add("--subjects", type=Path, help="slices per subject (.npy), for a released cache")
-    add("--crop", type=int, nargs=4, metavar=("X0", "X1", "Y0", "Y1"), help="pixels")
+    add(
+        "--crop",
+        type=int,
+        nargs=4,
+        metavar=("X0", "X1", "Y0", "Y1"),
+        help="window, pixels; default: the cache's",
+    )
     add("--force", action="store_true", help="overwrite --out, and start over")
     return arguments
 

@@ -193,7 +193,11 @@ def write_tables(experiment, methods):
 @command
 def main(argv=None):
     """Make what is missing, then the tables and figures."""
-    arguments = parser("python -m eval.tables", "Tables 1 and 2, and the figures.", EXAMPLE)
+    arguments = parser(
+        "python -m eval.tables",
+        "The paper's Tables 1 and 2 for your own data, and its figures.",
+        EXAMPLE,
+    )
     arguments.add_argument("--tables-only", action="store_true", help="leave the figures out")
     options = arguments.parse_args(argv)
 

@@ -334,7 +334,13 @@ def parser():
     add("--targets", type=float, nargs="+", default=TARGETS, help="largest false positive rates")
     add("--method", choices=METHODS, default="exact", help="order statistics, or released search")
     add("--subjects", type=Path, help="slices per subject (.npy), for a released cache")
-    add("--crop", type=int, nargs=4, metavar=("X0", "X1", "Y0", "Y1"), help="as in the restoration")
+    add(
+        "--crop",
+        type=int,
+        nargs=4,
+        metavar=("X0", "X1", "Y0", "Y1"),
+        help="window, pixels, as in the restoration",
+    )
     add("--force", action="store_true", help="overwrite --out; with --model, restore again")
     return arguments
 

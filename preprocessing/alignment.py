@@ -207,7 +207,7 @@ class _Registration:
         distance = ndimage.distance_transform_edt(~atlas_mask_on(grid)) * working_mm
         self.fixed = _itk_image(template_on(grid), grid.affine)
         self.mask = _itk_image((distance <= margin).astype(np.uint8), grid.affine)
-        self.moving = _itk_image(*_world_aligned(volume, affine, working_mm))
+        self.moving = _itk_image(*world_aligned(volume, affine, working_mm))
         self.center = _LPS_FROM_RAS[:3, :3] @ center_of(_atlas()[1], MniGrid().affine)
         self.shrink = max(1, round(SEARCH_MM / working_mm))
         self.skull = skull
@@ -283,7 +283,7 @@ def _as(transform, other):
     return transform
 
 
-def _world_aligned(volume, affine, voxel_mm):
+def world_aligned(volume, affine, voxel_mm):
     """The scan on a grid of cubic voxels along the world's axes, (values, affine).
 
     ITK cannot hold a sheared affine; along the world's axes any affine will do.

@@ -69,7 +69,7 @@ def _with_segmentation(subject):
     """The subject with the segmentation named after its scan, unless it has one or a problem."""
     if subject.label or subject.problem:
         return subject
-    label = _segmentation(subject.scan)
+    label = segmentation_beside(subject.scan)
     if label is None:
         problem = f"no segmentation beside {subject.scan}; give --seg-pattern or --no-labels"
         return dataclasses.replace(subject, problem=problem)
@@ -88,8 +88,8 @@ def _rank(row):
     return (GRADES.index(grade) if grade else len(GRADES), name)
 
 
-def _segmentation(scan):
-    """The segmentation named after a scan, or None."""
+def segmentation_beside(scan):
+    """The segmentation named after a scan (CASE_t2: CASE_seg), or None."""
     for suffix, seg_suffix in SUFFIXES.items():
         case = scan.name.removesuffix(".gz").removesuffix(".nii")
         if case.endswith(suffix):

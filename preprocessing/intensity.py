@@ -63,6 +63,21 @@ def brain_quantiles(volume, mask):
     return np.quantile(volume[mask], np.linspace(0, 1, QUANTILES)).astype(np.float32)
 
 
+def histogram_distance(volume, mask, reference):
+    """How far the brain's histogram is from the reference's: the 1-Wasserstein distance.
+
+    The mean over the quantiles of their absolute difference, in normalized intensity: 0 for equal
+    histograms; what `match_to_reference` has to move a voxel by on average.
+
+    Args:
+        volume: [X, Y, Z] intensity, normalized, not matched yet.
+        mask: [X, Y, Z] bool, brain.
+        reference: [Q] quantiles of the reference's brain; or any intensities of it.
+    """
+    steps = np.linspace(0, 1, QUANTILES)
+    return float(np.abs(np.quantile(volume[mask], steps) - np.quantile(reference, steps)).mean())
+
+
 def match_to_reference(volume, mask, reference):
     """Match the histogram of the brain to that of the reference subject.
 

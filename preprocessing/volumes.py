@@ -25,6 +25,7 @@ MNI_ORIGIN_MM = (-98.0, -134.0, -72.0)  # centre of the first voxel: left, poste
 
 SMALLEST_SCAN = 4  # voxels per axis; with fewer there is nothing to align
 GRID_TOLERANCE_MM = 0.1  # two headers of one grid differ by the rounding of qform and sform
+ORIGIN_STEP_MM = 2.0**-10  # a header's float32 origin, of the flipped scan too, rounds to these
 SMALLEST_VOXEL_MM3 = 1e-6  # a determinant below this is a singular affine
 REAL_DTYPES = "biuf"  # numpy kinds: bool, int, unsigned, float
 _UNREADABLE = (
@@ -261,10 +262,14 @@ def _check_affine(path, affine):
 
 def _to_ras(path, image, values):
     orientation = io_orientation(image.affine)
+    affine = image.affine @ inv_ornt_aff(orientation, values.shape)
+    # A flip moves the origin, and headers hold it in float32: without this, one scan in two
+    # orientations would be aligned to MNI with different last digits.
+    affine[:3, 3] = np.rint(affine[:3, 3] / ORIGIN_STEP_MM) * ORIGIN_STEP_MM
     return Scan(
         path=Path(path),
         data=np.ascontiguousarray(apply_orientation(values, orientation)),
-        affine=image.affine @ inv_ornt_aff(orientation, values.shape),
+        affine=affine,
         file_shape=tuple(image.shape),
         file_affine=np.asarray(image.affine, dtype=np.float64),
         header=copy.deepcopy(image.header),

@@ -69,3 +69,39 @@ def blob(affine, shape, center_mm, radius_mm):
     points = affine[:3, :3] @ index + affine[:3, 3:]
     inside = np.linalg.norm(points - np.reshape(center_mm, (3, 1)), axis=0) <= radius_mm
     return inside.reshape(shape)
+
+
+def run(folder, *, steps=3, reference=True, align="center"):
+    """A run with untrained weights that restores scans on the grid of `VOXEL_MM`."""
+    import json
+
+    from conftest import small_config, write_cache
+
+    from tf_lesion.runs import Run
+    from tf_lesion.slices import SliceCache
+    from tf_lesion.training import Trainer
+
+    grid = MniGrid(VOXEL_MM)
+    cache = write_cache(folder / "healthy.h5", shape=grid.slice_shape, crop=grid.crop, train=4)
+    made = Run(folder / "run")
+    with SliceCache(cache, "Train") as train:
+        size = {"height": train.shape[0], "width": train.shape[1]}
+        config = small_config(network=size, restoration={"steps": steps, "gradient_clip": 20.0})
+        made.write(config, train)
+        Trainer(made, config, train=train, test=train).save()
+    stored = json.loads(made.config_path.read_text())
+    stored["data"]["preprocessing"] = {"scan": {"voxel_size": VOXEL_MM, "align": align}}
+    made.config_path.write_text(json.dumps(stored))
+    if not reference:
+        made.reference_path.unlink()
+    return made.folder
+
+
+def thresholds(path, loaded, restoration, values):
+    """Write a file of thresholds {target FPR: residual} that belongs to a model."""
+    from eval.thresholds import Threshold, Thresholds
+
+    points = [Threshold(rate, value, rate * 0.99) for rate, value in values.items()]
+    used = {"tv_weight": restoration.tv_weight, "steps": restoration.steps}
+    Thresholds("exact", loaded.identity, used, {}, {"residual": points}).save(path, force=True)
+    return path

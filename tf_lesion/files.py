@@ -90,4 +90,10 @@ def command(main):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help that shows defaults and keeps the line breaks of the example."""
+    """Help that keeps the line breaks of the example and shows the defaults that say something."""
+
+    def _get_help_string(self, action):
+        told = "default" in (action.help or "")
+        if told or action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)

@@ -1,0 +1,375 @@
+"""Maps of scans: the same in every orientation, on the scan's grid, with the facts that fit."""
+
+import dataclasses
+import json
+import shutil
+
+import keras
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813, the usual name
+import tiny_scans
+from scipy import ndimage
+
+import restore_brats
+from eval import scan_files
+from eval.lesions import find_lesions
+from eval.scan_maps import MapSettings, ScanRestorer
+from eval.thresholds import Threshold
+from preprocessing.intensity import histogram_distance
+from preprocessing.scan import ScanSettings, prepare_scan
+from preprocessing.volumes import load_scan
+from tf_lesion import restoration
+from tf_lesion.runs import load
+
+RATES = (0.05, 0.2)
+TURNS = {
+    "RAS": np.int16,
+    "LPS": np.float32,
+    "PIR": np.uint16,
+    "ASL": np.int32,
+    "SRA": np.float32,
+    "IPL": np.int16,
+}
+# Not along the axes, and nothing that float32 holds exactly: as scanners write it.
+OBLIQUE = tiny_scans.rigid(degrees=(4, -3, 5), shift=(1.234567, -2.345678, 3.4567))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A run, its thresholds, and a patient: a brain with two bright balls."""
+    keras.utils.set_random_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    run = tiny_scans.run(folder)
+    loaded = load(run)
+    values, affine = tiny_scans.brain()
+    for center, radius in (((-20, -10, 30), 12), ((30, -40, 10), 8)):
+        ball = tiny_scans.blob(affine, values.shape, center, radius)
+        values = np.where(ball & (values > 0), 1500, values)
+    scan = tiny_scans.write(folder / "patient_t2.nii.gz", np.rint(values), OBLIQUE @ affine)
+    plain = ScanRestorer(loaded, loaded.config.restoration).maps_of(scan)
+    residual = plain.volumes["residual"]
+    limits = np.quantile(residual[residual > 0], [1 - rate for rate in RATES]).tolist()
+    limits = dict(zip(RATES, limits, strict=True))
+    path = tiny_scans.thresholds(
+        folder / "thresholds.json", loaded, loaded.config.restoration, limits
+    )
+    return {"run": run, "loaded": loaded, "scan": scan, "limits": limits, "thresholds": path}
+
+
+def _restorer(model, **options):
+    points = [Threshold(rate, value, rate) for rate, value in model["limits"].items()]
+    return ScanRestorer(
+        model["loaded"], model["loaded"].config.restoration, points=points, **options
+    )
+
+
+def _restore(model, scan, out, *options):
+    argv = ["--model", model["run"], "--input", scan, "--out", out]
+    argv += ["--thresholds", model["thresholds"], *options]
+    return restore_brats.main(list(map(str, argv)))
+
+
+def _facts(folder):
+    (path,) = folder.glob("*_restoration.json")
+    return json.loads(path.read_text())
+
+
+def _in_ras(path):
+    return np.asanyarray(nib.as_closest_canonical(nib.load(path)).dataobj)
+
+
+@pytest.fixture(scope="module")
+def turned(model, tmp_path_factory):
+    """{axes: folder with a scan and its maps}: one scan in six orientations and number types."""
+    folder = tmp_path_factory.mktemp("turned")
+    values, affine = load_scan(model["scan"]).data, nib.load(model["scan"]).affine
+    for axes, dtype in TURNS.items():
+        scan = folder / "scans" / axes / "p_t2.nii.gz"
+        tiny_scans.write(scan, values.astype(dtype), affine, axes=axes, sform=2, qform=1)
+    assert _restore(model, folder / "scans", folder / "maps") == 0
+    for axes in TURNS:  # the scan beside its maps
+        (folder / "scans" / axes / "p_t2.nii.gz").rename(folder / "maps" / axes / "p_t2.nii.gz")
+    return {axes: folder / "maps" / axes for axes in TURNS}
+
+
+def test_a_turned_scan_is_aligned_by_exactly_the_same_matrix(turned):
+    settings = ScanSettings(voxel_size=tiny_scans.VOXEL_MM)
+    first, other = (
+        prepare_scan(turned[axes] / "p_t2.nii.gz", settings=settings) for axes in ("RAS", "PIR")
+    )
+    np.testing.assert_array_equal(first.scan_from_grid, other.scan_from_grid)
+    assert np.abs(first.scan_from_grid - OBLIQUE).max() > 0
+    np.testing.assert_allclose(first.scan_from_grid[:3, :3], OBLIQUE[:3, :3], atol=0.05)
+
+
+@pytest.mark.parametrize("axes", list(TURNS)[1:])
+def test_a_flipped_or_permuted_scan_gets_exactly_the_same_maps(turned, axes):
+    for name in ("restored", "residual", "lesions_fpr_0.05", "lesions_fpr_0.2"):
+        first = _in_ras(turned["RAS"] / f"p_t2_{name}.nii.gz")
+        other = _in_ras(turned[axes] / f"p_t2_{name}.nii.gz")
+        np.testing.assert_array_equal(first, other)
+        assert first.any()
+    facts = [_facts(turned[name])["lesions"]["fpr_0.05"] for name in ("RAS", axes)]
+    assert facts[0]["count"] == facts[1]["count"]
+    np.testing.assert_allclose(
+        facts[0]["largest_center_mm"], facts[1]["largest_center_mm"], atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("axes", list(TURNS))
+def test_maps_have_the_grid_units_and_codes_of_the_scan_for_nibabel_and_itk(turned, axes):
+    given = nib.load(turned[axes] / "p_t2.nii.gz")
+    itk_given = sitk.ReadImage(str(turned[axes] / "p_t2.nii.gz"))
+    for name in ("restored", "residual", "lesions_fpr_0.05"):
+        path = turned[axes] / f"p_t2_{name}.nii.gz"
+        written = nib.load(path)
+        assert written.shape == given.shape
+        np.testing.assert_array_equal(written.affine, given.affine)
+        assert nib.aff2axcodes(written.affine) == tuple(axes)
+        assert written.header.get_xyzt_units() == ("mm", "sec")
+        assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == (1, 2)
+        image = sitk.ReadImage(str(path))
+        assert image.GetSize() == itk_given.GetSize()
+        np.testing.assert_allclose(image.GetDirection(), itk_given.GetDirection(), atol=1e-6)
+        np.testing.assert_allclose(image.GetOrigin(), itk_given.GetOrigin(), atol=1e-4)
+        np.testing.assert_array_equal(
+            sitk.GetArrayFromImage(image).T, np.asanyarray(written.dataobj)
+        )
+    assert nib.load(turned[axes] / "p_t2_lesions_fpr_0.05.nii.gz").get_data_dtype() == np.uint8
+
+
+@pytest.mark.parametrize("sizes", [(2.5, 2.5, 2.5), (3, 3, 5), (5, 5, 5)])
+def test_a_lesion_is_found_in_its_place_at_every_voxel_size(model, tmp_path, monkeypatch, sizes):
+    def without_bright(restorer, observed, mask, slices, on_progress):
+        return np.minimum(observed, 0.65), {}
+
+    monkeypatch.setattr(restoration, "restore", without_bright)
+    brain, grid = tiny_scans.brain()
+    zoom = np.diag([*(np.array(sizes) / tiny_scans.VOXEL_MM), 1])
+    affine = grid @ zoom
+    shape = np.ceil(np.array(brain.shape) / zoom.diagonal()[:3]).astype(int)
+    values = 0.6 * ndimage.affine_transform(brain, zoom, output_shape=tuple(shape), order=1)
+    ball = tiny_scans.blob(affine, values.shape, (-20, -20, 30), 20)
+    values[ball] = brain.max()
+    path = tiny_scans.write(tmp_path / "p.nii.gz", values.astype(np.int16), OBLIQUE @ affine)
+    points = [Threshold(0.05, 0.1, 0.05)]
+    loaded = dataclasses.replace(model["loaded"], reference=None)  # intensities as they are
+    maps = ScanRestorer(loaded, loaded.config.restoration, points=points).maps_of(path)
+    found = maps.volumes["fpr_0.05"] > 0
+    assert found.shape == tuple(shape)
+    assert 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.9
+    facts = maps.facts["lesions"]["fpr_0.05"]
+    assert facts["largest_ml"] == pytest.approx(4 / 3 * np.pi * 2**3, rel=0.15)
+    center = OBLIQUE @ [-20, -20, 30, 1]
+    np.testing.assert_allclose(facts["largest_center_mm"], center[:3], atol=1)
+
+
+def test_the_facts_are_those_of_the_masks_written(turned, model):
+    folder = turned["LPS"]
+    facts = _facts(folder)
+    voxel_ml = (tiny_scans.VOXEL_MM / 10) ** 3
+    for rate, limit in model["limits"].items():
+        name = f"fpr_{rate:g}"
+        image = nib.load(folder / f"p_t2_lesions_{name}.nii.gz")
+        mask = np.asanyarray(image.dataobj)
+        parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
+        sizes = np.bincount(parts.ravel())[1:]
+        center = image.affine @ [*ndimage.center_of_mass(parts == sizes.argmax() + 1), 1]
+        stated = facts["lesions"][name]
+        assert stated["count"] == count > 1
+        assert stated["volume_ml"] == pytest.approx(mask.sum() * voxel_ml, abs=2e-3)
+        assert stated["largest_ml"] == pytest.approx(sizes.max() * voxel_ml, abs=2e-3)
+        if (sizes == sizes.max()).sum() == 1:
+            np.testing.assert_allclose(stated["largest_center_mm"], center[:3], atol=2e-3)
+        assert (stated["target_fpr"], stated["threshold"]) == (rate, limit)
+        assert stated["healthy_fpr"] == pytest.approx(rate * 0.99)
+        assert facts["files"][name] == f"p_t2_lesions_{name}.nii.gz"
+    assert facts["scan"]["orientation"] == "LPS"
+    assert facts["versions"]["tensorflow"]
+    assert facts["command"].startswith("restore_brats.py --model")
+    assert facts["input"].endswith("scans/LPS/p_t2.nii.gz")
+
+
+def test_brain_outside_the_models_window_is_said_not_to_be_examined(model, tmp_path):
+    values, affine = tiny_scans.brain()
+    whole = tiny_scans.write(tmp_path / "whole.nii", values, affine)
+    moved = tiny_scans.write(
+        tmp_path / "moved.nii", values, tiny_scans.rigid(shift=(50, 0, 0)) @ affine
+    )
+    restorer = _restorer(model, align="none")
+    facts = restorer.maps_of(whole).facts
+    assert facts["examined_fraction"] > 0.97
+    assert facts["warnings"] == []
+    maps = restorer.maps_of(moved)
+    x0, x1, _, _ = model["loaded"].data["crop"]
+    inside = np.zeros(values.shape, bool)
+    shift = 50 / tiny_scans.VOXEL_MM
+    first, last = max(0, int(np.ceil(x0 - shift - 0.5))), int(np.floor(x1 - shift - 0.5))
+    inside[first : last + 1] = True
+    expected = (inside & (values > 0)).sum() / (values > 0).sum()
+    assert maps.facts["examined_fraction"] == pytest.approx(expected, abs=0.04)
+    assert not maps.volumes["residual"][last + 2 :].any()
+    said = " ".join(maps.facts["warnings"])
+    assert "of the brain were examined" in said
+    assert "outside the crop" in said
+
+
+def test_odd_scans_are_restored_with_a_warning_each(model, tmp_path):
+    values, affine = tiny_scans.brain()
+    dark_on_bright = np.where(values > 0, 1001 - 1000 * (values / values.max()) ** 4, 0)
+    scans = {
+        "unusual histogram": (dark_on_bright, affine),
+        "few slices: 26, 8.0 mm apart": (values[:, :, :-1:2][:, :, :26], None),
+        "overlap little": (values, tiny_scans.rigid(shift=(0, 0, 45)) @ affine),
+    }
+    thick = affine @ np.diag([1, 1, 2, 1])
+    restorer = _restorer(model, align="none", settings=MapSettings(slice_step=3))
+    for warning, (scan, where) in scans.items():
+        path = tiny_scans.write(tmp_path / "odd.nii", scan, thick if where is None else where)
+        said = restorer.maps_of(path).facts["warnings"]
+        expected = "few slices" if where is None else warning
+        assert any(expected in line for line in said), (warning, said)
+
+
+def test_a_model_without_a_reference_says_so(tmp_path):
+    loaded = load(tiny_scans.run(tmp_path, reference=False))
+    restorer = ScanRestorer(loaded, loaded.config.restoration, align="none")
+    path = tiny_scans.write(tmp_path / "p.nii", *tiny_scans.brain())
+    facts = restorer.maps_of(path).facts
+    assert facts["histogram_distance"] is None
+    assert facts["lesions"] == {}
+    assert any("no reference histogram" in warning for warning in facts["warnings"])
+
+
+def test_the_histogram_distance_is_the_shift_between_two_histograms():
+    mask = np.ones((4, 5, 6), bool)
+    volume = np.linspace(0.1, 0.6, mask.size).reshape(mask.shape)
+    assert histogram_distance(volume, mask, volume.ravel()) == pytest.approx(0, abs=1e-12)
+    assert histogram_distance(volume, mask, volume.ravel() + 0.25) == pytest.approx(0.25)
+    assert histogram_distance(volume, mask, np.full(9, 0.35)) == pytest.approx(0.125, rel=0.01)
+
+
+def test_lesions_are_measured_in_milliliters_and_millimeters_of_the_scan():
+    mask, residual = np.zeros((2, 9, 10, 11))
+    mask[1:3, 1:3, 1:3] = 1
+    mask[3, 3, 3] = 1  # touches by a corner
+    mask[7, 7, 7:9] = 1
+    residual[mask > 0] = 0.2
+    residual[7, 7, 7] = 0.6
+    affine = np.array([[-2.0, 0, 0, 10], [0, 0, 3, 20], [0, 1, 0, 30], [0, 0, 0, 1]])
+    large, small = find_lesions(mask, residual, affine)
+    assert large.volume_ml == pytest.approx(9 * 6e-3)
+    assert small.volume_ml == pytest.approx(2 * 6e-3)
+    assert small.center_mm == pytest.approx((-4, 42.5, 37))
+    assert small.mean_residual == pytest.approx(0.4)
+    assert find_lesions(0 * mask, residual, affine) == []
+
+
+# Files, many scans ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def brats(model, tmp_path):
+    """Two patients in the layout of BRATS, one with a segmentation, and a broken scan."""
+    folder = tmp_path / "brats"
+    for name in ("A_1", "B_2"):
+        (folder / name).mkdir(parents=True)
+        shutil.copy(model["scan"], folder / name / f"{name}_t2.nii.gz")
+    shutil.copy(model["scan"], folder / "A_1" / "A_1_seg.nii.gz")
+    (folder / "broken").mkdir()
+    content = model["scan"].read_bytes()
+    (folder / "broken" / "broken_t2.nii.gz").write_bytes(content[: len(content) // 2])
+    return folder
+
+
+def test_one_bad_scan_does_not_stop_the_rest_and_a_second_run_skips_what_is_done(
+    model, brats, tmp_path, capsys
+):
+    out = brats / "maps"
+    assert _restore(model, brats, out) == 1
+    assert "broken_t2.nii.gz" in capsys.readouterr().err
+    rows = json.loads((out / "summary.json").read_text())["scans"]
+    assert {row["name"]: row["status"] for row in rows} == {
+        "A_1": "done",
+        "B_2": "done",
+        "broken": "failed",
+    }
+    assert "truncated" in rows[2]["reason"]
+    assert _facts(out / "A_1")["truth"] == str(brats / "A_1" / "A_1_seg.nii.gz")
+    assert _facts(out / "B_2")["truth"] is None
+    assert all((out / row["facts"]).exists() for row in rows[:2])
+    first = out / "A_1" / "A_1_t2_residual.nii.gz"
+    before = first.stat().st_mtime_ns
+    (out / "B_2" / "B_2_t2_restoration.json").unlink()  # as if it had been killed there
+    shutil.copy(model["scan"], brats / "broken" / "broken_t2.nii.gz")
+    assert _restore(model, brats, out) == 0
+    rows = json.loads((out / "summary.json").read_text())["scans"]
+    assert [row["status"] for row in rows] == ["skipped", "done", "done"]
+    assert first.stat().st_mtime_ns == before
+    assert _restore(model, brats, out, "--align", "none") == 1
+    assert "made with another scan_settings; pass --force" in capsys.readouterr().err
+    assert _restore(model, brats, out, "--align", "none", "--force") == 0
+    assert first.stat().st_mtime_ns > before
+    assert _facts(out / "A_1")["scan_settings"]["align"] == "none"
+
+
+def test_bids_derivatives_have_valid_names_sidecars_and_a_description(model, tmp_path):
+    source = tmp_path / "bids"
+    names = ("sub-01/ses-a/anat/sub-01_ses-a_T2w", "sub-02/anat/sub-02_acq-hi_T2w")
+    for name in names:
+        (source / name).parent.mkdir(parents=True)
+        shutil.copy(model["scan"], source / f"{name}.nii.gz")
+    old = source / "derivatives" / "x" / "sub-01" / "anat" / "sub-01_desc-old_T2w.nii.gz"
+    old.parent.mkdir(parents=True)
+    shutil.copy(model["scan"], old)
+    out = source / "derivatives" / "lesions"
+    assert _restore(model, source, out, "--bids-out") == 0
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    expected = {"dataset_description.json", "summary.json", ".bidsignore"}
+    for name in names:
+        stem = name.removesuffix("_T2w")
+        for label in ("desc-restored_T2w", "desc-residual_T2w"):
+            expected |= {f"{stem}_{label}.nii.gz", f"{stem}_{label}.json"}
+        for rate in ("05", "20"):
+            mask = f"{stem}_label-lesion_desc-fpr{rate}_mask"
+            expected |= {f"{mask}.nii.gz", f"{mask}.json"}
+    assert found == expected
+    about = json.loads((out / "dataset_description.json").read_text())
+    assert about["DatasetType"] == "derivative"
+    assert about["GeneratedBy"][0]["Name"] == "tf_lesion"
+    assert about["SourceDatasets"] == [{"URL": source.as_uri()}]
+    sidecar = json.loads((out / f"{names[1][:-4]}_label-lesion_desc-fpr05_mask.json").read_text())
+    assert sidecar["Type"] == "Lesion"
+    assert sidecar["Sources"] == [(source / f"{names[1]}.nii.gz").as_uri()]
+    assert sidecar["target_fpr"] == 0.05
+    assert _restore(model, source, out, "--bids-out") == 0
+    rows = json.loads((out / "summary.json").read_text())["scans"]
+    assert {row["status"] for row in rows} == {"skipped"}
+
+
+def test_a_scan_with_any_name_becomes_a_bids_subject(tmp_path):
+    subject = scan_files.one_scan(tmp_path / "Brats17_X-1_t2.nii.gz")
+    layout = scan_files.layout_of(subject, tmp_path, bids=True)
+    assert layout.volume("fpr_0.1").relative_to(tmp_path).as_posix() == (
+        "sub-Brats17X1t2/anat/sub-Brats17X1t2_label-lesion_desc-fpr10_mask.nii.gz"
+    )
+    assert layout.volume("fpr_0.005").name.endswith("desc-fpr005_mask.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pattern", "*.img"], "nothing matches"),
+        (["--pattern", "**/*_t2*"], "Two scans of"),
+        (["--mask", "mask.nii"], "give --mask-pattern"),
+    ],
+)
+def test_a_folder_without_scans_or_with_two_of_one_name_is_refused(
+    model, brats, tmp_path, capsys, options, message
+):
+    shutil.copytree(brats / "A_1", brats / "again")
+    assert _restore(model, brats, tmp_path / "maps", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "maps").exists()
