@@ -19,6 +19,7 @@ from tf_lesion.networks import INITIALIZERS, PRECISIONS
 LEAK = 0.2  # slope of the leaky ReLU
 STAGES = 4  # residual blocks: the square is halved so often
 STRIDE = 2
+MOMENTUM = 0.9  # of the moving statistics, as DCGAN: they follow short trainings too
 KERNEL = 3
 
 
@@ -52,7 +53,7 @@ class Layers:
 
     def norm(self, name):
         """Batch normalization, by moving statistics outside training."""
-        return keras.layers.BatchNormalization(name=name, **self._options)
+        return keras.layers.BatchNormalization(momentum=MOMENTUM, name=name, **self._options)
 
     def _convolution(self, kind, name, filters, stride, size, bias):
         return kind(
