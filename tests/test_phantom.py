@@ -192,7 +192,8 @@ def test_intensities_are_ordered_as_on_t2():
     for seed in range(20):
         levels = tissues.draw_intensities(np.random.default_rng(seed))
         assert levels["white"] == 1
-        assert levels["pallidum"] < 1 < levels["cortex"] < levels["choroid"] < levels["ventricle"]
+        assert levels["pallidum"] < 1 < levels["cortex"]
+        assert levels["cortex"] < min(levels["choroid"], levels["ventricle"])
 
 
 def test_mass_effect_pushes_outward_and_spares_the_skull():

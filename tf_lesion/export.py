@@ -1,6 +1,6 @@
 """Export a model as a SavedModel that runs where only TensorFlow is installed.
 
-    python -m tf_lesion.export --model runs/gmvae --out exported --thresholds thresholds.json --verify
+    python -m tf_lesion.export --model runs/gmvae --out exported --thresholds limits.json --verify
 
 Its signatures are listed in tf_lesion/signatures.py, what travels with it in tf_lesion/exported.py.
 """

@@ -124,6 +124,8 @@ class Trainer:
         previous = {
             number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)
         }
+        if chief and start == 0:
+            logs.write("test_losses", 0, self.test_losses())
         try:
             with tqdm(
                 total=total, initial=start, desc="training", unit="step", disable=not chief
