@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import train_gmvae
+from tf_lesion import distribution
 from tf_lesion.distribution import make_placement
 
 ROOT = Path(__file__).parents[1]
@@ -97,11 +98,26 @@ def test_workers_that_nobody_names_and_batches_that_do_not_split_are_refused(
     cache_path, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    monkeypatch.delenv("SLURM_STEP_NODELIST", raising=False)
     argv = _arguments(cache_path, tmp_path / "run", "--distribute", "multi-worker")
     assert train_gmvae.main(argv) == 2
     assert "addresses of the workers in TF_CONFIG" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_of_slurm_names_its_workers(monkeypatch):
+    step = {
+        "SLURM_PROCID": "2",
+        "SLURM_STEP_NUM_TASKS": "3",
+        "SLURM_STEP_NODELIST": "node[1-2]",
+        "SLURM_STEP_TASKS_PER_NODE": "2,1",
+    }
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    assert distribution._slurm_config() == {
+        "cluster": {"worker": ["node1:8888", "node1:8889", "node2:8888"]},
+        "task": {"type": "worker", "index": 2},
+    }
 
 
 def test_each_process_reads_its_part_of_the_batch():

@@ -9,6 +9,7 @@ Batches and noise are functions of (seed, step, row), so that the loss curve is 
 up to rounding.
 """
 
+import json
 import os
 from dataclasses import dataclass
 
@@ -92,12 +93,27 @@ def make_placement(kind="none"):
 
 
 def _cluster():
-    resolvers = tf.distribute.cluster_resolver
-    if "TF_CONFIG" in os.environ:
-        return resolvers.TFConfigClusterResolver()
-    if "SLURM_PROCID" in os.environ:
-        return resolvers.SlurmClusterResolver(port_base=SLURM_PORT)
-    raise InputError(
-        "Expected the addresses of the workers in TF_CONFIG, or a job of SLURM (srun), got "
-        "neither; on one machine use --distribute mirrored."
+    if "TF_CONFIG" not in os.environ:
+        if "SLURM_STEP_NODELIST" not in os.environ:
+            raise InputError(
+                "Expected the addresses of the workers in TF_CONFIG, or a job of SLURM (srun), got "
+                "neither; on one machine use --distribute mirrored."
+            )
+        os.environ["TF_CONFIG"] = json.dumps(_slurm_config())
+    return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+
+
+def _slurm_config():
+    """The workers of this step of a SLURM job in the form of TF_CONFIG.
+
+    The resolver fails on nodes without GPUs, and would set CUDA_VISIBLE_DEVICES, which srun does:
+    it is told of one device per task and used for the addresses only.
+    """
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        port_base=SLURM_PORT,
+        gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]),
+        gpus_per_task=1,
+        auto_set_gpu=False,
     )
+    cluster = resolver.cluster_spec().as_dict()
+    return {"cluster": cluster, "task": {"type": resolver.task_type, "index": resolver.task_id}}
