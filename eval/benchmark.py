@@ -1,9 +1,11 @@
 """Measure speed and memory on this machine; exit status 1 if a promise fails.
 
   python -m eval.benchmark restore --out restore.json
+  python -m eval.benchmark solver --model runs/gmvae --cache patients.h5 --max-slices 40
 
 metrics     counting 5e7 voxels at 401 thresholds, against one threshold after the other
 restore     restoration steps: exact, bfloat16 and proximal, against the plain loop
+solver      objective and AUC of patients against the steps of both solvers
 train       training steps: exact and bfloat16, against the plain network
 cache       training batches read from a compressed cache
 preprocess  scans to a cache, by one process and by several
@@ -21,9 +23,9 @@ from eval.benchmark_metrics import VOXELS
 from tf_lesion import __version__
 from tf_lesion.files import HelpFormatter, InputError, command, written_whole
 
-KINDS = ("metrics", "restore", "train", "cache", "preprocess")
+KINDS = ("metrics", "restore", "solver", "train", "cache", "preprocess")
 SHAPE = (158, 198)
-BATCH_SIZES = {"restore": 8, "train": 16, "cache": 16}
+BATCH_SIZES = {"restore": 8, "solver": 8, "train": 16, "cache": 16}
 ROUNDS = {"restore": 7, "train": 9, "cache": 5, "preprocess": 3}
 
 
@@ -35,11 +37,15 @@ def parser():
     add = arguments.add_argument
     add("what", choices=KINDS, help="what to measure")
     add("--rounds", type=int, help="times each way is timed; default: 3 to 9")
-    add("--batch-size", type=int, help="slices at once; default: 8 (restore), 16 (train, cache)")
+    add("--batch-size", type=int, help="slices at once; default: 8, or 16 (train, cache)")
     add("--size", type=int, nargs=2, default=SHAPE, metavar=("H", "W"), help="of slices, pixels")
+    add("--model", type=Path, help="run of train_gmvae.py (solver)")
+    add("--cache", type=Path, help="patients' cache with labels (solver)")
+    add("--max-slices", type=int, help="a random subset (solver); default: all")
+    add("--tv-weight", type=float, help="lambda (solver); default: the preset's")
     add("--jobs", type=int, default=os.cpu_count(), help="processes (preprocess)")
     add("--voxels", type=int, default=VOXELS, help="number of voxels (metrics)")
-    add("--seed", type=int, default=0, help="of the made-up residuals (metrics)")
+    add("--seed", type=int, default=0, help="of made-up residuals, noise and subset")
     add("--out", type=Path, help="also write the figures as JSON")
     add("--force", action="store_true", help="overwrite --out")
     return arguments
@@ -53,6 +59,10 @@ def measure(options):
         measured = benchmark_metrics(options.voxels, seed=options.seed)
         print_metrics(measured)
         return {**vars(measured), "passed": measured.passed}
+    if options.what == "solver":
+        found = _solver(options)
+        _print(found)
+        return found
     rounds = options.rounds or ROUNDS[options.what]
     if options.what == "preprocess":
         from eval.benchmark_data import benchmark_preprocess
@@ -63,6 +73,17 @@ def measure(options):
         found = _slices(options.what, tuple(options.size), given)
     _print(found)
     return found
+
+
+def _solver(options):
+    if options.model is None or options.cache is None:
+        raise InputError("Expected --model and --cache with patients to compare solvers on.")
+    from eval.benchmark_solver import benchmark_solver
+
+    names = ("max_slices", "tv_weight", "seed")
+    given = {name: getattr(options, name) for name in names}
+    size = options.batch_size or BATCH_SIZES["solver"]
+    return benchmark_solver(options.model, options.cache, batch_size=size, **given)
 
 
 def _slices(what, shape, given):
@@ -91,7 +112,7 @@ def _print(found):
 def main(argv=None):
     """Run one benchmark and print its figures."""
     options = parser().parse_args(argv)
-    for name in ("rounds", "batch_size", "jobs", "voxels"):
+    for name in ("rounds", "batch_size", "max_slices", "jobs", "voxels"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"Expected --{name.replace('_', '-')} 1 or more, got {value}.")

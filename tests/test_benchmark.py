@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import make_run
 
-from eval import benchmark, benchmark_data, benchmark_models, benchmark_timing
+from eval import benchmark, benchmark_data, benchmark_models, benchmark_solver, benchmark_timing
+from tf_lesion import config
 
 SMALL = ("--rounds", "1", "--batch-size", "4", "--size", "38", "42")
 
@@ -29,6 +31,26 @@ def test_models_are_timed_against_the_plain_network(what, tmp_path, capsys, monk
     monkeypatch.setattr(benchmark_models, "RUN_LIMIT", 1e9)
     monkeypatch.setattr(benchmark_models, "TRAIN_LIMITS", {"float32": 1e9})
     assert benchmark.main([what, *SMALL]) == 1
+
+
+def test_solvers_are_compared_on_patients(cache_path, tmp_path, monkeypatch, capsys):
+    run, out = make_run(tmp_path / "run", cache_path), tmp_path / "solver.json"
+    monkeypatch.setitem(config.SOLVERS["proximal"], "steps", 5)
+    monkeypatch.setattr(benchmark_solver, "AUC_LIMIT", 1.0)
+    argv = ["solver", "--model", str(run), "--cache", str(cache_path), "--max-slices", "3"]
+    benchmark.main([*argv, "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    steps = {row["way"]: [] for row in rows}
+    assert len(steps) == 4
+    for row in rows:
+        steps[row["way"]].append(int(row["step"]))
+    assert steps["released float32"] == [1, 2, 3, 4, 5, 6]  # of the run
+    assert steps["proximal bfloat16"] == [1, 2, 3, 4, 5]
+    assert all(0 <= row["AUC"] <= 1 and np.isfinite(row["objective"]) for row in rows)
+    monkeypatch.setattr(benchmark_solver, "AUC_LIMIT", -1.0)
+    assert benchmark.main(argv) == 1
+    assert benchmark.main(["solver"]) == 2
+    assert "Expected --model and --cache" in capsys.readouterr().err
 
 
 def test_batches_are_timed(monkeypatch):
