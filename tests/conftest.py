@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# The commands that tests start must round as this process does, whatever a test module imports.
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 
 import keras
 import numpy as np

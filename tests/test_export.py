@@ -30,12 +30,6 @@ LIMITS = {0.05: 0.02, 0.01: 0.05}  # healthy false positive rate: residual
 SAME_INTENSITY = 1e-6  # by which graph and NumPy may part
 
 
-@pytest.fixture(autouse=True)
-def _children_compute_as_this_process(monkeypatch):
-    """eval.compare_tf1 turns oneDNN off on import: too late for this process, not for children."""
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
-
-
 def _make_run(folder, cache_path, kind="gmvae"):
     """A run with untrained but saved weights, and a lambda of its own."""
     run = runs.Run(folder)

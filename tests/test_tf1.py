@@ -1,5 +1,6 @@
 """Parity with the released graph: its checkpoints, its numbers, and a comparison that can fail."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,15 @@ FILES = ["gmvae_k6_forward", "gmvae_k6_restore", "gmvae_k6_train", "vae_forward"
 
 
 def _compare(checkpoint, reference):
-    """Run the command in a process of its own, because it sets up TensorFlow its own way."""
+    """Run the command as a user would: in a process that it sets up itself."""
+    environment = {name: value for name, value in os.environ.items() if "ONEDNN" not in name}
     command = [sys.executable, "-m", "eval.compare_tf1", "--tf1-checkpoint", str(checkpoint)]
     return subprocess.run(
-        [*command, "--reference", str(reference)], cwd=ROOT, capture_output=True, text=True
+        [*command, "--reference", str(reference)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
