@@ -97,16 +97,16 @@ class LabelPainting(Painting):
             because their blood flows: tubes where two random fields of this scale are both near 0.
     """
 
-    csf_cut: tuple = (0.55, 0.78)
-    csf_edge: float = 0.07
+    csf_cut: tuple = (0.57, 0.83)
+    csf_edge: float = 0.085
     csf_wobble: float = 0.06
-    sulcal_csf: tuple = (0.85, 1.05)
+    sulcal_csf: tuple = (0.75, 1.0)
     csf_patches: tuple = ((12.0, 0.05), (3.0, 0.08))
-    folia_csf: tuple = (0.04, 0.14)
-    blur_mm: float = 0.7
+    folia_csf: tuple = (0.08, 0.22)
+    blur_mm: float = 0.65
     vessel_mm: float = 9.0
-    vessel_width: float = 0.12
-    vessel_darkness: tuple = (0.3, 0.9)
+    vessel_width: float = 0.22
+    vessel_darkness: tuple = (0.7, 1.0)
 
 
 @dataclass(frozen=True)

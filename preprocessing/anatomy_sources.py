@@ -54,7 +54,7 @@ LANDMARKS = {
 FEWEST_LANDMARKS = 4  # for a rotation
 BOX_MARGIN_MM = 12
 # Sulci and cisterns narrower than twice this belong to the brain mask.
-CLOSING_MM, LABEL_CLOSING_MM = 6.0, 10.0
+CLOSING_MM, LABEL_CLOSING_MM = 6.0, 12.0
 DISTANCE_BLUR, MIDLINE_BLUR = 0.8, 1.0  # coarse voxels
 VENTRICLE_BLUR_MM = 6.0
 DEPTH_RAMP_MM = (22.0, 34.0)  # below the surface, from cortex to deep nuclei

@@ -7,20 +7,20 @@ import numpy as np
 # Neuroinformatics 2017) and one of a stroke; small nuclei and CSF, whose medians are contaminated
 # by their neighbors, by eye. Nuclei rich in iron (pallidum) are dark.
 TISSUES = {
-    "background": (3.5, 0.25),  # the gap between brain and skull, painted as CSF
+    "background": (3.2, 0.2),  # the gap between brain and skull, painted as CSF
     "white": (1.0, 0.0),
-    "cortex": (1.26, 0.06),
-    "csf": (3.5, 0.25),
-    "ventricle": (3.5, 0.3),
+    "cortex": (1.19, 0.08),
+    "csf": (3.2, 0.2),
+    "ventricle": (3.3, 0.2),
     "choroid": (3.0, 0.3),
-    "thalamus": (0.96, 0.07),
+    "thalamus": (0.93, 0.07),
     "caudate": (1.05, 0.09),
     "putamen": (1.02, 0.07),
-    "pallidum": (0.78, 0.09),
+    "pallidum": (0.69, 0.06),
     "hippocampus": (1.22, 0.09),
     "amygdala": (1.18, 0.09),
     "accumbens": (1.08, 0.08),
-    "ventral_dc": (0.95, 0.07),
+    "ventral_dc": (0.92, 0.07),
     "brainstem": (1.0, 0.07),
     "cerebellar_white": (1.0, 0.06),
     "cerebellar_cortex": (1.13, 0.07),
@@ -29,7 +29,7 @@ TISSUES = {
 TISSUE_INDEX = {name: number for number, name in enumerate(TISSUES)}
 FLUIDS = ("background", "csf", "ventricle", "choroid")
 GRAY_CONTRAST_SPREAD = 0.12  # factor on (intensity - 1), shared by the solid tissues of a subject
-FLUID_SPREAD = 0.12  # factor on the intensity of all fluids of a subject
+FLUID_SPREAD = 0.08  # factor on the intensity of all fluids of a subject
 LARGEST_DEVIATION = 2.0  # standard deviations; normal draws are cut there
 
 # FreeSurferColorLUT.txt; of paired structures left and right come first. Lesions of white matter
