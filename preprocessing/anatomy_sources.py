@@ -24,7 +24,6 @@ from preprocessing.anatomy import (
     sigmoid,
 )
 from preprocessing.tissues import (
-    FIRST_EXTRACEREBRAL,
     FREESURFER,
     HEMISPHERES,
     TISSUE_INDEX,
@@ -155,17 +154,17 @@ def load_label_map(path, spacing):
     """Anatomy of a FreeSurfer label map, painted at `spacing` 1 or 2 mm.
 
     Args:
-        path: whole numbers, any orientation, voxels of 1 mm. Labels from FIRST_EXTRACEREBRAL on
-            are dropped.
+        path: whole numbers, any orientation, voxels of 1 mm. Of the labels
+            from FIRST_EXTRACEREBRAL on, only bone counts, where the closed brain reaches it.
         spacing: mm.
 
     Raises:
         InputError: if the file is not such a volume, or lacks cerebral white matter or cortex.
     """
     labels = _read_labels(path)
-    tissue = tissue_of_labels()[np.where(labels < FIRST_EXTRACEREBRAL, labels, 0)]
+    tissue = tissue_of_labels(labels)
     _check_tissues(tissue, path)
-    solid = _largest_part(indicator(tissue, "background", "csf") == 0)
+    solid = _largest_part(indicator(tissue, "background", "csf", "bone") == 0)
     box = _brain_box(solid)
     coarse = _label_maps(tissue[box], labels[box], solid[box])
     fine_affine = _boxed(np.eye(4), box)

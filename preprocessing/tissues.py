@@ -25,6 +25,7 @@ TISSUES = {
     "cerebellar_white": (1.0, 0.06),
     "cerebellar_cortex": (1.13, 0.07),
     "vessel": (0.55, 0.1),
+    "bone": (0.4, 0.08),  # of the base of the skull, where the brain mask bridges it
 }
 TISSUE_INDEX = {name: number for number, name in enumerate(TISSUES)}
 FLUIDS = ("background", "csf", "ventricle", "choroid")
@@ -55,6 +56,7 @@ FREESURFER = {
 }
 OTHER_TISSUE = "cortex"  # of cerebral numbers not listed above
 FIRST_EXTRACEREBRAL = 500  # skull, skin, eyes and so on from here
+BONE = (514, 515)  # cancellous, cortical
 HEMISPHERES = ((2, 3), (41, 42))  # cerebral white matter and cortex, left and right
 
 
@@ -69,13 +71,15 @@ def draw_intensities(rng):
     return levels
 
 
-def tissue_of_labels():
-    """Lookup table [FIRST_EXTRACEREBRAL] uint8: FreeSurfer number -> index of the tissue."""
+def tissue_of_labels(labels):
+    """FreeSurfer numbers [...] -> indices of TISSUES [...] uint8; outside, all but bone is 0."""
     lookup = np.full(FIRST_EXTRACEREBRAL, TISSUE_INDEX[OTHER_TISSUE], np.uint8)
     lookup[0] = TISSUE_INDEX["background"]
     for name, numbers in FREESURFER.items():
         lookup[list(numbers)] = TISSUE_INDEX[name]
-    return lookup
+    tissue = lookup[np.where(labels < FIRST_EXTRACEREBRAL, labels, 0)]
+    tissue[np.isin(labels, BONE)] = TISSUE_INDEX["bone"]
+    return tissue
 
 
 def bounded_normal(rng, size=None):
