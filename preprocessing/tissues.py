@@ -4,8 +4,9 @@ import numpy as np
 
 # T2 intensity relative to cerebral white matter: mean, and spread between subjects. By medians of
 # four T2 scans outside their lesions: three of multiple sclerosis at 3 T (Lesjak et al.,
-# Neuroinformatics 2017) and one of a stroke; small nuclei and CSF, whose medians are contaminated
-# by their neighbors, by eye. Nuclei rich in iron (pallidum) are dark.
+# Neuroinformatics 2017) and one of a stroke; cortex and CSF, whose medians are contaminated by
+# their neighbors, by the histograms of `preprocessing.cohort_figure`, and bone by eye. Nuclei rich
+# in iron are dark: the pallidum has 0.60 to 0.75 in those scans.
 TISSUES = {
     "background": (3.2, 0.2),  # the gap between brain and skull, painted as CSF
     "white": (1.0, 0.0),
