@@ -97,7 +97,7 @@ class LabelPainting(Painting):
             because their blood flows: tubes where two random fields of this scale are both near 0.
     """
 
-    csf_cut: tuple = (0.54, 0.79)
+    csf_cut: tuple = (0.48, 0.73)
     csf_edge: float = 0.085
     csf_wobble: float = 0.06
     sulcal_csf: tuple = (0.75, 1.0)

@@ -10,7 +10,7 @@ import numpy as np
 TISSUES = {
     "background": (3.2, 0.2),  # the gap between brain and skull, painted as CSF
     "white": (1.0, 0.0),
-    "cortex": (1.19, 0.08),
+    "cortex": (1.21, 0.08),
     "csf": (3.2, 0.2),
     "ventricle": (3.3, 0.2),
     "choroid": (3.0, 0.3),
