@@ -16,34 +16,97 @@ from preprocessing.tissues import TISSUE_INDEX, TISSUES
 FINEST_MM = 1
 COARSE_MM = 2  # grid of the coarse maps
 
-# How sharp the painted edges are and how they wander: shares of a tissue.
-CSF_EDGE, WHITE_EDGE, DEEP_WHITE_EDGE = 0.06, 0.08, 0.28
-LABEL_CSF_EDGE = 0.07
-CSF_WOBBLE, WHITE_WOBBLE, LABEL_CSF_WOBBLE = 0.07, 0.08, 0.06
-WOBBLE_MM = 7.0
-# Share of CSF at which a voxel of the blurred maps counts as CSF, by subject: width of the sulci.
-ATLAS_CSF_CUT, LABEL_CSF_CUT = (0.34, 0.5), (0.55, 0.78)
-WHITE_CUT = (0.36, 0.48)
-LABEL_BLUR_MM = 0.7
-IRON = (0.7, 1.2)  # factor on the darkness of nuclei rich in iron
 
-FOLD_MM, FOLD_WIDTH = 13.0, 0.25  # sulci that are added to the averaged ICBM152 maps
-FOLD_CSF, FOLD_GRAY = (0.25, 0.45), 0.5  # what a fold adds to CSF and takes from white matter
-FOLIA_MM = 5.0  # distance between folia of the cerebellum as a T2 scan at 1 mm shows them
-FOLIA_CSF = (0.04, 0.14)  # share of CSF between them
-FOLIA_CENTER_MM = (0.0, -40.0, -32.0)  # MNI: roof of the fourth ventricle
-FOLIA_FLATTENING = 0.7
+@dataclass(frozen=True)
+class Painting:
+    """How wide, sharp, bright and uneven fluid is painted.
 
-SULCAL_CSF = (0.75, 0.95)  # intensity of sulcal CSF, share of its full one
-CSF_PATCHES = ((12.0, 0.12), (3.0, 0.16))  # scale in mm and spread: flow, vessels, membranes
-LABEL_SULCAL_CSF = (0.85, 1.05)
-LABEL_CSF_PATCHES = ((12.0, 0.05), (3.0, 0.08))
-FALX_HALF_WIDTH_MM, FALX_DARKNESS = 1.0, (0.3, 0.7)
-DARKEST_CSF, BRIGHTEST_CSF = 0.1, 1.1
-# Vessels in the CSF around the brain, dark because their blood flows: tubes where two random fields
-# of this scale are both near 0, and how dark they are by subject.
-VESSEL_MM, VESSEL_WIDTH, VESSEL_DARKNESS = 9.0, 0.12, (0.3, 0.9)
-VENTRICLE_CORE = 0.25  # of the smoothed ventricles, from which on CSF has its full intensity
+    Of pairs of numbers each subject draws one in between. Lengths in mm; the rest are shares of a
+    tissue, of the intensity of fluid, or of the standard deviation of a random field. No source
+    gives these numbers: they bring slices near real ones in `preprocessing.cohort_figure` (three
+    patients with multiple sclerosis, Lesjak et al., Neuroinformatics 2017, and one with a stroke,
+    outside their lesions).
+
+    Attributes:
+        csf_cut: share of CSF from which on a voxel counts as CSF: how wide sulci are.
+        csf_edge: softness of that cut.
+        csf_wobble, wobble_mm: how far the cut wanders from place to place, and over what distance.
+        sulcal_csf: intensity of CSF outside the ventricles.
+        csf_patches: (scale, spread) of its unevenness: flow, vessels, membranes.
+        csf_range: darkest and brightest of it.
+        falx_mm, falx_darkness: half width of the falx, and what it takes from CSF.
+        folia_mm, folia_csf: distance between folia of the cerebellum as a scan at 1 mm shows them,
+            and the share of CSF between them.
+        folia_center, folia_flattening: what they curve around (MNI, the roof of the fourth
+            ventricle), and how much flatter from left to right.
+        ventricle_core: of the smoothed ventricles, from which on CSF has its full intensity.
+    """
+
+    csf_cut: tuple
+    csf_edge: float
+    csf_wobble: float
+    sulcal_csf: tuple
+    csf_patches: tuple
+    folia_csf: tuple
+    wobble_mm: float = 7.0
+    csf_range: tuple = (0.1, 1.1)
+    falx_mm: float = 1.0
+    falx_darkness: tuple = (0.3, 0.7)
+    folia_mm: float = 5.0
+    folia_center: tuple = (0.0, -40.0, -32.0)
+    folia_flattening: float = 0.7
+    ventricle_core: float = 0.25
+
+
+@dataclass(frozen=True)
+class AtlasPainting(Painting):
+    """Besides, for the averaged maps of ICBM152, which have neither crisp edges nor all sulci.
+
+    Attributes:
+        white_cut, white_edge, white_wobble: as those of CSF, between gray and white matter.
+        deep_white_edge: softness among the deep nuclei.
+        iron: factor on the darkness of nuclei rich in iron.
+        fold_mm, fold_width: distance between sulci that are added, and their width.
+        fold_csf, fold_gray: what a fold adds to CSF and takes from white matter.
+    """
+
+    csf_cut: tuple = (0.34, 0.5)
+    csf_edge: float = 0.06
+    csf_wobble: float = 0.07
+    sulcal_csf: tuple = (0.75, 0.95)
+    csf_patches: tuple = ((12.0, 0.12), (3.0, 0.16))
+    folia_csf: tuple = (0.04, 0.14)
+    white_cut: tuple = (0.36, 0.48)
+    white_edge: float = 0.08
+    white_wobble: float = 0.08
+    deep_white_edge: float = 0.28
+    iron: tuple = (0.7, 1.2)
+    fold_mm: float = 13.0
+    fold_width: float = 0.25
+    fold_csf: tuple = (0.25, 0.45)
+    fold_gray: float = 0.5
+
+
+@dataclass(frozen=True)
+class LabelPainting(Painting):
+    """Besides, for label maps.
+
+    Attributes:
+        blur_mm: standard deviation of the blur of CSF before its cut.
+        vessel_mm, vessel_width, vessel_darkness: of vessels in the CSF around the brain, dark
+            because their blood flows: tubes where two random fields of this scale are both near 0.
+    """
+
+    csf_cut: tuple = (0.48, 0.73)
+    csf_edge: float = 0.085
+    csf_wobble: float = 0.06
+    sulcal_csf: tuple = (0.75, 1.0)
+    csf_patches: tuple = ((12.0, 0.05), (3.0, 0.08))
+    folia_csf: tuple = (0.08, 0.22)
+    blur_mm: float = 0.65
+    vessel_mm: float = 9.0
+    vessel_width: float = 0.22
+    vessel_darkness: tuple = (0.7, 1.0)
 
 
 @dataclass(frozen=True)
@@ -82,7 +145,6 @@ class Anatomy:
     spacing: int
     coarse: CoarseMaps
     pose: np.ndarray
-    sulcal_csf, csf_patches = SULCAL_CSF, CSF_PATCHES
 
     def bounds(self):
         """Center [3] and extent [3] of the bounding box of the closed brain, mm in MNI space."""
@@ -104,13 +166,14 @@ class Anatomy:
 
     def _fluid(self, rng, intensities):
         """Intensity of CSF by place: full in the ventricles, weaker and uneven elsewhere."""
-        deep = np.clip(self.from_coarse(self.coarse.ventricle) / VENTRICLE_CORE, 0, 1)
-        share = rng.uniform(*self.sulcal_csf)
-        for scale_mm, spread in self.csf_patches:
+        how = self.painting
+        deep = np.clip(self.from_coarse(self.coarse.ventricle) / how.ventricle_core, 0, 1)
+        share = rng.uniform(*how.sulcal_csf)
+        for scale_mm, spread in how.csf_patches:
             share = share + spread * self.random_field(rng, scale_mm)
-        falx = np.exp(-((self.from_coarse(self.coarse.midline) / FALX_HALF_WIDTH_MM) ** 2))
-        share = np.clip(share - rng.uniform(*FALX_DARKNESS) * falx, DARKEST_CSF, BRIGHTEST_CSF)
-        share = share * (1 - self._vessels(rng))
+        falx = np.exp(-((self.from_coarse(self.coarse.midline) / how.falx_mm) ** 2))
+        share = share - rng.uniform(*how.falx_darkness) * falx
+        share = np.clip(share, *how.csf_range) * (1 - self._vessels(rng))
         return intensities["ventricle"] * deep + intensities["csf"] * share * (1 - deep)
 
     def _vessels(self, rng):
@@ -119,14 +182,15 @@ class Anatomy:
 
     def _folia(self, rng, wobble):
         """Share of CSF between the folia of a cerebellum: wavy shells around its hilum."""
+        how = self.painting
         x, y, z = (
             axis - middle
-            for axis, middle in zip(grid_mm(self.affine, self.shape), FOLIA_CENTER_MM, strict=True)
+            for axis, middle in zip(grid_mm(self.affine, self.shape), how.folia_center, strict=True)
         )
-        radius = np.sqrt((FOLIA_FLATTENING * x) ** 2 + y**2 + z**2)
-        phase = 2 * np.pi * (radius / FOLIA_MM + rng.random()) + wobble
+        radius = np.sqrt((how.folia_flattening * x) ** 2 + y**2 + z**2)
+        phase = 2 * np.pi * (radius / how.folia_mm + rng.random()) + wobble
         visible = self.spacing <= FINEST_MM
-        return rng.uniform(*FOLIA_CSF) * np.clip(np.cos(phase), 0, 1) * visible
+        return rng.uniform(*how.folia_csf) * np.clip(np.cos(phase), 0, 1) * visible
 
 
 @dataclass(frozen=True)
@@ -148,6 +212,7 @@ class AtlasAnatomy(Anatomy):
     iron: np.ndarray
     cerebellum: np.ndarray
     depth: np.ndarray
+    painting = AtlasPainting()
 
     @property
     def shape(self):
@@ -156,19 +221,21 @@ class AtlasAnatomy(Anatomy):
 
     def paint(self, rng, intensities):
         """T2-like image [X, Y, Z] float32 in units of white matter; `intensities` by tissue."""
-        wobble = self.random_field(rng, WOBBLE_MM) + 0.5 * self.random_field(rng, WOBBLE_MM / 2)
-        fold = np.exp(-((self.random_field(rng, FOLD_MM) / FOLD_WIDTH) ** 2))
+        how = self.painting
+        wobble = self.random_field(rng, how.wobble_mm)
+        wobble = wobble + 0.5 * self.random_field(rng, how.wobble_mm / 2)
+        fold = np.exp(-((self.random_field(rng, how.fold_mm) / how.fold_width) ** 2))
         fold *= self.gray * (1 - self.depth)
         tissue = self.gray + self.white
-        csf = 1 - tissue + rng.uniform(*FOLD_CSF) * np.clip(2 * fold - 1, 0, 1)
-        csf = sigmoid((csf - rng.uniform(*ATLAS_CSF_CUT) + CSF_WOBBLE * wobble) / CSF_EDGE)
-        white = self.white / np.maximum(tissue, 1e-3) - FOLD_GRAY * fold
-        edge = WHITE_EDGE + (DEEP_WHITE_EDGE - WHITE_EDGE) * self.depth
-        white = sigmoid((white - rng.uniform(*WHITE_CUT) - WHITE_WOBBLE * wobble) / edge)
+        csf = 1 - tissue + rng.uniform(*how.fold_csf) * np.clip(2 * fold - 1, 0, 1)
+        csf = sigmoid((csf - rng.uniform(*how.csf_cut) + how.csf_wobble * wobble) / how.csf_edge)
+        white = self.white / np.maximum(tissue, 1e-3) - how.fold_gray * fold
+        edge = how.white_edge + (how.deep_white_edge - how.white_edge) * self.depth
+        white = sigmoid((white - rng.uniform(*how.white_cut) - how.white_wobble * wobble) / edge)
         csf += self._folia(rng, wobble) * self.cerebellum * (1 - white) * (1 - csf)
         gray_level = intensities["cortex"]
         solid = gray_level + (intensities["white"] - gray_level) * white
-        solid *= 1 + (self.iron - 1) * rng.uniform(*IRON)
+        solid *= 1 + (self.iron - 1) * rng.uniform(*how.iron)
         return _float32(solid + csf * (self._fluid(rng, intensities) - solid))
 
 
@@ -177,7 +244,7 @@ class LabelAnatomy(Anatomy):
     """A label map: one tissue per voxel of 1 mm, indices of `TISSUES`."""
 
     tissue: np.ndarray  # [X, Y, Z] uint8
-    sulcal_csf, csf_patches = LABEL_SULCAL_CSF, LABEL_CSF_PATCHES
+    painting = LabelPainting()
 
     @property
     def shape(self):
@@ -193,18 +260,20 @@ class LabelAnatomy(Anatomy):
         levels = {**intensities, "csf": intensities["cortex"], "background": intensities["cortex"]}
         solid = self._mean_of([levels[name] for name in TISSUES])
         csf = self._mean_of([name in ("csf", "background") for name in TISSUES])
-        wobble = self.random_field(rng, WOBBLE_MM)
-        csf = ndimage.gaussian_filter(csf, LABEL_BLUR_MM / self.spacing)
-        cut = rng.uniform(*LABEL_CSF_CUT)
-        csf = sigmoid((csf - cut + LABEL_CSF_WOBBLE * wobble) / LABEL_CSF_EDGE)
+        how = self.painting
+        wobble = self.random_field(rng, how.wobble_mm)
+        csf = ndimage.gaussian_filter(csf, how.blur_mm / self.spacing)
+        cut = rng.uniform(*how.csf_cut)
+        csf = sigmoid((csf - cut + how.csf_wobble * wobble) / how.csf_edge)
         cerebellar = self._mean_of([name == "cerebellar_cortex" for name in TISSUES])
         csf += self._folia(rng, wobble) * cerebellar * (1 - csf)
         return _float32(solid + csf * (self._fluid(rng, intensities) - solid))
 
     def _vessels(self, rng):
-        fields = [self.random_field(rng, VESSEL_MM) for _ in range(2)]
-        tubes = np.exp(-sum((field / VESSEL_WIDTH) ** 2 for field in fields))
-        return rng.uniform(*VESSEL_DARKNESS) * tubes
+        how = self.painting
+        fields = [self.random_field(rng, how.vessel_mm) for _ in range(2)]
+        tubes = np.exp(-sum((field / how.vessel_width) ** 2 for field in fields))
+        return rng.uniform(*how.vessel_darkness) * tubes
 
     def _mean_of(self, values):
         """Mean over painted voxels of one value per tissue, float32."""

@@ -24,7 +24,6 @@ from preprocessing.anatomy import (
     sigmoid,
 )
 from preprocessing.tissues import (
-    FIRST_EXTRACEREBRAL,
     FREESURFER,
     HEMISPHERES,
     TISSUE_INDEX,
@@ -54,7 +53,7 @@ LANDMARKS = {
 FEWEST_LANDMARKS = 4  # for a rotation
 BOX_MARGIN_MM = 12
 # Sulci and cisterns narrower than twice this belong to the brain mask.
-CLOSING_MM, LABEL_CLOSING_MM = 6.0, 10.0
+CLOSING_MM, LABEL_CLOSING_MM = 6.0, 12.0
 DISTANCE_BLUR, MIDLINE_BLUR = 0.8, 1.0  # coarse voxels
 VENTRICLE_BLUR_MM = 6.0
 DEPTH_RAMP_MM = (22.0, 34.0)  # below the surface, from cortex to deep nuclei
@@ -155,17 +154,17 @@ def load_label_map(path, spacing):
     """Anatomy of a FreeSurfer label map, painted at `spacing` 1 or 2 mm.
 
     Args:
-        path: whole numbers, any orientation, voxels of 1 mm. Labels from FIRST_EXTRACEREBRAL on
-            are dropped.
+        path: whole numbers, any orientation, voxels of 1 mm. Of the labels
+            from FIRST_EXTRACEREBRAL on, only bone counts, where the closed brain reaches it.
         spacing: mm.
 
     Raises:
         InputError: if the file is not such a volume, or lacks cerebral white matter or cortex.
     """
     labels = _read_labels(path)
-    tissue = tissue_of_labels()[np.where(labels < FIRST_EXTRACEREBRAL, labels, 0)]
+    tissue = tissue_of_labels(labels)
     _check_tissues(tissue, path)
-    solid = _largest_part(indicator(tissue, "background", "csf") == 0)
+    solid = _largest_part(indicator(tissue, "background", "csf", "bone") == 0)
     box = _brain_box(solid)
     coarse = _label_maps(tissue[box], labels[box], solid[box])
     fine_affine = _boxed(np.eye(4), box)

@@ -1,9 +1,16 @@
-"""Are synthetic slices like real ones? Histograms by tissue and edges of caches, side by side.
+"""Are synthetic scans like real ones? Intensities, noise and edges of caches, side by side.
 
-Every cache is a line of each plot: intensities in white matter, gray matter, and the CSF of
-ventricles and of sulci (by the ICBM152 tissue maps that come with nilearn), the gradient's
-magnitude, and the power spectrum. Lesions and a margin around them are left out. Below, slices of
-the same heights. Give caches whose intensities are matched to the same reference.
+All intensities are relative to the white matter of their subject (ICBM152's), so caches need not be
+matched to each other; matching would hide what differs. Lesions and a margin around them are left
+out. The table (medians over subjects, with their range):
+    noise             of neighboring pixels in deep white matter
+    spread            of deep white matter, noise, bias and texture together
+    gradient 50, 90   percentiles of the in-plane gradient, per pixel
+    intensity 1, 90   percentiles of the brain
+    fluid             share of the brain brighter than twice white matter
+    ventricles        the same in a box around the ventricles
+Noise and spread are robust standard deviations. The figure has histograms by tissue, the gradient,
+the power spectrum, and slices of the first subject of each cache.
 """
 
 import argparse
@@ -15,106 +22,159 @@ from nilearn import datasets
 from scipy import ndimage
 from tqdm import tqdm
 
-from preprocessing.alignment import to_grid
+from preprocessing.alignment import atlas_mask_on, to_grid
 from preprocessing.volumes import MniGrid
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing, written_whole
 from tf_lesion.slices import SliceCache
 
 SURE_WHITE, SURE_GRAY, SURE_CSF = 0.95, 0.85, 0.7  # shares of the ICBM152 maps
-VENTRICLE_BOX_MM = ((-35.0, 35.0), (-50.0, 35.0), (-5.0, 35.0))
-LESION_MARGIN = 4  # pixels around lesions that are left out
-HEIGHTS_MM = (-30.0, -10.0, 5.0, 20.0, 45.0)  # of the slices shown
-HISTOGRAM_BINS, GRADIENT_BINS, SPECTRUM_BINS = 80, 60, 40
-LARGEST_GRADIENT = 0.4  # per pixel
-MOST_SLICES = 300  # of a cache, evenly spread
+DEEP_MM = 2.0  # from the edge of sure white matter to deep white matter
+VENTRICLE_BOX_MM = ((-25.0, 25.0), (-45.0, 35.0), (-5.0, 35.0))
+MARGIN_MM = 4.0  # around lesions and inside the edge of the brain, left out
+FLUID = 2.0  # relative to white matter: gray matter is darker, pure CSF brighter
+NORMAL_MAD = 0.6745  # median absolute deviation of a normal distribution, in standard deviations
+HEIGHTS_MM = (-35.0, -15.0, 5.0, 15.0, 25.0, 45.0)  # of the slices shown
+BRIGHTEST, STEEPEST, HIGHEST_FREQUENCY = 5.0, 1.6, 0.5  # ends of the axes
+BINS = 80
+MOST_SLICES = 60  # of a subject, evenly spread
 REGIONS = ("white matter", "gray matter", "ventricles", "sulci and cisterns")
-COLUMN_INCHES, ROW_INCHES, PNG_DPI = 2.6, 2.6, 110
+COLUMN_INCHES, PLOT_INCHES, SLICE_INCHES, PNG_DPI = 2.4, 2.6, 3.0, 90
+WHITE_SHOWN = 3.5  # brightest gray of the slices shown, relative to white matter
 EXAMPLE = """example:
   python -m preprocessing.cohort_figure --caches healthy.h5 ms.h5 --datasets Train Test \\
       --out figure.png"""
 
 
 @dataclass(frozen=True)
-class SliceStatistics:
-    """What the figure shows of one cache.
+class SubjectStatistics:
+    """What is measured of one subject, relative to white matter.
 
     Attributes:
-        name: of the cache.
-        histograms: {region: [HISTOGRAM_BINS] density of intensity}.
-        medians: {region: (10th, 50th, 90th percentile)}.
-        gradient: [GRADIENT_BINS] density of the in-plane gradient's magnitude inside the brain.
-        spectrum: [SPECTRUM_BINS] mean power by frequency, relative to the sum.
+        figures: {name: number}, the row of the table.
+        histograms: {region: [BINS] density of intensity}.
+        gradient: [BINS] density of the magnitude of the in-plane gradient.
+        spectrum: [BINS] mean power by frequency, relative to the sum.
         examples: slices [H, W] nearest to HEIGHTS_MM.
     """
 
-    name: str
+    figures: dict
     histograms: dict
-    medians: dict
     gradient: np.ndarray
     spectrum: np.ndarray
     examples: list
 
 
-def region_maps(grid):
-    """{region: [X, Y, Z] bool} of ICBM152 on a `MniGrid`."""
-    loaders = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
-    gray, white = (
-        to_grid(load(resolution=1).get_fdata(dtype=np.float32), MniGrid().affine, np.eye(4), grid)
-        for load in loaders
-    )
-    brain = to_grid(
-        datasets.load_mni152_brain_mask(resolution=1).get_fdata(dtype=np.float32),
-        MniGrid().affine,
-        np.eye(4),
-        grid,
-    )
-    csf = (brain > 0.5) & (1 - gray - white > SURE_CSF)
-    inside = np.ones(grid.shape, bool)
-    for axis, (low, high) in enumerate(VENTRICLE_BOX_MM):
-        place = grid.affine[axis, axis] * np.arange(grid.shape[axis]) + grid.affine[axis, 3]
-        shape = [-1 if k == axis else 1 for k in range(3)]
-        inside &= ((place >= low) & (place <= high)).reshape(shape)
-    maps = (white > SURE_WHITE, gray > SURE_GRAY, csf & inside, csf & ~inside)
-    return dict(zip(REGIONS, maps, strict=True))
+@dataclass(frozen=True)
+class Regions:
+    """ICBM152 on the grid of a cache, [X, Y, Z] bool each: REGIONS by name, and two more."""
+
+    named: dict
+    deep_white: np.ndarray
+    center: np.ndarray  # the box around the ventricles
+
+    @classmethod
+    def on(cls, grid):
+        """The regions on a `MniGrid`."""
+        loaders = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
+        gray, white = (
+            to_grid(
+                load(resolution=1).get_fdata(dtype=np.float32), MniGrid().affine, np.eye(4), grid
+            )
+            for load in loaders
+        )
+        csf = atlas_mask_on(grid) & (1 - gray - white > SURE_CSF)
+        center = np.ones(grid.shape, bool)
+        for axis, (low, high) in enumerate(VENTRICLE_BOX_MM):
+            place = grid.affine[axis, axis] * np.arange(grid.shape[axis]) + grid.affine[axis, 3]
+            shape = [-1 if k == axis else 1 for k in range(3)]
+            center &= ((place >= low) & (place <= high)).reshape(shape)
+        maps = (white > SURE_WHITE, gray > SURE_GRAY, csf & center, csf & ~center)
+        steps = max(1, round(DEEP_MM / grid.voxel_size))
+        return cls(
+            named=dict(zip(REGIONS, maps, strict=True)),
+            deep_white=ndimage.binary_erosion(white > SURE_WHITE, iterations=steps),
+            center=center,
+        )
 
 
-def measure(path, dataset, *, most=MOST_SLICES):
-    """`SliceStatistics` of one dataset of a cache.
+def measure(path, dataset):
+    """`SubjectStatistics` of each subject of one dataset of a cache.
 
     Raises:
-        FileNotFoundError, InputError: if the cache cannot be used, or does not say where in MNI
-            space its slices lie.
+        FileNotFoundError, InputError: if the cache cannot be used, does not say where in MNI space
+            its slices lie, or has a subject without white matter in its slices.
     """
     with SliceCache(path, dataset) as cache:
-        affine, heights = cache.grid_affine, cache.index.slice_index
-        if affine is None or (heights < 0).any():
-            raise InputError(f"{path}: expected slices with a place in MNI space, found none.")
-        grid = MniGrid(float(affine[0, 0]))
-        rows = np.unique(np.linspace(0, len(cache) - 1, most).astype(int))
-        images, masks = cache.read(rows)[..., 0], cache.mask(rows)[..., 0]
-        examples = [
-            cache.read([_nearest(heights, (mm - affine[2, 3]) / affine[2, 2])])[0, ..., 0]
-            for mm in HEIGHTS_MM
-        ]
-        lesions = cache.label(rows)[..., 0] if cache.has_label else np.zeros(masks.shape, bool)
-        window = (slice(*cache.crop[:2]), slice(*cache.crop[2:]))
-    healthy = masks & ~ndimage.binary_dilation(lesions, _disk(), LESION_MARGIN)
-    values = {
-        name: images[healthy & np.moveaxis(region[window][:, :, heights[rows]], 2, 0)]
-        for name, region in region_maps(grid).items()
-    }
-    return SliceStatistics(
-        name=f"{Path(path).stem} ({dataset})",
-        histograms={name: _density(v, HISTOGRAM_BINS, 1.0) for name, v in values.items()},
-        medians={name: np.percentile(v, (10, 50, 90)) for name, v in values.items()},
-        gradient=_density(_gradients(images, healthy), GRADIENT_BINS, LARGEST_GRADIENT),
+        grid = _grid(cache)
+        regions = Regions.on(grid)
+        names = tqdm(cache.index.subject_ids, desc=Path(path).stem, unit="subject", leave=False)
+        return [_subject(cache, number, grid, regions) for number, _ in enumerate(names)]
+
+
+def _grid(cache):
+    """The `MniGrid` that the slices of a cache are on."""
+    affine = cache.grid_affine
+    grid = None if affine is None else MniGrid(float(affine[0, 0]))
+    if grid is None or grid.slice_shape != cache.slice_shape or (cache.index.slice_index < 0).any():
+        raise InputError(
+            f"{cache.path}: expected slices of the MNI grid that say their height, as "
+            f"preprocessing.camcan and preprocessing.brats write; got {cache.slice_shape} pixels."
+        )
+    return grid
+
+
+def _subject(cache, number, grid, regions):
+    own = np.flatnonzero(cache.index.subject == number)
+    rows = own[np.unique(np.linspace(0, len(own) - 1, MOST_SLICES).astype(int))]
+    heights = cache.index.slice_index[rows]
+    images, brain = cache.read(rows)[..., 0], cache.mask(rows)[..., 0]
+    steps = max(1, round(MARGIN_MM / grid.voxel_size))
+    inner = ndimage.binary_erosion(brain, _disk(), steps)
+    if cache.has_label:
+        inner &= ~ndimage.binary_dilation(cache.label(rows)[..., 0], _disk(), steps)
+
+    def on_slices(region):
+        x0, x1, y0, y1 = cache.crop
+        return inner & np.moveaxis(region[x0:x1, y0:y1, heights], 2, 0)
+
+    white = images[on_slices(regions.named[REGIONS[0]])]
+    if not white.size:
+        raise InputError(
+            f"{cache.path}: {cache.index.subject_ids[number]} has no white matter where ICBM152 "
+            "has it; is it aligned?"
+        )
+    images = images / np.median(white)
+    named = {name: images[on_slices(region)] for name, region in regions.named.items()}
+    gradients = np.hypot(*np.gradient(images, axis=(1, 2)))[inner]
+    wanted = (np.array(HEIGHTS_MM) - grid.affine[2, 3]) / grid.voxel_size
+    return SubjectStatistics(
+        figures={
+            **_noise(images, on_slices(regions.deep_white)),
+            "gradient 50": np.percentile(gradients, 50),
+            "gradient 90": np.percentile(gradients, 90),
+            "intensity 1": np.percentile(images[inner], 1),
+            "intensity 90": np.percentile(images[inner], 90),
+            "fluid": np.mean(images[inner] > FLUID),
+            "ventricles": np.mean(images[on_slices(regions.center)] > FLUID),
+        },
+        histograms={name: _density(values, BRIGHTEST) for name, values in named.items()},
+        gradient=_density(gradients, STEEPEST),
         spectrum=_spectrum(images),
-        examples=examples,
+        examples=[images[np.abs(heights - height).argmin()] for height in wanted],
     )
 
 
-def _nearest(heights, wanted):
-    return int(np.abs(heights - wanted).argmin())
+def _noise(images, deep):
+    """Figures of deep white matter; differences of neighbors have sqrt(2) times the noise."""
+    steps = np.diff(images, axis=1)[deep[:, 1:] & deep[:, :-1]]
+    return {"noise": _robust_spread(steps) / np.sqrt(2), "spread": _robust_spread(images[deep])}
+
+
+def _robust_spread(values):
+    """Standard deviation of the bulk of values; NaN if there are none."""
+    if not values.size:
+        return np.nan
+    return np.median(np.abs(values - np.median(values))) / NORMAL_MAD
 
 
 def _disk():
@@ -122,24 +182,18 @@ def _disk():
     return ndimage.generate_binary_structure(2, 1)[None]
 
 
-def _density(values, bins, largest):
-    counts, _ = np.histogram(values, bins, (0, largest))
-    return counts * bins / largest / max(len(values), 1)
-
-
-def _gradients(images, healthy):
-    """Magnitudes where a pixel and its neighbors are healthy brain."""
-    along = [np.gradient(images, axis=axis) for axis in (1, 2)]
-    return np.hypot(*along)[ndimage.binary_erosion(healthy, _disk())]
+def _density(values, largest):
+    counts, _ = np.histogram(values, BINS, (0, largest))
+    return counts * BINS / largest / max(len(values), 1)
 
 
 def _spectrum(images):
-    """Mean power of slices by radial frequency, 0 to 0.5 per pixel, relative to its sum."""
+    """Mean power of slices by radial frequency, relative to its sum."""
     window = np.outer(*(np.hanning(n) for n in images.shape[1:]))
     centered = images - images.mean(axis=(1, 2), keepdims=True)
     power = (np.abs(np.fft.fft2(centered * window)) ** 2).mean(axis=0)
     frequency = np.hypot(*np.meshgrid(*(np.fft.fftfreq(n) for n in power.shape), indexing="ij"))
-    edges = np.linspace(0, 0.5, SPECTRUM_BINS + 1)
+    edges = np.linspace(0, HIGHEST_FREQUENCY, BINS // 2 + 1)  # fewer would be empty
     total, _ = np.histogram(frequency, edges, weights=power)
     count, _ = np.histogram(frequency, edges)
     mean = total / np.maximum(count, 1)
@@ -147,45 +201,72 @@ def _spectrum(images):
 
 
 def draw(path, measured, *, force=False):
-    """Write the figure of several `SliceStatistics` as PNG."""
+    """Write the figure of [(name, list of `SubjectStatistics`)] as PNG."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    columns = len(REGIONS) + 2
-    size = (columns * COLUMN_INCHES, (1.2 + len(measured)) * ROW_INCHES)
-    figure, axes = plt.subplots(1 + len(measured), columns, figsize=size, squeeze=False)
-    for one in measured:
-        for panel, name in zip(axes[0], REGIONS, strict=False):
-            panel.plot(_centers(HISTOGRAM_BINS, 1.0), one.histograms[name], linewidth=1)
-            panel.set(title=name, xlabel="normalized intensity", yticks=[])
-        gradient, spectrum = axes[0, -2:]
-        gradient.semilogy(_centers(GRADIENT_BINS, LARGEST_GRADIENT), one.gradient, linewidth=1)
-        gradient.set(title="gradient", xlabel="intensity per pixel")
-        spectrum.semilogy(_centers(SPECTRUM_BINS, 0.5), one.spectrum, label=one.name, linewidth=1)
-        spectrum.set(title="power spectrum", xlabel="frequency, per pixel")
-    axes[0, -1].legend(fontsize="xx-small")
-    for row, one in zip(axes[1:], measured, strict=True):
-        for panel in row:
+    heights = [PLOT_INCHES, *[SLICE_INCHES] * len(measured)]
+    figure, axes = plt.subplots(
+        len(heights),
+        len(HEIGHTS_MM),
+        figsize=(len(HEIGHTS_MM) * COLUMN_INCHES, sum(heights)),
+        height_ratios=heights,
+        layout="constrained",
+    )
+    _draw_plots(axes[0], measured)
+    for row, (name, subjects) in zip(axes[1:], measured, strict=True):
+        for panel, image, height in zip(row, subjects[0].examples, HEIGHTS_MM, strict=True):
+            panel.imshow(image.T, cmap="gray", vmin=0, vmax=WHITE_SHOWN, origin="lower")
+            panel.set_title(f"z = {height:g} mm", fontsize="small")
             panel.axis("off")
-        row[0].set_title(one.name, fontsize="small", loc="left")
-        for panel, image in zip(row, one.examples, strict=False):
-            panel.imshow(image[::-1, ::-1].T, cmap="gray", vmin=0, vmax=1)
-    figure.tight_layout()
+        row[0].set_title(f"{name}, z = {HEIGHTS_MM[0]:g} mm", fontsize="small")
     with written_whole(path, force=force) as temporary:
-        figure.savefig(temporary, dpi=PNG_DPI)
+        figure.savefig(temporary, dpi=PNG_DPI, format="png")
     plt.close(figure)
 
 
-def _centers(bins, largest):
-    return (np.arange(bins) + 0.5) * largest / bins
+def _draw_plots(panels, measured):
+    """One line per cache, the mean of its subjects, in each panel."""
+    for name, subjects in measured:
+        for panel, region in zip(panels, REGIONS, strict=False):
+            mean = np.mean([one.histograms[region] for one in subjects], axis=0)
+            panel.plot(_centers(mean, BRIGHTEST), mean, linewidth=1, label=name)
+            panel.set(title=region, xlabel="intensity / white matter", yticks=[])
+        ends = (STEEPEST, HIGHEST_FREQUENCY)
+        for panel, kind, end in zip(panels[-2:], ("gradient", "spectrum"), ends, strict=True):
+            mean = np.mean([getattr(one, kind) for one in subjects], axis=0)
+            panel.semilogy(_centers(mean, end), mean, linewidth=1)
+    panels[-2].set(title="gradient", xlabel="intensity / white, per pixel")
+    panels[-1].set(title="power spectrum", xlabel="frequency, per pixel")
+    panels[0].legend(fontsize="x-small")
+
+
+def _centers(values, largest):
+    return (np.arange(len(values)) + 0.5) * largest / len(values)
+
+
+def table(measured):
+    """Lines of text: a column per figure, a row per cache, "median (least-most)" of subjects."""
+    titles = list(measured[0][1][0].figures)
+    rows = [["", *titles]]
+    for name, subjects in measured:
+        cells = []
+        for title in titles:
+            values = np.array([one.figures[title] for one in subjects])
+            low, middle, high = np.nanmin(values), np.nanmedian(values), np.nanmax(values)
+            cells.append(f"{middle:.3f} ({low:.3f}-{high:.3f})")
+        rows.append([name, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pad = [zip(row, widths, strict=True) for row in rows]
+    return ["  ".join(cell.ljust(width) for cell, width in row).rstrip() for row in pad]
 
 
 def _parser():
     parser = argparse.ArgumentParser(
         prog="python -m preprocessing.cohort_figure",
-        description="Compare slices of several caches: histograms by tissue, edges, pictures.",
+        description="Compare scans in several caches: noise, edges, histograms by tissue.",
         epilog=EXAMPLE,
         formatter_class=HelpFormatter,
     )
@@ -205,7 +286,7 @@ def _parser():
 
 @command
 def main(argv=None):
-    """Draw the figure and print the percentiles; returns the exit status."""
+    """Draw the figure and print the table; returns the exit status."""
     args = _parser().parse_args(argv)
     if len(args.datasets) not in (1, len(args.caches)):
         raise InputError(
@@ -214,15 +295,12 @@ def main(argv=None):
         )
     refuse_existing(args.out, force=args.force)
     names = args.datasets * (len(args.caches) if len(args.datasets) == 1 else 1)
-    pairs = tqdm(list(zip(args.caches, names, strict=True)), unit="cache", desc="measuring")
-    measured = [measure(path, dataset) for path, dataset in pairs]
+    measured = [
+        (f"{path.stem} {dataset}", measure(path, dataset))
+        for path, dataset in zip(args.caches, names, strict=True)
+    ]
     draw(args.out, measured, force=args.force)
-    for one in measured:
-        told = [
-            f"{region} {low:.2f} {middle:.2f} {high:.2f}"
-            for region, (low, middle, high) in one.medians.items()
-        ]
-        print(f"{one.name}: 10th, 50th, 90th percentile: " + "; ".join(told))
+    print("\n".join(table(measured)))
     return 0
 
 

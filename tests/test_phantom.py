@@ -327,6 +327,29 @@ def test_thick_slices_smooth_along_the_third_axis_and_keep_the_strength_of_noise
     assert along < 0.6 * across
 
 
+def test_bone_that_the_closed_brain_reaches_is_dark_and_no_part_of_it(label_maps):
+    (path,) = anatomy_sources.find_label_maps(label_maps)
+    image = nib.load(path)
+    labels = np.asarray(image.dataobj).copy()
+    x, y, z = np.indices(labels.shape)
+    spur = (np.abs(x - 55) < 3) & (y > 45) & (np.abs(z - 45) < 3) & (labels > 0)
+    labels[spur] = 514
+    bony = path.with_name("bony_seg.nii.gz")
+    nib.save(nib.Nifti1Image(labels, image.affine), bony)
+    anatomy = anatomy_sources.load_label_map(str(bony), 1)
+    levels = tissues.draw_intensities(np.random.default_rng(0))
+    painted = anatomy.paint(np.random.default_rng(1), levels)
+    bone = anatomy.tissue == tissues.TISSUE_INDEX["bone"]
+    within = bone & (anatomy.from_coarse(anatomy.coarse.outside) < -4)
+    assert within.sum() > 100
+    assert np.median(painted[within]) < 0.6
+    assert anatomy.coarse.cerebrum.sum() < _cerebrum(path)
+
+
+def _cerebrum(path):
+    return anatomy_sources.load_label_map(str(path), 1).coarse.cerebrum.sum()
+
+
 def test_left_and_right_hemispheres_part_at_the_midline(label_maps):
     (path,) = anatomy_sources.find_label_maps(label_maps)
     anatomy = anatomy_sources.load_label_map(str(path), 1)
