@@ -24,6 +24,7 @@ from pathlib import Path
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing
 
 PATTERNS = ("", "mask_", "seg_")
+AUTO = "auto"
 
 
 def parse(argv):
@@ -54,6 +55,12 @@ def parse(argv):
         "default: the preset's (gmvae, vae)",
     )
     add("--thresholds", help="JSON of eval.thresholds: also write binary lesion maps")
+    add(
+        "--postprocess",
+        metavar="STEPS",
+        help="such as seeds=4,signed,median=3, or auto: what the model comes with; writes a score "
+        "beside the residual (--input), averages (--cache); see eval/postprocessing.py",
+    )
     add("--steps", type=int, help="of the restoration or search; default: the preset's")
     add(
         "--solver",
@@ -99,24 +106,42 @@ def restoration_config(loaded, options):
     """The model's `RestorationConfig` with the options that were given."""
     from eval.select_lambda import restoration_of
 
-    return restoration_of(
+    restoration = restoration_of(
         loaded, tv_weight=options.tv_weight, steps=options.steps, solver=options.solver
     )
+    return postprocessing(loaded, options).restoration(restoration)
+
+
+def postprocessing(loaded, options):
+    """The `Postprocessing` of --postprocess; no step without."""
+    from eval.postprocessing import Postprocessing, read_choice
+
+    if options.postprocess == AUTO:
+        return read_choice(loaded)
+    return Postprocessing.parse(options.postprocess or "")
 
 
 def detection_points(loaded, restoration, options):
-    """The `Threshold`s of the residual in --thresholds; none without.
+    """The `Threshold`s in --thresholds, of the residual or of its post-processed score; or none.
 
     Raises:
-        InputError: if they belong to another model, lambda or number of steps.
+        InputError: if they belong to another model, lambda, number of steps or post-processing.
     """
     if options.thresholds is None:
         return []
     from eval.thresholds import load_thresholds
 
-    used = dataclasses.asdict(restoration)
+    used, steps = dataclasses.asdict(restoration), postprocessing(loaded, options)
+    score = "residual"
+    if options.input and str(steps):
+        score, used["postprocessing"] = "score", str(steps)
     stored = load_thresholds(options.thresholds, model_id=loaded.identity, restoration=used)
-    return stored.points["residual"]
+    if score not in stored.points:
+        raise InputError(
+            f"{options.thresholds} has no thresholds of the post-processed score; make them with "
+            f"eval.thresholds --postprocess {steps}."
+        )
+    return stored.points[score]
 
 
 def restore_from_cache(loaded, options):
@@ -152,7 +177,9 @@ def restore_scans(loaded, options, *, typed):
         loaded,
         restoration,
         points=detection_points(loaded, restoration, options),
-        settings=MapSettings(options.seed, options.batch_size, options.slice_step),
+        settings=MapSettings(
+            options.seed, options.batch_size, options.slice_step, postprocessing(loaded, options)
+        ),
         align=options.align,
     )
     written = {"command": typed, "force": options.force}

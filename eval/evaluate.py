@@ -17,7 +17,8 @@ from tqdm import tqdm
 from eval import metrics, plots
 from eval.lesions import stack_volume
 from eval.measurement import YOUDEN, Census, ScoreEvaluation
-from eval.scores import SCORES, Cohort, read_counts
+from eval.postprocessing import Postprocessing
+from eval.scores import Cohort, read_counts
 from eval.thresholds import load_thresholds, model_id
 from tf_lesion import __version__
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing, written_whole
@@ -68,7 +69,7 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise InputError(f"Expected a protocol of {', '.join(PROTOCOLS)}, got {protocol!r}.")
     points = thresholds.points if thresholds else {}
-    scores = {name: ScoreEvaluation(protocol, points.get(name, ())) for name in SCORES}
+    scores = {name: ScoreEvaluation(protocol, points.get(name, ())) for name in cohorts[0].scores}
     census, panel = Census(), Panel(panel_slices)
     for subject in _each(cohorts, "pooled curves", progress):
         census.add(subject)
@@ -239,6 +240,8 @@ def parser():
         help="window, pixels, as in the restoration",
     )
     add("--thresholds", type=Path, help="thresholds of the same model on healthy subjects")
+    add("--postprocess", help="also measure the residual after these steps, as in restore_brats.py")
+    add("--healthy", type=Path, help="healthy maps of eval.healthy_residual, for its normalize")
     add("--protocol", choices=PROTOCOLS, default="all", help="all voxels, or the 401 thresholds")
     add("--seed", type=int, default=0, help="of the bootstrap intervals")
     add("--pdf", action="store_true", help="also write panel.pdf")
@@ -254,8 +257,9 @@ def _cohorts(options):
             raise InputError(f"Expected {number} files with {flag}, one per --restored.")
     labels = options.labels or [None] * number
     counts = [read_counts(path) for path in options.subjects or ()] or [None] * number
+    steps = Postprocessing.parse(options.postprocess) if options.postprocess else None
     return [
-        Cohort(*paths)
+        Cohort(*paths, postprocessing=steps, healthy=options.healthy)
         for paths in zip(options.restored, options.cache, labels, counts, strict=True)
     ]
 

@@ -10,7 +10,7 @@ from tf_lesion.slices import SliceCache
 
 COMPARED = (
     *("model_identity", "precision", "seed", "steps", "step_sizes", "gradient_clip"),
-    *("tv_weight", "solver", "crop"),
+    *("tv_weight", "solver", "seeds", "flip", "crop"),
 )
 
 

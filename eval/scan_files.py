@@ -122,7 +122,7 @@ def restore_one(restorer, subject, layout, *, command="", force=False):
     """
     if subject.problem:
         raise InputError(subject.problem)
-    paths = layout.volumes(restorer.points)
+    paths = layout.volumes(restorer.volume_names)
     for path in (*paths.values(), layout.facts):
         refuse_existing(path, force=force)
     maps = restorer.maps_of(subject.scan, mask_path=subject.mask)
@@ -152,6 +152,7 @@ def _write_sidecars(paths, facts):
     what = {
         "restored": {"Description": "restored towards healthy", "SkullStripped": True},
         "residual": {"Description": "abs(observed - restored)", "SkullStripped": True},
+        "score": {"Description": "the residual, post-processed", "SkullStripped": True},
     }
     for name, lesions in facts["lesions"].items():
         about = "residual above the threshold that a share of healthy voxels exceeds"
@@ -236,4 +237,4 @@ def is_done(restorer, subject, layout):
             f"{layout.facts} was made with another {', '.join(other)}; pass --force, or choose "
             "another --out."
         )
-    return all(path.exists() for path in layout.volumes(restorer.points).values())
+    return all(path.exists() for path in layout.volumes(restorer.volume_names).values())

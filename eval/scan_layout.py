@@ -31,7 +31,7 @@ class Layout:
         return self.folder / f"{self.prefix}{FACTS_ENDINGS[self.bids]}"
 
     def volume(self, name):
-        """The NIfTI file of a volume: `restored`, `residual` or a threshold's name."""
+        """The NIfTI file of a volume: `restored`, `residual`, `score` or a threshold's name."""
         is_mask = name.startswith("fpr_")
         if self.bids:
             rate = name.removeprefix("fpr_0.").ljust(2, "0")
@@ -40,9 +40,9 @@ class Layout:
             label = f"lesions_{name}" if is_mask else name
         return self.folder / f"{self.prefix}_{label}.nii.gz"
 
-    def volumes(self, points):
-        """{name: path} of all volumes at these thresholds."""
-        return {name: self.volume(name) for name in ("restored", "residual", *points)}
+    def volumes(self, names):
+        """{name: path} of these volumes."""
+        return {name: self.volume(name) for name in names}
 
 
 def stem_of(path):

@@ -8,6 +8,7 @@ from importlib import metadata
 import numpy as np
 
 from eval.lesions import find_lesions
+from eval.postprocessing import HEALTHY_FILE, Postprocessing, anomaly_score, axes_mm, load_maps
 from preprocessing.scan import PreparedScan, ScanSettings, prepare_scan, to_scan_grid
 from tf_lesion import __version__
 from tf_lesion.config import commit
@@ -27,11 +28,13 @@ class MapSettings:
         seed: of the noise.
         batch_size: slices at once; it changes speed and memory, not the maps.
         slice_step: restore every n-th axial slice and interpolate the change in between.
+        postprocessing: `Postprocessing`; with any step there is a map `score` beside the residual.
     """
 
     seed: int = 0
     batch_size: int = 16
     slice_step: int = 1
+    postprocessing: Postprocessing = field(default_factory=Postprocessing)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class ScanMaps:
     Attributes:
         prepared: the `PreparedScan`.
         volumes: {name: array} on the scan file's own grid: `restored` and `residual` float32,
-            normalized intensity, and one uint8 mask for each threshold (`fpr_0.05`).
+            normalized intensity, `score` float32 if there is post-processing, and one uint8 mask
+            for each threshold (`fpr_0.05`).
         facts: JSON-serialisable; what `restoration.json` says.
     """
 
@@ -56,7 +60,8 @@ class ScanRestorer:
     Args:
         loaded: `runs.LoadedModel`.
         restoration: `RestorationConfig`.
-        points: [`eval.thresholds.Threshold`] of the residual, possibly none.
+        points: [`eval.thresholds.Threshold`] of the score, or of the residual where there is no
+            post-processing; possibly none.
         settings: `MapSettings`.
         align: "rigid", "center" or "none"; by default as the training cache.
     """
@@ -68,13 +73,26 @@ class ScanRestorer:
         self.points = {f"fpr_{point.target_fpr:g}": point for point in points}
         self.scan_settings = scan_settings(loaded, align=align)
         self._loaded = loaded
+        steps = self.settings.postprocessing
+        restoration = steps.restoration(restoration)
         self._restorer = Restorer(loaded.model, restoration, seed=self.settings.seed)
         self.described = {
             **describe(loaded, restoration, seed=self.settings.seed),
             "slice_step": self.settings.slice_step,
+            "postprocessing": str(steps),
             "scan_settings": asdict(self.scan_settings),
             "points": {name: asdict(point) for name, point in self.points.items()},
         }
+
+    @property
+    def volume_names(self):
+        """Names of the maps of every scan."""
+        score = ("score",) if self._scored else ()
+        return ("restored", "residual", *score, *self.points)
+
+    @property
+    def _scored(self):
+        return self.settings.postprocessing != Postprocessing()
 
     def maps_of(self, path, *, mask_path=None):
         """The `ScanMaps` of a scan, optionally with its brain mask.
@@ -91,8 +109,10 @@ class ScanRestorer:
         restored, slices = self.restore_volume(prepared)
         residual = np.abs(prepared.image - restored) * prepared.mask
         volumes = {"restored": restored, "residual": residual}
+        if self._scored:
+            volumes["score"] = self.score_volume(prepared, restored)
         for name, point in self.points.items():
-            volumes[name] = residual > np.float64(point.threshold)
+            volumes[name] = volumes.get("score", residual) > np.float64(point.threshold)
         volumes = {
             name: to_scan_grid(volume, prepared, order=0 if volume.dtype == bool else 1)
             for name, volume in volumes.items()
@@ -121,7 +141,8 @@ class ScanRestorer:
                 "it aligned? Try --align rigid."
             )
         change = np.zeros((len(slices), *observed.shape[1:3]), np.float32)
-        total = len(slices) * self._restorer.restoration.steps
+        ascent = self._restorer.restoration
+        total = len(slices) * ascent.steps * ascent.repeats
         with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
             for start in range(0, len(slices), self.settings.batch_size):
                 part = slice(start, start + self.settings.batch_size)
@@ -137,6 +158,16 @@ class ScanRestorer:
         volume = prepared.image.copy()
         volume[window] += _between(change, slices, len(mask)) * prepared.mask[window]
         return volume, slices
+
+    def score_volume(self, prepared, restored):
+        """The post-processed anomaly score [X, Y, Z] on the grid."""
+        images = (prepared.image, restored, prepared.mask)
+        settings, healthy = self.settings.postprocessing, None
+        if settings.normalize:
+            axes = axes_mm(prepared.grid.shape, prepared.grid.voxel_size)
+            healthy = load_maps(self._loaded.extras / HEALTHY_FILE, axes)
+        slices = (np.moveaxis(volume, 2, 0) for volume in images)
+        return np.moveaxis(anomaly_score(*slices, settings=settings, healthy=healthy), 0, 2)
 
     def _facts(self, prepared, volumes, slices):
         seen = self._seen(prepared)

@@ -1,6 +1,7 @@
 """Anomaly scores of a cohort, subject by subject: the residual and two baselines.
 
     residual    |observed - restored|
+    score       the same post-processed, if that was asked for: see `eval.postprocessing`
     intensity   the observed intensity: lesions are often bright on T2
     equalized   the same, histogram-equalised within each subject's brain
 
@@ -14,11 +15,20 @@ from pathlib import Path
 import numpy as np
 from skimage import exposure
 
+from eval.postprocessing import (
+    VOXEL_CENTER,
+    HealthyMaps,
+    Postprocessing,
+    anomaly_score,
+    axes_mm,
+    load_maps,
+)
 from tf_lesion.files import InputError
 from tf_lesion.restored import RestoredReader
 from tf_lesion.slices import SliceCache
 
 SCORES = ("residual", "intensity", "equalized")
+AVERAGES = ("seeds", "flip")  # post-processing that is done while restoring
 LARGEST_SUBJECT = 256  # slices; a 1 mm MNI volume has 189, more are surely several subjects
 
 
@@ -34,6 +44,8 @@ class SubjectScores:
         restored: [n, H, W] float32.
         mask: [n, H, W] bool, brain.
         truth: [n, H, W] bool, lesion inside the brain; all false when labels were not asked for.
+        postprocessing: what makes `score`, or None.
+        healthy: `HealthyMaps` [n, H, W] for it, or None.
     """
 
     subject_id: str
@@ -43,17 +55,24 @@ class SubjectScores:
     restored: np.ndarray
     mask: np.ndarray
     truth: np.ndarray
+    postprocessing: Postprocessing | None = None
+    healthy: HealthyMaps | None = None
 
     def score(self, name):
         """Anomaly score [n, H, W] float32, 0 outside the brain."""
         return {
             "residual": self._residual,
+            "score": self._score,
             "intensity": self._intensity,
             "equalized": self._equalized,
         }[name]()
 
     def _residual(self):
         return np.abs(self.observed - self.restored) * self.mask
+
+    def _score(self):
+        images = (self.observed, self.restored, self.mask)
+        return anomaly_score(*images, settings=self.postprocessing, healthy=self.healthy)
 
     def _intensity(self):
         return np.maximum(self.observed, 0) * self.mask
@@ -76,6 +95,8 @@ class Cohort:
         counts: slices per subject, when the cache does not say.
         crop: (x0, x1, y0, y1) that the slices were restored with, when not the cache's own.
         step: take the images kept after this many restoration steps, not the last ones.
+        postprocessing: `Postprocessing`, for a `score` beside the others.
+        healthy: path of the healthy maps, for its `normalize`.
     """
 
     restored: Path
@@ -84,12 +105,24 @@ class Cohort:
     counts: np.ndarray | None = None
     crop: tuple | None = None
     step: int | None = None
+    postprocessing: Postprocessing | None = None
+    healthy: Path | None = None
 
     @property
     def settings(self):
-        """How the slices were restored."""
+        """How the slices were restored, and post-processed if they are."""
         with RestoredReader(self.restored) as reader:
-            return reader.settings
+            settings = reader.settings
+        return settings | ({"postprocessing": str(self.postprocessing)} if self._processed else {})
+
+    @property
+    def scores(self):
+        """Names of the scores there are."""
+        return (*SCORES[:1], "score", *SCORES[1:]) if self._processed else SCORES
+
+    @property
+    def _processed(self):
+        return self.postprocessing is not None
 
     def positions_by_subject(self):
         """[(subject index, positions in the restored file)], in order of the cache."""
@@ -112,6 +145,7 @@ class Cohort:
             InputError: if the two files do not belong together or labels are missing.
         """
         groups = self.positions_by_subject()
+        self._check_averages()
         with RestoredReader(self.restored) as reader, self.open_cache() as cache:
             self._check_labels(cache, with_truth)
             for subject, positions in groups:
@@ -126,6 +160,8 @@ class Cohort:
                     restored=self._finite(images[..., 0], rows),
                     mask=mask,
                     truth=cache.label(rows)[..., 0] & mask if with_truth else np.zeros_like(mask),
+                    postprocessing=self.postprocessing,
+                    healthy=self._healthy_maps(cache, rows),
                 )
 
     def open_cache(self):
@@ -133,6 +169,23 @@ class Cohort:
         return SliceCache(
             self.cache, "Test", crop=self.crop, counts=self.counts, label_path=self.labels
         )
+
+    def _check_averages(self):
+        used = self.settings if self._processed else {}
+        for name in AVERAGES:
+            wanted = getattr(self.postprocessing, name, None)
+            if name in used and used[name] != wanted:
+                raise InputError(
+                    f"{self.restored} was restored with {name} {used[name]}, the post-processing "
+                    f"asks for {wanted}; restore the slices with the same --postprocess."
+                )
+
+    def _healthy_maps(self, cache, rows):
+        if not self._processed or not self.postprocessing.normalize:
+            return None
+        if self.healthy is None:
+            raise InputError("normalize needs the healthy maps of eval.healthy_residual.")
+        return load_maps(self.healthy, cache_axes_mm(cache, rows))
 
     def _read(self, reader, positions):
         if self.step is None:
@@ -180,6 +233,22 @@ class Cohort:
         if bad.any():
             raise InputError(f"{self.restored}: slice of row {rows[bad][0]} is NaN or infinite.")
         return images
+
+
+def cache_axes_mm(cache, rows):
+    """Positions of some slices' voxels along x, y and z in the MNI grid, mm from its corner.
+
+    Raises:
+        InputError: if the cache does not say where its slices lie.
+    """
+    index = cache.index.slice_index[rows]
+    if cache.grid_affine is None or (index < 0).any():
+        raise InputError(
+            f"{cache.path} does not say where its slices lie in MNI space; make it with "
+            f"preprocessing.camcan or preprocessing.brats."
+        )
+    x, y = axes_mm(cache.shape, float(cache.grid_affine[0, 0]), corner=cache.crop[::2])
+    return x, y, (index + VOXEL_CENTER) * float(cache.grid_affine[2, 2])
 
 
 def read_counts(path):

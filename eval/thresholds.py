@@ -23,7 +23,8 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.metrics import rounded_down
-from eval.scores import SCORES, Cohort, read_counts
+from eval.postprocessing import HEALTHY_FILE, Postprocessing
+from eval.scores import Cohort, read_counts
 from tf_lesion import __version__
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing, written_whole
 
@@ -33,7 +34,14 @@ GOLDEN_SHARE = (3 - math.sqrt(5)) / 2  # of the wider part of the bracket, 0.382
 GOLDEN_TOLERANCE = 1e-8  # width of the last bracket over the sum of its two inner points
 HALF_BITS = 16  # streaming counts the upper, then the lower half of the 32-bit pattern
 UNKNOWN_MODEL = "unknown"
-DECISIVE = ("tv_weight", "steps", "solver")  # settings of a restoration that move the thresholds
+DECISIVE = (
+    "tv_weight",
+    "steps",
+    "solver",
+    "seeds",
+    "flip",
+    "postprocessing",
+)  # settings of a restoration that move the thresholds
 
 EXAMPLE = """example:
   python -m eval.thresholds --model runs/gmvae --cache healthy.h5 --out thresholds.json \\
@@ -266,7 +274,7 @@ def find_thresholds(cohort, *, targets=TARGETS, method="exact", progress=True):
         raise InputError(f"Expected a method of {', '.join(METHODS)}, got {method!r}.")
     points = {
         score: _points(cohort, score, targets, method if score == "residual" else "exact", progress)
-        for score in SCORES
+        for score in cohort.scores
     }
     settings = cohort.settings
     return Thresholds(method, model_id(settings), settings, _described(cohort), points)
@@ -327,6 +335,7 @@ def parser():
         choices=["released", "proximal"],
         help="as in restore_brats.py; default: the preset's",
     )
+    add("--postprocess", help="thresholds of the residual after these steps too (restore_brats.py)")
     add("--max-slices", type=int, help="use a random subset, drawn with --seed")
     add("--batch-size", type=int, default=16, help="slices at once")
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")
@@ -345,7 +354,7 @@ def parser():
     return arguments
 
 
-def _restored(options):
+def _restored(options, steps):
     """Path of the restored healthy slices, made with --model if there is one."""
     if options.model is None:
         if options.restored is None:
@@ -366,6 +375,7 @@ def _restored(options):
     restoration = restoration_of(
         loaded, tv_weight=options.tv_weight, steps=options.steps, solver=options.solver
     )
+    restoration = steps.restoration(restoration) if steps else restoration
     reused = restored_healthy(loaded, options.cache, path, restoration=restoration, **given)
     print(f"{'Reused' if reused else 'Restored'} healthy slices: {path}")
     return path
@@ -377,7 +387,15 @@ def main(argv=None):
     options = parser().parse_args(argv)
     refuse_existing(options.out, force=options.force)
     counts = read_counts(options.subjects) if options.subjects else None
-    cohort = Cohort(_restored(options), options.cache, counts=counts, crop=options.crop)
+    steps = Postprocessing.parse(options.postprocess) if options.postprocess else None
+    cohort = Cohort(
+        _restored(options, steps),
+        options.cache,
+        counts=counts,
+        crop=options.crop,
+        postprocessing=steps,
+        healthy=Path(options.model) / HEALTHY_FILE if options.model else None,
+    )
     thresholds = find_thresholds(cohort, targets=options.targets, method=options.method)
     thresholds.save(options.out, force=options.force)
     print(f"{'score':10} {'target':>7} {'threshold':>10} {'FPR':>8}")

@@ -100,7 +100,7 @@ def float64_policy():
     keras.config.set_dtype_policy(before)
 
 
-def make_run(folder, cache, model="gmvae", *, steps=12, restoration_steps=6):
+def make_run(folder, cache, model="gmvae", *, steps=12, restoration_steps=6, network=None):
     """A run of a few training steps on a cache, that restores in a few steps."""
     from tf_lesion.runs import Run
     from tf_lesion.slices import SliceCache
@@ -108,6 +108,7 @@ def make_run(folder, cache, model="gmvae", *, steps=12, restoration_steps=6):
 
     config = small_config(
         model,
+        network=network or {},
         training={"steps": steps, "batch_size": 4, "learning_rate": 1e-3, "picture_every": steps},
         restoration={"steps": restoration_steps},
     )

@@ -91,6 +91,13 @@ class RestorationConfig:
     gradient_clip: float | None = 100.0  # None: no clipping
     tv_weight: float = 1.8  # lambda, per unit intensity
     solver: str = "released"  # or "proximal", see `tf_lesion.solvers`
+    seeds: int = 1  # restorations with noise of their own, averaged
+    flip: bool = False  # average with the restorations of the mirrored slices
+
+    @property
+    def repeats(self):
+        """How many restorations of a slice are averaged."""
+        return self.seeds * (1 + self.flip)
 
     def with_solver(self, name):
         """A copy that follows the schedule of another solver.
@@ -204,6 +211,7 @@ def check(config):
         (training.batch_size >= 1, f"--batch-size 1 or more, got {training.batch_size}"),
         (training.learning_rate > 0, f"--learning-rate above 0, got {training.learning_rate}"),
         (restoration.steps >= 0, f"--steps 0 or more, got {restoration.steps}"),
+        (restoration.seeds >= 1, f"seeds of 1 or more, got {restoration.seeds}"),
         (restoration.tv_weight >= 0, f"--tv-weight 0 or more, got {restoration.tv_weight}"),
         (config.seed >= 0, f"--seed 0 or more, got {config.seed}"),
     ]

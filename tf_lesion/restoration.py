@@ -153,7 +153,9 @@ class Restorer:
         make = getattr(model, "compiled_restoration", None) or partial(compiled_restoration, model)
         self._loop = make(restoration)
 
-    def __call__(self, image, *, observed, mask, slices, start=0, stop=None, tv_weight=None):
+    def __call__(
+        self, image, *, observed, mask, slices, start=0, stop=None, tv_weight=None, seed=None
+    ):
         """Take the steps `start` to `stop` from `image`.
 
         Args:
@@ -163,6 +165,7 @@ class Restorer:
             slices: [B] integers that identify the slices (rows of the cache): they seed the noise.
             start, stop: first step and one past the last; all steps of the config by default.
             tv_weight: lambda; that of the config by default.
+            seed: of the noise; the restorer's by default.
 
         Returns:
             (image after the last step [B, H, W, 1], the objective before it [B]).
@@ -178,16 +181,19 @@ class Restorer:
             start=tf.constant(start, tf.int32),
             stop=tf.constant(stop, tf.int32),
             tv_weight=tf.constant(tv_weight, tf.float32),
-            seed=tf.constant(self.seed, tf.int64),
+            seed=tf.constant(self.seed if seed is None else seed, tf.int64),
         )
 
 
 def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=None, tv_weight=None):
     """Restore a batch from the observed slices to the last step.
 
+    Where the restorer's config says so, several times, with other noise or mirrored; what is
+    returned is then the mean.
+
     Args:
         restorer: `Restorer`.
-        observed, mask: [B, H, W, 1].
+        observed, mask: [B, H, W, 1], H from left to right.
         slices: [B] integers that identify the slices.
         save_every: keep the images after every so many steps.
         on_progress: called with the number of slice-steps just taken.
@@ -199,6 +205,20 @@ def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=No
     Raises:
         InputError: if the ascent diverges.
     """
+    settings = restorer.restoration
+    options = {"save_every": save_every, "on_progress": on_progress, "tv_weight": tv_weight}
+    total, trajectory = 0, {}
+    for seed in range(restorer.seed, restorer.seed + settings.seeds):
+        for way in (1, -1) if settings.flip else (1,):
+            turned = (np.asarray(images)[:, ::way] for images in (observed, mask))
+            image, kept = _restore_once(restorer, *turned, slices, seed=seed, **options)
+            total = total + image[:, ::way] / settings.repeats
+            for step, images in kept.items():
+                trajectory[step] = trajectory.get(step, 0) + images[:, ::way] / settings.repeats
+    return total, trajectory
+
+
+def _restore_once(restorer, observed, mask, slices, *, seed, save_every, on_progress, tv_weight):
     image, step, trajectory = observed, 0, {}
     steps = restorer.restoration.steps
     stops = _stops(steps, save_every) if restorer.model.has_lambda else [steps]
@@ -211,6 +231,7 @@ def restore(restorer, observed, mask, slices, *, save_every=None, on_progress=No
             start=step,
             stop=stop,
             tv_weight=tv_weight,
+            seed=seed,
         )
         if on_progress:
             on_progress((stop - step) * len(slices))
@@ -254,8 +275,9 @@ def restore_cache(restorer, cache, writer, *, batch_size, save_every=None):
         batch_size: slices at once; it changes speed and memory, not the images.
         save_every: keep the trajectory every so many steps.
     """
-    missing, steps = writer.missing, restorer.restoration.steps
-    with tqdm(total=len(missing) * steps, desc="restoring", unit="slice-step") as progress:
+    missing, settings = writer.missing, restorer.restoration
+    total = len(missing) * settings.steps * settings.repeats
+    with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
         for start in range(0, len(missing), batch_size):
             positions = missing[start : start + batch_size]
             rows = writer.rows[positions]

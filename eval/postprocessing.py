@@ -1,0 +1,218 @@
+"""What may be done to a residual before it is thresholded; every step is opt-in.
+
+    seeds=N      mean of N restorations, each with a noise of its own
+    flip         mean with the restoration of the slices mirrored left to right
+    normalize    centered and scaled by what healthy brains show at the same place in MNI space
+    signed       only what the restoration made darker: lesions that are bright on T2
+    median=N     3-D median of N x N x N voxels: takes out specks
+    erode=N      0 within N voxels of the brain's edge, in the plane of the slice
+
+They are done in this order. The first two make the restored image, the others the score.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+
+import numpy as np
+from scipy import ndimage
+
+from tf_lesion.files import InputError, written_whole
+
+VOXEL_CENTER = 0.5  # voxels from its edge
+BLOCK_MM = 4.0  # of the healthy maps: fine enough for a ventricle, coarse enough for few subjects
+SMOOTHING_MM = 6.0  # standard deviation, over anatomies that differ by about as much
+SHARED_VARIANCE = 1.0  # share of the whole brain's variance added to the local one
+HEALTHY_FILE = "healthy_residual.npz"  # in the folder of a run
+CHOICE_FILE = "postprocessing.json"  # likewise
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """Which steps are done; see the module."""
+
+    seeds: int = 1
+    flip: bool = False
+    normalize: bool = False
+    signed: bool = False
+    median: int = 1  # voxels, odd
+    erode: int = 0  # voxels
+
+    def __post_init__(self):
+        for name, least in (("seeds", 1), ("median", 1), ("erode", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"Expected {name} of {least} or more, got {getattr(self, name)}.")
+        if self.median % 2 == 0:
+            raise InputError(f"Expected an odd median, got {self.median}.")
+
+    @classmethod
+    def parse(cls, text):
+        """The steps of "seeds=4,signed,median=3".
+
+        Raises:
+            InputError: on an unknown step, a number where none belongs, or none where one does.
+        """
+        kinds = {field.name: field.type for field in fields(cls)}
+        chosen = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, _, number = part.partition("=")
+            usable = name in kinds and (number.isdigit() if kinds[name] is int else not number)
+            if not usable:
+                known = ", ".join(f"{n}=N" if kind is int else n for n, kind in kinds.items())
+                raise InputError(f"Expected steps of {known}, separated by commas, got {part!r}.")
+            chosen[name] = int(number) if kinds[name] is int else True
+        return cls(**chosen)
+
+    def __str__(self):
+        default = asdict(Postprocessing())
+        chosen = {name: value for name, value in asdict(self).items() if value != default[name]}
+        return ",".join(n if value is True else f"{n}={value}" for n, value in chosen.items())
+
+    def restoration(self, restoration):
+        """A `RestorationConfig` that averages as these steps say."""
+        return replace(restoration, seeds=self.seeds, flip=self.flip)
+
+
+def anomaly_score(observed, restored, mask, *, settings, healthy=None):
+    """Score [n, H, W] float32 of consecutive axial slices, 0 outside the brain.
+
+    Args:
+        observed, restored: [n, H, W], normalized intensity.
+        mask: [n, H, W] bool, brain.
+        settings: `Postprocessing`.
+        healthy: `HealthyMaps` at these voxels, [n, H, W]; only for `normalize`.
+
+    Returns:
+        With `normalize` in healthy standard deviations, else normalized intensity.
+    """
+    change = observed - restored
+    if not settings.signed:
+        change = np.abs(change)
+    if settings.normalize:
+        change = healthy.normalize(change, signed=settings.signed)
+    score = np.maximum(change, 0) * mask
+    if settings.median > 1:
+        score = ndimage.median_filter(score, settings.median)
+    inside = mask
+    if settings.erode:
+        reach = ndimage.generate_binary_structure(3, 1)
+        reach[0] = reach[2] = False  # slices may be several millimeters apart
+        inside = ndimage.binary_erosion(mask, reach, iterations=settings.erode)
+    return (score * inside).astype(np.float32)
+
+
+def read_choice(loaded):
+    """The `Postprocessing` that comes with a model, from `postprocessing.json` in its folder.
+
+    Raises:
+        InputError: if there is none, or it was chosen for other weights.
+    """
+    path = loaded.extras / CHOICE_FILE
+    if not path.exists():
+        raise InputError(f"{loaded.path} comes without {CHOICE_FILE}; give the steps one by one.")
+    try:
+        stored = json.loads(path.read_text())
+        identity, steps = stored["model_identity"], stored["steps"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"Expected a choice of steps in {path} ({error!r}).") from error
+    if identity != loaded.identity:
+        raise InputError(f"{path} was chosen for model {identity}, not for {loaded.identity}.")
+    return Postprocessing.parse(steps)
+
+
+def axes_mm(shape, voxel_size, *, corner=(0, 0, 0)):
+    """Positions of the voxel centers along each axis of the MNI grid, mm from its corner.
+
+    Args:
+        shape: voxels along x, y and perhaps z.
+        voxel_size: mm.
+        corner: first voxel along each axis.
+    """
+    return [
+        (first + np.arange(count) + VOXEL_CENTER) * voxel_size
+        for first, count in zip(corner, shape, strict=False)
+    ]
+
+
+# What healthy brains show ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HealthyMaps:
+    """Means over healthy subjects of the change d = observed - restored, any shape."""
+
+    change: np.ndarray  # d
+    size: np.ndarray  # |d|
+    power: np.ndarray  # square root of the mean of d^2, floor included: see `HealthyResidual`
+
+    def normalize(self, change, *, signed):
+        """(change - healthy mean) / healthy standard deviation, of d or of |d|."""
+        mean = self.change if signed else self.size
+        return (change - mean) / np.sqrt(self.power**2 - mean**2)
+
+
+class HealthyResidual:
+    """Collects `HealthyMaps` in MNI space, smooth and in coarse blocks.
+
+    The variance of the whole brain is added to that of each place, so that a quiet place is not
+    blown up on the word of a few subjects.
+
+    Args:
+        shape_mm: (x, y, z) extent of the MNI grid, millimeters.
+    """
+
+    def __init__(self, shape_mm):
+        blocks = [int(np.ceil(extent / BLOCK_MM)) for extent in shape_mm]
+        self._sums = np.zeros((3, *blocks))
+        self._counts = np.zeros(blocks)
+
+    def add(self, observed, restored, mask, axes_mm):
+        """Take the slices [n, H, W] of a subject; `axes_mm` are positions along x, y and z."""
+        z, x, y = np.nonzero(mask)
+        places = [axis[index] for axis, index in zip(axes_mm, (x, y, z), strict=True)]
+        blocks = tuple((np.asarray(place) // BLOCK_MM).astype(int) for place in places)
+        change = (observed - restored)[z, x, y].astype(np.float64)
+        np.add.at(self._counts, blocks, 1)
+        for sums, values in zip(self._sums, (change, np.abs(change), change**2), strict=True):
+            np.add.at(sums, blocks, values)
+
+    def maps(self):
+        """`HealthyMaps` of the blocks; where no brain was seen, those of the nearest."""
+        if not self._counts.any():
+            raise InputError("Expected healthy brain voxels, but the brain mask is empty.")
+        sigma = SMOOTHING_MM / BLOCK_MM
+        counts = ndimage.gaussian_filter(self._counts, sigma)
+        seen = counts > np.finfo(np.float32).eps * counts.max()
+        nearest = tuple(ndimage.distance_transform_edt(~seen, return_indices=True)[1])
+        found = [
+            (ndimage.gaussian_filter(sums, sigma) / np.where(seen, counts, 1))[nearest]
+            for sums in self._sums
+        ]
+        mean, _, square = self._sums.sum(axis=(1, 2, 3)) / self._counts.sum()
+        found[2] += SHARED_VARIANCE * (square - mean**2)
+        found[2] = np.sqrt(found[2])
+        return HealthyMaps(*found)
+
+
+def save_maps(maps, path, *, force=False):
+    """Write the blocks of `HealthyResidual.maps` as float16."""
+    arrays = {name: values.astype(np.float16) for name, values in vars(maps).items()}
+    with written_whole(path, force=force) as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+
+def load_maps(path, axes_mm):
+    """`HealthyMaps` [n, H, W] at positions along x, y and z in the MNI grid, by interpolation.
+
+    Raises:
+        FileNotFoundError, InputError: if there is no such file, or it is another.
+    """
+    try:
+        with np.load(path) as stored:
+            blocks = [stored[field.name].astype(np.float32) for field in fields(HealthyMaps)]
+    except (KeyError, ValueError) as error:
+        raise InputError(f"Expected healthy maps of eval.healthy_residual in {path}.") from error
+    x, y, z = (np.asarray(axis) / BLOCK_MM - VOXEL_CENTER for axis in axes_mm)
+    places = np.stack(np.meshgrid(z, x, y, indexing="ij"))[[1, 2, 0]]
+    return HealthyMaps(
+        *(ndimage.map_coordinates(block, places, order=1, mode="nearest") for block in blocks)
+    )

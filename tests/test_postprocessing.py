@@ -1,0 +1,294 @@
+"""Post-processing: every step does what it says, and the commands carry it through."""
+
+import csv
+import json
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import make_run
+
+import restore_brats
+from eval import compare_postprocessing, evaluate, healthy_residual, thresholds
+from eval.postprocessing import (
+    CHOICE_FILE,
+    HEALTHY_FILE,
+    HealthyMaps,
+    HealthyResidual,
+    Postprocessing,
+    anomaly_score,
+    axes_mm,
+    load_maps,
+    read_choice,
+    save_maps,
+)
+from preprocessing import brats, camcan
+from preprocessing.phantom import subject_files, write_cohort
+from preprocessing.phantom_subject import PATIENT
+from tf_lesion.config import RestorationConfig
+from tf_lesion.files import InputError
+from tf_lesion.restoration import Restorer, restore
+from tf_lesion.runs import load
+from tf_lesion.slices import SliceCache
+
+VOXEL_MM = 4
+STEPS = "seeds=2,flip,normalize,signed,median=3,erode=1"
+
+
+def _volume(*, dark, bright):
+    """Observed, restored and mask [5, 20, 20] of a flat brain with a dark and a bright cube."""
+    mask = np.zeros((5, 20, 20), bool)
+    mask[:, 2:18, 2:18] = True
+    restored = np.where(mask, 0.5, 0).astype(np.float32)
+    observed = restored.copy()
+    observed[1:4, 4:8, 4:8] -= dark
+    observed[1:4, 10:14, 10:14] += bright
+    return observed, restored, mask
+
+
+# The steps --------------------------------------------------------------------------------------
+
+
+def test_steps_are_read_and_written_in_one_notation():
+    steps = Postprocessing.parse(STEPS)
+    assert steps == Postprocessing(2, True, True, True, 3, 1)
+    assert str(steps) == STEPS
+    assert Postprocessing.parse("") == Postprocessing()
+    assert Postprocessing.parse(str(Postprocessing(median=5))) == Postprocessing(median=5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("blur", "got 'blur'"),
+        ("median", "got 'median'"),
+        ("signed=2", "got 'signed=2'"),
+        ("erode=-1", "got 'erode=-1'"),
+        ("median=2", "odd median, got 2"),
+        ("seeds=0", "seeds of 1 or more"),
+    ],
+)
+def test_steps_that_make_no_sense_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        Postprocessing.parse(text)
+
+
+def test_without_steps_the_score_is_the_residual():
+    images = _volume(dark=0.2, bright=0.3)
+    score = anomaly_score(*images, settings=Postprocessing())
+    np.testing.assert_array_equal(score, np.abs(images[0] - images[1]) * images[2])
+
+
+def test_signed_keeps_what_is_bright_and_drops_what_is_dark():
+    score = anomaly_score(*_volume(dark=0.2, bright=0.3), settings=Postprocessing(signed=True))
+    assert score[2, 5, 5] == 0
+    assert score[2, 11, 11] == pytest.approx(0.3, abs=1e-6)
+
+
+def test_median_takes_out_a_speck_and_keeps_a_lesion():
+    observed, restored, mask = _volume(dark=0, bright=0.3)
+    observed[2, 5, 15] += 0.4
+    score = anomaly_score(observed, restored, mask, settings=Postprocessing(median=3))
+    assert score[2, 5, 15] == 0
+    assert score[2, 11, 11] == pytest.approx(0.3, abs=1e-6)
+
+
+def test_erode_clears_the_edge_of_every_slice_and_no_more():
+    observed, restored, mask = _volume(dark=0, bright=0)
+    score = anomaly_score(observed + 0.1 * mask, restored, mask, settings=Postprocessing(erode=2))
+    inner = np.zeros_like(mask)
+    inner[:, 4:16, 4:16] = True  # the first and the last slice too
+    np.testing.assert_array_equal(score > 0, inner)
+
+
+def test_normalize_measures_in_healthy_standard_deviations():
+    images = _volume(dark=0.2, bright=0.3)
+    shape = images[0].shape
+    maps = HealthyMaps(*(np.full(shape, value) for value in (0.1, 0.15, np.hypot(0.1, 0.05))))
+    score = anomaly_score(
+        *images, settings=Postprocessing(normalize=True, signed=True), healthy=maps
+    )
+    assert score[2, 11, 11] == pytest.approx((0.3 - 0.1) / 0.05, rel=1e-5)
+    assert score[2, 5, 5] == 0
+
+
+# Healthy maps -----------------------------------------------------------------------------------
+
+
+def test_healthy_maps_find_the_place_that_always_changes(tmp_path):
+    collected, axes = HealthyResidual((80, 80, 40)), axes_mm((80, 80, 40), 1.0)
+    mask = np.zeros((40, 80, 80), bool)
+    mask[5:35, 10:70, 10:70] = True
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        restored = np.where(mask, 0.5, 0.0)
+        observed = restored + 0.01 * rng.normal(size=mask.shape) * mask
+        observed[10:30, 30:50, 20:40] += 0.2  # x 30 to 50, y 20 to 40
+        collected.add(observed, restored, mask, axes)
+    save_maps(collected.maps(), tmp_path / "maps.npz")
+    maps = load_maps(tmp_path / "maps.npz", axes)
+    assert maps.size.shape == mask.shape
+    assert 0.1 < maps.size[20, 40, 30] < 0.2  # smoothed
+    assert maps.size[20, 30, 60] < 0.05  # x and y exchanged would be the place above
+    bright = np.full(mask.shape, 0.2)
+    usual = maps.normalize(bright, signed=False)
+    assert abs(usual[20, 40, 30]) < 1 < 1.2 < usual[20, 20, 60]
+
+
+def test_another_file_in_place_of_healthy_maps_is_refused(tmp_path):
+    np.savez(tmp_path / "other.npz", mean=np.zeros(3))
+    with pytest.raises(InputError, match=r"eval.healthy_residual in .*other.npz"):
+        load_maps(tmp_path / "other.npz", axes_mm((2, 2, 2), 1.0))
+
+
+# Averages ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Caches of phantoms at 4 mm, a run, and its restored healthy slices and patients."""
+    folder = tmp_path_factory.mktemp("work")
+    scans = folder / "scans"
+    write_cohort(scans, healthy=3, patients=1, seed=3, voxel_size=VOXEL_MM)
+    healthy, patients = folder / "healthy.h5", folder / "patients.h5"
+    size = ["--voxel-size", str(VOXEL_MM)]
+    argv = ["--input", str(scans / "healthy"), "--out", str(healthy), "--test-subjects", "2"]
+    assert camcan.main([*argv, *size, "--align", "none"]) == 0
+    argv = ["--input", str(scans / "patients"), "--out", str(patients)]
+    assert brats.main([*argv, "--reference", str(healthy), "--align", "none"]) == 0
+    with SliceCache(healthy, "Train") as train:
+        shape = train.shape
+    run = make_run(
+        folder / "run", healthy, network=dict(zip(("height", "width"), shape, strict=True))
+    )
+    return {
+        "folder": folder,
+        "run": run,
+        "healthy": healthy,
+        "patients": patients,
+        "scan": scans / subject_files(PATIENT, 0)[0],
+    }
+
+
+def test_the_average_is_the_mean_of_the_restorations(work):
+    loaded = load(work["run"])
+    plain = loaded.config.restoration
+    with SliceCache(work["patients"]) as cache:
+        rows = np.arange(4, 7)
+        observed, mask = cache.read(rows), cache.mask(rows)
+    once = [
+        restore(Restorer(loaded.model, plain, seed=seed), observed, mask, rows)[0]
+        for seed in (5, 6)
+    ]
+    both, kept = restore(
+        Restorer(loaded.model, replace(plain, seeds=2), seed=5), observed, mask, rows, save_every=3
+    )
+    np.testing.assert_allclose(both, np.mean(once, axis=0), atol=1e-6)
+    np.testing.assert_array_equal(kept[plain.steps], both)
+    mirrored = restore(
+        Restorer(loaded.model, plain, seed=5), observed[:, ::-1], mask[:, ::-1], rows
+    )[0][:, ::-1]
+    flipped = restore(
+        Restorer(loaded.model, replace(plain, flip=True), seed=5), observed, mask, rows
+    )[0]
+    np.testing.assert_allclose(flipped, (once[0] + mirrored) / 2, atol=1e-6)
+    assert np.abs(flipped - once[0]).max() > 0
+
+
+def test_repeats_count_restorations_for_the_progress_bar():
+    assert RestorationConfig().repeats == 1
+    assert RestorationConfig(seeds=3, flip=True).repeats == 6
+
+
+# The commands -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ready(work):
+    """Thresholds with post-processing, for which healthy maps are made first."""
+    path = work["folder"] / "thresholds.json"
+    restored = path.with_suffix(".healthy.h5")
+    common = ["--model", str(work["run"]), "--cache", str(work["healthy"])]
+    argv = [*common, "--out", str(path), "--restored", str(restored)]
+    assert thresholds.main([*argv, "--postprocess", "seeds=2,flip"]) == 0
+    assert healthy_residual.main([*common, "--restored", str(restored)]) == 0
+    assert (work["run"] / HEALTHY_FILE).stat().st_size < 1e6
+    path.unlink()
+    assert thresholds.main([*argv, "--postprocess", STEPS]) == 0
+    return path
+
+
+def test_a_scan_gets_a_score_and_masks_at_its_thresholds(work, ready, tmp_path):
+    argv = ["--model", str(work["run"]), "--input", str(work["scan"]), "--align", "none"]
+    argv += ["--thresholds", str(ready), "--postprocess", STEPS]
+    assert restore_brats.main([*argv, "--out", str(tmp_path)]) == 0
+    (facts_path,) = tmp_path.glob("*_restoration.json")
+    facts = json.loads(facts_path.read_text())
+    assert facts["postprocessing"] == STEPS
+    assert (facts["seeds"], facts["flip"]) == (2, True)
+    read = {name: nib.load(tmp_path / file).get_fdata() for name, file in facts["files"].items()}
+    assert read["score"].shape == nib.load(work["scan"]).shape
+    assert read["score"].max() > 0
+    point = json.loads(ready.read_text())["points"]["score"][2]
+    found = read["fpr_0.1"] > 0
+    assert found.any()
+    # Masks are cut on the grid of the model, then brought back: near the threshold they may part.
+    assert read["score"][found].mean() > point["threshold"] > read["score"][~found].mean()
+
+
+def test_thresholds_of_other_steps_are_refused(work, ready, tmp_path, capsys):
+    argv = ["--model", str(work["run"]), "--input", str(work["scan"]), "--out", str(tmp_path)]
+    other = [*argv, "--thresholds", str(ready), "--postprocess", "seeds=2,flip,signed"]
+    assert restore_brats.main(other) == 2
+    assert "was made with postprocessing" in capsys.readouterr().err
+    assert restore_brats.main([*argv, "--thresholds", str(ready)]) == 2
+    assert "was made with seeds 2, not 1" in capsys.readouterr().err
+
+
+def test_auto_takes_the_steps_that_come_with_the_model(work, tmp_path):
+    loaded = load(work["run"])
+    with pytest.raises(InputError, match=f"comes without {CHOICE_FILE}"):
+        read_choice(loaded)
+    path = work["run"] / CHOICE_FILE
+    try:
+        path.write_text(json.dumps({"model_identity": loaded.identity, "steps": "median=3"}))
+        assert read_choice(loaded) == Postprocessing(median=3)
+        path.write_text(json.dumps({"model_identity": "another", "steps": "median=3"}))
+        with pytest.raises(InputError, match="chosen for model another"):
+            read_choice(loaded)
+    finally:
+        path.unlink()
+
+
+def test_patients_are_measured_with_every_step_alone_and_together(work, ready, tmp_path):
+    restored = tmp_path / "restored.h5"
+    argv = ["--model", str(work["run"]), "--cache", str(work["patients"]), "--out", str(restored)]
+    assert restore_brats.main([*argv, "--postprocess", "seeds=2,flip"]) == 0
+    given = ["--restored", str(restored), "--cache", str(work["patients"])]
+    healthy = ["--healthy", str(work["run"] / HEALTHY_FILE)]
+    out = tmp_path / "steps.csv"
+    steps = "normalize,signed,median=3,erode=1"
+    argv = [*given, *healthy, "--steps", steps, "--out", str(out)]
+    assert compare_postprocessing.main(argv) == 0
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    alone = ["normalize", "signed", "median=3", "erode=1"]
+    assert [row["steps"] for row in rows] == ["plain", *alone, steps, "equalized"]
+    assert {(row["seeds"], row["flip"]) for row in rows} == {("2", "True")}
+    argv = [*given, *healthy, "--postprocess", f"seeds=2,flip,{steps}"]
+    assert evaluate.main([*argv, "--out", str(tmp_path / "results")]) == 0
+    scores = json.loads((tmp_path / "results" / "metrics.json").read_text())["scores"]
+    for name, row in (("residual", rows[0]), ("score", rows[5]), ("equalized", rows[6])):
+        assert float(row["pooled_auc"]) == pytest.approx(scores[name]["pooled_auc"])
+        assert float(row["pooled_auprc"]) == pytest.approx(scores[name]["pooled_auprc"])
+
+
+def test_averages_that_were_not_restored_are_refused(work, tmp_path, capsys):
+    restored = tmp_path / "restored.h5"
+    argv = ["--model", str(work["run"]), "--cache", str(work["patients"]), "--out", str(restored)]
+    assert restore_brats.main(argv) == 0
+    argv = ["--restored", str(restored), "--cache", str(work["patients"])]
+    argv += ["--out", str(tmp_path / "out"), "--postprocess", "seeds=4"]
+    assert evaluate.main(argv) == 2
+    assert "was restored with seeds 1, the post-processing asks for 4" in capsys.readouterr().err
