@@ -6,9 +6,9 @@ Scores, all of them over the voxels of the restored brain:
     score       the post-processed residual, where it has been written
     equalized   the scan's own intensity, histogram-equalized in the brain: it needs no model
 
-AUC, AUPRC and the largest possible Dice of each; at every stored mask (fpr_0.05) the Dice, the share
-of lesions found and the number of false ones. A lesion is a 26-connected component of labels > 0 in
-the brain. Writes scans.csv (all numbers), scans.md and for each scan a picture, SCAN_panel.png.
+AUC, AUPRC and the largest possible Dice of each; at every stored mask (fpr_0.05) the Dice, the
+share of lesions found and the number of false ones. A lesion is a 26-connected component of
+labels > 0 in the brain. Writes scans.csv, scans.md and for each scan a picture, SCAN_panel.png.
 """
 
 import argparse
@@ -24,44 +24,30 @@ from eval import metrics
 from eval.lesions import MM3_PER_ML, lesion_counts
 from eval.report_data import Result, find_results
 from eval.scores import equalized
-from eval.tables import number
 from preprocessing.discovery import subject_with_files
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing, written_whole
 
 EXAMPLE = """example:
   python restore_brats.py --model runs/gmvae --input patients --out maps
-  python -m eval.score_scans --results maps --out scores"""
+  python -m eval.score_scans --results maps --out scores
 
-CURVE_NUMBERS = {"auc": "AUC", "auprc": "AUPRC", "largest_dice": "largest Dice"}
+Takes about 3 s per scan at 1 mm."""
+
+MAPS = ("residual", "score")
+COUNTS = ("lesions", "lesion_ml", "outside_brain_ml")
+CURVE_HEADS = {"auc": "AUC", "auprc": "AUPRC", "largest_dice": "largest Dice"}
 MASK_NUMBERS = ("dice", "lesion_detection_rate", "false_positives")
+OVER = ("subject", "pooled", "mean_subject")  # what a row's numbers are taken over
 PANEL_SLICES = 5
 LOST_SHARE = 0.02  # of the lesion, outside the restored brain; above it a warning says so
-NOTES = (
-    "Largest Dice: at the threshold that suits the truth best. Masks: Dice, share of lesions "
-    "found, false ones per scan; they belong to the score, or without one to the residual."
-)
-POOLED_NOTES = "Pooled: over the voxels or lesions of all scans. Mean: over scans."
+NOTES = """\
+Largest Dice: at the threshold that suits the truth best. Masks: Dice, lesions found, false ones;
+they were made from the score, or from the residual where there is none. Pooled: all voxels and
+lesions of all scans. Mean: over scans.
+"""
 
 
 # One scan ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class MaskCounts:
-    """What one stored mask finds in one scan: voxels [4, 1] as in `metrics`, `LesionCounts`."""
-
-    voxels: np.ndarray
-    lesions: object
-
-    def numbers(self):
-        """{name: value} of `MASK_NUMBERS`."""
-        found, total = self.lesions.found, self.lesions.lesions
-        values = (
-            float(metrics.dice(self.voxels)[0]),
-            found / total if total else np.nan,
-            self.lesions.false_positives,
-        )
-        return dict(zip(MASK_NUMBERS, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -69,10 +55,10 @@ class Measured:
     """One score of one scan.
 
     Attributes:
-        row: what the table says; numbers of this scan alone begin with `subject_`.
+        row: the numbers by the names of the CSV, those of the score and masks as `subject_*`.
         values: [V] score of the voxels of the brain.
         truth: [V] bool, lesion.
-        masks: {name: `MaskCounts`}, empty if the masks are not of this score.
+        masks: {name: (counts [4, 1] as in `metrics`, `LesionCounts`)}, if made of this score.
     """
 
     row: dict
@@ -82,7 +68,7 @@ class Measured:
 
 
 def measure(result, name):
-    """The `Measured` of every score of a scan.
+    """[`Measured`], one for each score of a scan.
 
     Args:
         result: `report_data.Result` with a truth.
@@ -91,97 +77,86 @@ def measure(result, name):
     Raises:
         FileNotFoundError, InputError: if a file is missing, or on another grid than the scan.
     """
-    # Voxels of the brain that are restored to 0 exactly do not occur, some below 0 do.
     brain, truth = result.brain, result.truth & result.brain
     voxel_ml = abs(np.linalg.det(result.scan.affine[:3, :3])) / MM3_PER_ML
-    about = {
-        "scan": name,
-        "lesions": lesion_counts(truth, truth).lesions,
-        "lesion_ml": np.count_nonzero(truth) * voxel_ml,
-        "outside_brain_ml": np.count_nonzero(result.truth & ~brain) * voxel_ml,
-    }
-    maps = [key for key in ("residual", "score") if key in result.facts["files"]]
-    volumes = {key: result.volume(key) for key in maps}
+    lesions = lesion_counts(truth, truth).lesions
+    volumes_ml = [np.count_nonzero(part) * voxel_ml for part in (truth, result.truth & ~brain)]
+    about = {"scan": name, **dict(zip(COUNTS, (lesions, *volumes_ml), strict=True))}
+    volumes = {key: result.volume(key) for key in MAPS if key in result.facts["files"]}
+    made_from = list(volumes)[-1]
     volumes["equalized"] = equalized(result.scan.data, brain)
-    masks = {key: _mask_counts(result.volume(key), brain, truth) for key in result.facts["lesions"]}
-    return [
-        _measured(
-            {**about, "score": key},
-            volume[brain],
-            truth[brain],
-            masks if key == maps[-1] else {},
-        )
-        for key, volume in volumes.items()
-    ]
+    measured = []
+    for score, volume in volumes.items():
+        points = result.facts["lesions"] if score == made_from else ()
+        masks = {point: _counts(result.volume(point), brain, truth) for point in points}
+        curve = metrics.Curve.from_scores(volume[brain], truth[brain])
+        row = {**about, "score": score, **_named("subject", curve_numbers(curve))}
+        for point, counts in masks.items():
+            row |= _named("subject", mask_numbers([counts]), point)
+        measured.append(Measured(row, volume[brain], truth[brain], masks))
+    return measured
 
 
-def _mask_counts(detected, brain, truth):
-    detected = (detected > 0) & brain
-    voxels = metrics.count_at(detected[brain], truth[brain], [0.0])
-    return MaskCounts(voxels, lesion_counts(detected, truth))
-
-
-def _measured(row, values, truth, masks):
-    row |= _named("subject", curve_numbers(metrics.Curve.from_scores(values, truth)))
-    for name, counts in masks.items():
-        row |= _named("subject", counts.numbers(), name)
-    return Measured(row, values, truth, masks)
+def _counts(mask, brain, truth):
+    detected = (mask > 0) & brain
+    return metrics.count_at(detected[brain], truth[brain], [0.0]), lesion_counts(detected, truth)
 
 
 def curve_numbers(curve):
-    """{name: value} of `CURVE_NUMBERS`."""
+    """{name: value} as in `CURVE_HEADS`."""
     values = metrics.area(curve), metrics.average_precision(curve), metrics.largest_dice(curve)[0]
-    return dict(zip(CURVE_NUMBERS, values, strict=True))
+    return dict(zip(CURVE_HEADS, values, strict=True))
+
+
+def mask_numbers(scans):
+    """{name: value} of `MASK_NUMBERS` of [(counts, `LesionCounts`)] taken together."""
+    counts, lesions = zip(*scans, strict=True)
+    total, found = sum(scan.lesions for scan in lesions), sum(scan.found for scan in lesions)
+    false = sum(scan.false_positives for scan in lesions)
+    values = metrics.dice(np.sum(counts, axis=0))[0], found / total if total else np.nan, false
+    return dict(zip(MASK_NUMBERS, values, strict=True))
 
 
 def _named(over, numbers, mask=""):
-    """Numbers with what they were taken over in front, and the mask behind."""
-    end = f"_{mask}" if mask else ""
-    return {f"{over}_{name}{end}": value for name, value in numbers.items()}
+    return {f"{over}_{name}{mask and '_'}{mask}": value for name, value in numbers.items()}
 
 
 # All scans --------------------------------------------------------------------------------------
 
 
 class Cohort:
-    """Collects one score of many scans."""
+    """One score of many scans."""
 
-    def __init__(self):
-        self.rows = []
-        self._pooled, self._masks = metrics.PooledScores(), {}
+    def __init__(self, score):
+        self._score, self._rows, self._masks = score, [], {}
+        self._pooled = metrics.PooledScores()
 
     def add(self, measured):
         """Take one scan."""
-        self.rows.append(measured.row)
+        self._rows.append(measured.row)
         self._pooled.add(measured.values, measured.truth)
         for name, counts in measured.masks.items():
             self._masks.setdefault(name, []).append(counts)
 
-    def row(self):
-        """Numbers `pooled_*` over all scans and `mean_subject_*`, undefined ones left out."""
-        row = {"scan": f"all {len(self.rows)} scans", "score": self.rows[0]["score"]}
-        for name in ("lesions", "lesion_ml", "outside_brain_ml"):
-            row[name] = sum(scan[name] for scan in self.rows)
-        row |= _named("pooled", curve_numbers(self._pooled.curve()))
-        for name, counts in self._masks.items():
-            row |= _named("pooled", _pooled_mask(counts), name)
-        columns = dict.fromkeys(name for scan in self.rows for name in scan)
-        for name in (name for name in columns if name.startswith("subject_")):
-            of_scans = [scan.get(name, np.nan) for scan in self.rows]
-            row[f"mean_{name}"] = metrics.mean_and_std(of_scans)[0]
-        return row
-
-
-def _pooled_mask(counts):
-    """Dice of all voxels and share of all lesions; false ones are counted per scan."""
-    lesions = sum(scan.lesions.lesions for scan in counts)
-    found = sum(scan.lesions.found for scan in counts)
-    values = metrics.dice(sum(scan.voxels for scan in counts))[0], found / max(lesions, 1)
-    return dict(zip(MASK_NUMBERS, values, strict=False))
+    def rows(self):
+        """Two rows: `pooled_*` over all voxels and lesions, `mean_subject_*` over the scans."""
+        about = {"score": self._score}
+        pooled = {"scan": f"pooled over {len(self._rows)}", **about}
+        pooled |= {name: sum(row[name] for row in self._rows) for name in COUNTS}
+        pooled |= _named("pooled", curve_numbers(self._pooled.curve()))
+        for name, scans in self._masks.items():
+            pooled |= _named("pooled", mask_numbers(scans), name)
+        mean = {"scan": f"mean over {len(self._rows)}", **about}
+        for name in dict.fromkeys(name for row in self._rows for name in row):
+            if name in COUNTS or name.startswith("subject_"):
+                values = [row.get(name, np.nan) for row in self._rows]
+                key = name if name in COUNTS else f"mean_{name}"
+                mean[key] = metrics.mean_and_std(values)[0]
+        return [pooled, mean]
 
 
 def read_results(folders, *, seg=None, seg_pattern=None):
-    """[(name, `Result`)] of the restored scans that have a truth; warns of those that have none.
+    """{name: `Result`} of the restored scans that have a truth; warns of those that have none.
 
     Args:
         folders: of maps, at any depth.
@@ -195,20 +170,17 @@ def read_results(folders, *, seg=None, seg_pattern=None):
     if seg and len(paths) > 1:
         raise InputError(f"--seg is for one scan, found {len(paths)}; give --seg-pattern.")
     results = [Result.read(path, truth=seg) for path in paths]
-    twice = [path for path, n in Counter(result.scan_path for result in results).items() if n > 1]
-    if twice:
-        raise InputError(f"Expected each scan once, {twice[0]} was restored twice in --results.")
-    found = []
+    scan, times = Counter(result.scan_path for result in results).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"Expected each scan once in --results, got {times} maps of {scan}.")
+    found = {}
     for name, result in zip(names_of(results), results, strict=True):
-        result, problem = _with_truth(result, seg_pattern)
-        if problem:
-            print(f"warning: {name}: {problem}; left out", file=sys.stderr)
-        else:
-            found.append((name, result))
+        try:
+            found[name] = _with_truth(result, seg_pattern)
+        except InputError as problem:
+            print(f"warning: {name} is left out: {problem}", file=sys.stderr)
     if not found:
-        raise InputError(
-            "Expected a segmentation of at least one scan, found none; give --seg or --seg-pattern."
-        )
+        raise InputError("Expected a segmentation of one scan at least; try --seg-pattern.")
     return found
 
 
@@ -223,24 +195,23 @@ def names_of(results):
 
 
 def _with_truth(result, seg_pattern):
-    """(`Result`, what is wrong with its truth or "")."""
     if seg_pattern:
         scan, name = result.scan_path, result.facts["name"]
         subject = subject_with_files(name, scan, scan.parent, seg_pattern=seg_pattern)
         if subject.problem:
-            return result, subject.problem
-        result = Result.read(result.facts_path, truth=subject.label)
+            raise InputError(subject.problem)
+        return Result.read(result.facts_path, truth=subject.label)
     if result.truth_path is None:
         noted = result.facts.get("truth")
-        return result, f"its segmentation {noted} is gone" if noted else "it has no segmentation"
-    return result, ""
+        raise InputError(f"no segmentation {'at ' + noted if noted else 'was noted'}.")
+    return result
 
 
 # Output -----------------------------------------------------------------------------------------
 
 
 def draw(path, result, rows, *, force=False):
-    """Write the picture of a scan: the slices with most lesion, with what was measured."""
+    """Write the picture of a scan: the slices with most lesion, and the AUC of its `rows`."""
     from eval import plots
     from eval.report_pictures import montage_figure, montage_slices
 
@@ -250,51 +221,56 @@ def draw(path, result, rows, *, force=False):
     if not chosen.size:
         chosen = montage_slices(result.brain, result.mask, count=PANEL_SLICES)
     figure = montage_figure(result, chosen)
-    areas = ", ".join(f"{row['score']} {number(row['subject_auc'])}" for row in rows)
-    figure.suptitle(f"{rows[0]['scan']}: AUC {areas}", color="white", fontsize=9)
-    figure.supxlabel("truth: blue, dashed; detected: yellow", color="white", fontsize=8)
+    areas = ", ".join(f"{row['score']} {row['subject_auc']:.3f}" for row in rows)
+    figure.suptitle(f"{rows[0]['scan']}: AUC of {areas}", color="white", fontsize=9)
+    key = f"truth: blue, dashed{f'; {result.point}: yellow' if result.point else ''}"
+    figure.supxlabel(key, color="white", fontsize=8)
     plots.save(figure, path, force=force)
 
 
-def table(rows, masks, *, over):
-    """A Markdown table of rows whose numbers begin with `over`, its columns padded."""
-    mask_heads = [f"{name}: Dice, found, false" for name in masks]
-    lines = [["scan", "score", "lesions", "ml", *CURVE_NUMBERS.values(), *mask_heads]]
+def table(rows):
+    """A Markdown table, its columns padded for the terminal."""
+    start = "subject_dice_"
+    masks = [name.removeprefix(start) for name in _columns(rows) if name.startswith(start)]
+    heads = ["scan", "score", "lesions", "ml", *CURVE_HEADS.values()]
+    lines = [heads + [f"{mask}: Dice, found, false" for mask in masks]]
     for row in rows:
-        numbers = [number(row[f"{over}_{name}"]) for name in CURVE_NUMBERS]
-        cells = [_mask_cell(row, over, name) for name in masks]
-        ml = number(row["lesion_ml"], digits=2)
-        lines.append([row["scan"], row["score"], str(row["lesions"]), ml, *numbers, *cells])
+        counts = [f"{row['lesions']:g}", f"{row['lesion_ml']:.2f}"]
+        numbers = [_shown(row, name) for name in CURVE_HEADS]
+        lines.append([row["scan"], row["score"], *counts, *numbers])
+        lines[-1] += [_mask_cell(row, mask) for mask in masks]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     padded = [[c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
-def _mask_cell(row, over, mask):
-    if f"{over}_dice_{mask}" not in row:
-        return ""
-    dice, share, false = (row.get(f"{over}_{name}_{mask}", np.nan) for name in MASK_NUMBERS)
-    found = "-" if np.isnan(share) else f"{share:.0%}"
-    return f"{number(dice)}, {found}, {number(false, digits=1)}"
+def _mask_cell(row, mask):
+    names = [f"{name}_{mask}" for name in MASK_NUMBERS]
+    cells = [
+        _shown(row, name, form) for name, form in zip(names, ("0.3f", "0.0%", "g"), strict=True)
+    ]
+    return "" if set(cells) == {"-"} else ", ".join(cells)
 
 
-def write_tables(out, rows, cohort, *, force=False):
-    """Write `scans.csv` and `scans.md`; returns the text of the latter."""
-    columns = dict.fromkeys(name for row in [*rows, *cohort] for name in row)
-    with written_whole(out / "scans.csv", force=force) as temporary:
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(columns))
-            writer.writeheader()
-            writer.writerows(rows + cohort)
-    start = "subject_dice_"
-    masks = [name.removeprefix(start) for name in columns if name.startswith(start)]
-    parts = [table(rows, masks, over="subject"), NOTES]
-    for over, title in (("pooled", "Pooled"), ("mean_subject", "Mean")) if cohort else ():
-        parts += [f"{title}:", table(cohort, masks, over=over)]
-    text = "\n\n".join([*parts, *([POOLED_NOTES] if cohort else [])]) + "\n"
-    with written_whole(out / "scans.md", force=force) as temporary:
-        temporary.write_text(text)
+def _shown(row, name, form="0.3f"):
+    value = next((row[f"{over}_{name}"] for over in OVER if f"{over}_{name}" in row), np.nan)
+    return "-" if np.isnan(value) else format(value, form)
+
+
+def _columns(rows):
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def write_tables(out, rows, *, force=False):
+    """Write `scans.csv`, all numbers in full, and `scans.md`; returns the text of the latter."""
+    with written_whole(out / "scans.csv", force=force) as path, path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, _columns(rows))
+        writer.writeheader()
+        writer.writerows(rows)
+    text = f"{table(rows)}\n\n{NOTES}"
+    with written_whole(out / "scans.md", force=force) as path:
+        path.write_text(text)
     return text
 
 
@@ -311,16 +287,14 @@ def parser():
         "--results", required=True, type=Path, nargs="+", help="folders of restore_brats.py --input"
     )
     add("--out", required=True, type=Path, help="folder for the tables and pictures")
-    truth = arguments.add_mutually_exclusive_group()
-    truth.add_argument(
+    add = arguments.add_mutually_exclusive_group().add_argument
+    add(
         "--seg",
         type=Path,
         help="segmentation of the one scan, NIfTI on its grid; default: CASE_seg beside CASE_t2",
     )
-    truth.add_argument(
-        "--seg-pattern", help="glob of segmentations, from the folder of each scan, with {subject}"
-    )
-    add("--force", action="store_true", help="overwrite")
+    add("--seg-pattern", help="glob of segmentations from the folder of each scan, with {subject}")
+    arguments.add_argument("--force", action="store_true", help="overwrite")
     return arguments
 
 
@@ -331,28 +305,29 @@ def main(argv=None):
     from tqdm import tqdm
 
     results = read_results(options.results, seg=options.seg, seg_pattern=options.seg_pattern)
-    panels = [options.out / f"{name}_panel.png" for name, _ in results]
-    for path in (options.out / "scans.csv", options.out / "scans.md", *panels):
+    panels = {name: options.out / f"{name}_panel.png" for name in results}
+    for path in (options.out / "scans.csv", options.out / "scans.md", *panels.values()):
         refuse_existing(path, force=options.force)
-    cohorts = {}
-    rows = []
-    for panel, (name, result) in zip(panels, tqdm(results, "scans", unit="scan"), strict=True):
+    rows, cohorts = [], {}
+    for name, result in tqdm(results.items(), "scans", unit="scan"):
         result = replace(result)  # a copy forgets the volumes it has read when it goes
         measured = measure(result, name)
-        for score in measured:
-            cohorts.setdefault(score.row["score"], Cohort()).add(score)
-        rows += [score.row for score in measured]
-        draw(panel, result, [score.row for score in measured], force=options.force)
-        _warn_of_lost(measured[0].row)
-    several = [cohort.row() for cohort in cohorts.values()] if len(results) > 1 else []
-    print(write_tables(options.out, rows, several, force=options.force), end="")
+        for part in measured:
+            score = part.row["score"]
+            cohorts.setdefault(score, Cohort(score)).add(part)
+        rows += [part.row for part in measured]
+        draw(panels[name], result, [part.row for part in measured], force=options.force)
+        _warn_of_lost(rows[-1])
+    if len(results) > 1:
+        rows += [row for cohort in cohorts.values() for row in cohort.rows()]
+    print(write_tables(options.out, rows, force=options.force), end="")
     return 0
 
 
 def _warn_of_lost(row):
     lost = row["outside_brain_ml"]
     if lost > LOST_SHARE * (lost + row["lesion_ml"]):
-        text = f"{lost:.2f} ml of its lesions are outside the restored brain, not counted"
+        text = f"{lost:.2f} ml of its lesions are outside the restored brain and not counted"
         print(f"warning: {row['scan']}: {text}.", file=sys.stderr)
 
 
