@@ -1,6 +1,7 @@
 """How well restored scans show their lesions, each scan on its own grid, beside a baseline.
 
-Scores, all of them over the voxels of the restored brain:
+Scores, all of them over the voxels of the restored brain (what of it lies outside the model's
+window has residual 0):
 
     residual    abs(observed - restored), as restore_brats.py --input has written it
     score       the post-processed residual, where it has been written
