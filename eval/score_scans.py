@@ -236,7 +236,7 @@ def table(rows):
     heads = ["scan", "score", "lesions", "ml", *CURVE_HEADS.values()]
     lines = [heads + [f"{mask}: Dice, found, false" for mask in masks]]
     for row in rows:
-        counts = [f"{row['lesions']:g}", f"{row['lesion_ml']:.2f}"]
+        counts = [f"{round(row['lesions'], 1):g}", f"{row['lesion_ml']:.2f}"]
         numbers = [_shown(row, name) for name in CURVE_HEADS]
         lines.append([row["scan"], row["score"], *counts, *numbers])
         lines[-1] += [_mask_cell(row, mask) for mask in masks]
