@@ -29,8 +29,17 @@ SVG_HEADER = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 
 
 def montage(result):
-    """PNG data URI: axial slices of scan, restored and residual, with contours on the scan."""
-    chosen = montage_slices(result.brain, result.mask)
+    """PNG data URI of `montage_figure`."""
+    return _png(montage_figure(result, montage_slices(result.brain, result.mask)))
+
+
+def montage_figure(result, chosen):
+    """Figure of axial slices: scan, restored, residual, score if there; contours on the scan.
+
+    Args:
+        result: `report_data.Result`.
+        chosen: [n] ascending axial indices.
+    """
     window = _window_around(result.brain, result.scan.voxel_sizes)
     scan, residual = result.scan.data, result.residual
     rows = {
@@ -38,6 +47,9 @@ def montage(result):
         "restored": (result.restored, "gray", _limits(result.restored[result.brain])),
         "residual": (residual, RESIDUAL_MAP, _limits(residual[result.brain])),
     }
+    if "score" in result.facts["files"]:
+        score = result.volume("score")
+        rows["score"] = (score, RESIDUAL_MAP, _limits(score[result.brain]))
     sizes = result.scan.voxel_sizes
     extent_mm = [(part.stop - part.start) * size for part, size in zip(window, sizes, strict=False)]
     height = MONTAGE_INCHES * extent_mm[1] / extent_mm[0]
@@ -61,14 +73,14 @@ def montage(result):
             )
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name, fontsize=9, color="white")
-        if name == "residual":
-            _color_bar(figure, picture, row)
+        if cmap == RESIDUAL_MAP:
+            _color_bar(figure, picture, row, BAR_LABELS.get(name, name))
     for axis, z in zip(axes[0], chosen, strict=True):
         _outline(axis, result.mask[(*window, z)], MASK_COLOR, "-")
         if result.truth is not None:
             _outline(axis, result.truth[(*window, z)], TRUTH_COLOR, "--")
         axis.set_title(f"z = {_height_mm(result, z):.0f} mm", fontsize=8, color="white")
-    return _png(figure)
+    return figure
 
 
 def montage_slices(brain, mask, *, count=MONTAGE_SLICES):
@@ -108,9 +120,9 @@ def _outline(axis, mask, color, style):
         axis.contour(as_seen(mask), levels=[0.5], colors=color, linewidths=0.8, linestyles=style)
 
 
-def _color_bar(figure, picture, row):
+def _color_bar(figure, picture, row, label):
     bar = figure.colorbar(picture, ax=row, fraction=0.03, pad=0.01)
-    bar.set_label(BAR_LABELS["residual"], color="white", fontsize=7)
+    bar.set_label(label, color="white", fontsize=7)
     bar.ax.tick_params(colors="white", labelsize=7)
     bar.outline.set_visible(False)
 

@@ -78,10 +78,14 @@ class SubjectScores:
         return np.maximum(self.observed, 0) * self.mask
 
     def _equalized(self):
-        if not self.mask.any():
-            return np.zeros_like(self.observed)
-        equalized = exposure.equalize_hist(self.observed, mask=self.mask)
-        return equalized.astype(np.float32) * self.mask
+        return equalized(self.observed, self.mask)
+
+
+def equalized(observed, mask):
+    """Intensity histogram-equalized in the brain, float32, 0 outside; any shape."""
+    if not mask.any():
+        return np.zeros_like(observed)
+    return exposure.equalize_hist(observed, mask=mask).astype(np.float32) * mask
 
 
 @dataclass(frozen=True)
