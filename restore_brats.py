@@ -2,8 +2,9 @@
 
 Models that reconstruct a slice, or search the nearest healthy one, put that in its place.
 
-    python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5
+    python restore_brats.py --input patient_t2.nii.gz --out maps
     python restore_brats.py --model runs/gmvae --input patient_t2.nii.gz --out maps
+    python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5
     python restore_brats.py --model runs/gmvae --input dataset --out derivatives --bids-out
 
 Of a folder every scan is restored; one that fails does not stop the rest (exit status 1), one that
@@ -31,7 +32,11 @@ def parse(argv):
     """The command line; --tv-weight and --steps left out are None: the model's preset decides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("--model", help="run, folder of a TF1 checkpoint, or SavedModel")
+    add(
+        "--model",
+        default="pretrained",
+        help="pretrained, pretrained-vae, a run, a folder of a TF1 checkpoint, or a SavedModel",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--cache", help="HDF5 cache with Test (and Mask)")
     source.add_argument("--merge", action="store_true", help="put the shards of --out together")
@@ -54,7 +59,11 @@ def parse(argv):
         help="lambda, per unit intensity, or auto: that of eval.select_lambda; "
         "default: the preset's (gmvae, vae)",
     )
-    add("--thresholds", help="JSON of eval.thresholds: also write binary lesion maps")
+    add(
+        "--thresholds",
+        help="JSON of eval.thresholds: also write binary lesion maps; default: what the model "
+        "comes with, if it fits the other options (--input)",
+    )
     add(
         "--postprocess",
         metavar="STEPS",
@@ -88,10 +97,7 @@ def parse(argv):
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")
     add("--seed", type=int, default=0, help="of the noise")
     add("--force", action="store_true", help="overwrite --out")
-    options = parser.parse_args(argv)
-    if options.model is None and not options.merge:
-        parser.error("the following arguments are required: --model")
-    return options
+    return parser.parse_args(argv)
 
 
 def shard_of(text):
@@ -127,18 +133,27 @@ def detection_points(loaded, restoration, options):
     Raises:
         InputError: if they belong to another model, lambda, number of steps or post-processing.
     """
-    if options.thresholds is None:
-        return []
     from eval.thresholds import load_thresholds
+    from tf_lesion.choices import THRESHOLD_FILES
 
     used, steps = dataclasses.asdict(restoration), postprocessing(loaded, options)
     score = "residual"
     if options.input and str(steps):
         score, used["postprocessing"] = "score", str(steps)
-    stored = load_thresholds(options.thresholds, model_id=loaded.identity, restoration=used)
+    path, own = options.thresholds, loaded.extras / THRESHOLD_FILES[score]
+    if path is None and options.input and own.exists():
+        try:
+            stored = load_thresholds(own, model_id=loaded.identity, restoration=used)
+        except InputError as error:
+            print(f"No lesion maps: {error}", file=sys.stderr)
+            return []
+    elif path is None:
+        return []
+    else:
+        stored = load_thresholds(path, model_id=loaded.identity, restoration=used)
     if score not in stored.points:
         raise InputError(
-            f"{options.thresholds} has no thresholds of the post-processed score; make them with "
+            f"{path} has no thresholds of the post-processed score; make them with "
             f"eval.thresholds --postprocess {steps}."
         )
     return stored.points[score]

@@ -37,6 +37,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=["tf_lesion", "tf_lesion.baselines"],
+    package_data={"tf_lesion": ["pretrained/*.md", "pretrained/*/*", "pretrained/*/checkpoints/*"]},
     python_requires=">=3.11",
     install_requires=LIBRARY,
     extras_require={"scripts": SCRIPTS, "test": TEST},

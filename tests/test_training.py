@@ -150,6 +150,30 @@ def test_a_non_finite_loss_names_step_and_terms_and_keeps_the_last_good_checkpoi
         assert all(np.isfinite(values).all() for values in _weights(out).values())
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_batch_without_a_finite_gradient_is_left_out_where_the_norm_is_limited(
+    cache_path, tmp_path, monkeypatch, bad
+):
+    config = small_config(training={"steps": 3, "batch_size": 4, "gradient_norm_limit": 5.0})
+    with SliceCache(cache_path, "Train") as train, SliceCache(cache_path, "Test") as test:
+        trainer = Trainer(Run(tmp_path), config, train=train, test=test)
+        real = tf.linalg.global_norm
+
+        def norm_of(gradients):
+            return tf.where(trainer.step == 1, bad, real(gradients))
+
+        monkeypatch.setattr(tf.linalg, "global_norm", norm_of)
+        assert trainer.fit() is None
+    assert all(np.isfinite(weight.numpy()).all() for weight in trainer.model.weights)
+    assert int(trainer.step.numpy()) == 3
+    config = small_config(training={"steps": 3, "batch_size": 4})
+    monkeypatch.setattr(tf.linalg, "global_norm", lambda _: tf.constant(bad, tf.float32))
+    with SliceCache(cache_path, "Train") as train, SliceCache(cache_path, "Test") as test:
+        trainer = Trainer(Run(tmp_path / "unlimited"), config, train=train, test=test)
+        with pytest.raises(NonFiniteLossError, match="gradient_norm"):
+            trainer.fit()
+
+
 def test_non_finite_losses_raise_before_anything_is_saved(cache_path, tmp_path):
     config = small_config(training={"steps": 3, "batch_size": 4, "checkpoint_every": 1})
     with SliceCache(cache_path, "Train") as train, SliceCache(cache_path, "Test") as test:

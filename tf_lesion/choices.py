@@ -8,6 +8,8 @@ from tf_lesion.files import InputError
 
 AUTO = "auto"
 FILE_NAME = "lambda.json"  # in the folder of a run, from eval.select_lambda
+# Likewise, from eval.thresholds: of the residual, and of its post-processed score.
+THRESHOLD_FILES = {"residual": "thresholds.json", "score": "thresholds_score.json"}
 
 
 def restoration_of(loaded, *, tv_weight=None, steps=None, solver=None):

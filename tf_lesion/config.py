@@ -54,7 +54,8 @@ class TrainingConfig:
     kl_ramp: tuple = (0.0, 0.0)  # the KL weight rises from start to end between these fractions
     learning_rate_drop: float = 1.0  # factor on the learning rate after `drop_at`
     drop_at: float = 1.0  # fraction
-    gradient_norm_limit: float | None = None  # the gradient is scaled down to this global norm
+    # The gradient is scaled down to this global norm, and left out if it is not finite.
+    gradient_norm_limit: float | None = None
     log_every: int = 50  # steps
     test_every: int = 500
     checkpoint_every: int = 5_000

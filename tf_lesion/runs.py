@@ -20,6 +20,7 @@ from tf_lesion.files import InputError
 from tf_lesion.methods import make_model
 
 IDENTITY_DIGITS = 12
+PRETRAINED = {"pretrained": "gmvae", "pretrained-vae": "vae"}  # name -> folder in the package
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ def load(path, *, precision="float32"):
     """Load a model for restoring or evaluating.
 
     Args:
-        path: a run of `train_gmvae.py`, a folder with a TF1 checkpoint, or a SavedModel of
-            `tf_lesion.export`.
+        path: a run of `train_gmvae.py`, a folder with a TF1 checkpoint, a SavedModel of
+            `tf_lesion.export`, or one of `PRETRAINED`.
         precision: of the convolutions, whatever the model was trained in; a SavedModel has its own.
 
     Returns:
@@ -130,6 +131,8 @@ def load(path, *, precision="float32"):
     """
     from tf_lesion import exported  # which makes a `LoadedModel` too
 
+    if str(path) in PRETRAINED and not Path(path).exists():
+        path = Path(__file__).parent / "pretrained" / PRETRAINED[str(path)]
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"No model at {path}; make one with train_gmvae.py.")

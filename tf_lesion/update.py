@@ -18,6 +18,16 @@ def _adam(name, training, variables):
     return optimizer
 
 
+def _limited(gradients, norm, limit):
+    """Gradients scaled down to the norm `limit`; zero if they are not finite.
+
+    At sigmas of 1e-8 single batches overflow; without them the training goes on.
+    """
+    usable = tf.math.is_finite(norm)
+    scaled, _ = tf.clip_by_global_norm(gradients, limit, use_norm=norm)
+    return [tf.where(usable, gradient, tf.zeros_like(gradient)) for gradient in scaled]
+
+
 class Updater:
     """A model, its optimizers and its step counter.
 
@@ -102,7 +112,7 @@ class Updater:
             norm = tf.linalg.global_norm(found)
             limit = self.config.training.gradient_norm_limit
             if limit is not None:
-                found, _ = tf.clip_by_global_norm(found, limit, use_norm=norm)
+                found = _limited(found, norm, limit)
             gradients[name] = found
             norms[f"{GRADIENT_NORM}_{name}" if len(self.optimizers) > 1 else GRADIENT_NORM] = norm
         for name, found in gradients.items():
