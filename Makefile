@@ -1,5 +1,6 @@
 # make demo   the whole job on synthetic scans: lesion maps, a table and a picture (about 10 minutes)
 # make test   the tests; make test-slow adds those that take more than a minute each
+# make pretrained LABEL_MAPS=DIR   the shipped prior again, from label maps of heads (about two hours)
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint clean pretrained
 
 $(VENV)/installed: setup.py tf_lesion/__init__.py
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
@@ -30,7 +31,7 @@ clean:
 	rm -rf $(VENV) $(DEMO)
 
 # Every command below is one a user would type: make prints it before it runs it.
-FAST := --steps 150 --precision bfloat16
+FAST := --solver proximal --precision bfloat16
 demo: $(VENV)/installed
 	@echo "A demonstration: synthetic scans, every third or sixth slice, a prior trained for minutes."
 	@echo "It shows the whole way from NIfTI to lesion maps, not the quality that real data give."
@@ -39,7 +40,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m preprocessing.camcan --input $(DEMO)/scans/healthy --out $(DEMO)/healthy.h5 --match --slice-step 3 --test-subjects 2 --jobs $(CORES)
 	$(BIN)/python -m preprocessing.brats --input $(DEMO)/scans/patients --reference $(DEMO)/healthy.h5 --out $(DEMO)/patients.h5 --slice-step 6 --jobs $(CORES)
 	$(BIN)/python train_gmvae.py --cache $(DEMO)/healthy.h5 --out $(DEMO)/run --preset practical --steps 1000
-	$(BIN)/python -m eval.select_lambda --model $(DEMO)/run --cache $(DEMO)/healthy.h5 --grid 0.9,1.8,2.7 --max-slices 8 $(FAST)
+	$(BIN)/python -m eval.select_lambda --model $(DEMO)/run --cache $(DEMO)/healthy.h5 --grid 1.8,2.7,3.6 --max-slices 8 --steps 150 --precision bfloat16
 	$(BIN)/python -m eval.thresholds --model $(DEMO)/run --cache $(DEMO)/healthy.h5 --out $(DEMO)/thresholds.json --tv-weight auto --max-slices 24 $(FAST)
 	$(BIN)/python restore_brats.py --model $(DEMO)/run --cache $(DEMO)/patients.h5 --out $(DEMO)/restored.h5 --tv-weight auto --thresholds $(DEMO)/thresholds.json $(FAST)
 	$(BIN)/python restore_brats.py --model $(DEMO)/run --input $(DEMO)/scans/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz --out $(DEMO)/maps --slice-step 6 --tv-weight auto --thresholds $(DEMO)/thresholds.json $(FAST)
@@ -47,3 +48,17 @@ demo: $(VENV)/installed
 	$(BIN)/python -m eval.report --results $(DEMO)/maps --evaluation $(DEMO)/evaluation
 	@echo "This was a demonstration on synthetic scans. Lesion maps: $(DEMO)/maps; picture: $(DEMO)/evaluation/panel.png"
 	@echo "Look at it: file://$(CURDIR)/$(DEMO)/maps/report.html"
+
+# Everything the shipped prior came from; LABEL_MAPS is a folder of FreeSurfer label maps.
+WORK := pretrained
+SHIPPED := tf_lesion/pretrained/gmvae
+HEALTHY := --model $(WORK)/gmvae --cache $(WORK)/healthy.h5
+pretrained: $(VENV)/installed
+	$(BIN)/python -m preprocessing.phantom --out $(WORK)/scans --label-maps $(LABEL_MAPS) --held-out 4 --healthy 80 --test 8 --patients 8 --seed 3 --jobs $(CORES)
+	$(BIN)/python -m preprocessing.camcan --input $(WORK)/scans/healthy --test-list $(WORK)/scans/test_subjects.txt --align none --match --slice-step 2 --min-brain 0.02 --out $(WORK)/healthy.h5 --jobs $(CORES)
+	$(BIN)/python -m preprocessing.brats --input $(WORK)/scans/patients --align none --reference $(WORK)/healthy.h5 --out $(WORK)/patients.h5
+	$(BIN)/python train_gmvae.py --cache $(WORK)/healthy.h5 --out $(WORK)/gmvae --preset practical --steps 12000
+	$(BIN)/python -m eval.select_lambda $(HEALTHY) --grid 0.6,1.2,1.8,2.4,3.0 --max-slices 16 --steps 300 --precision bfloat16
+	$(BIN)/python -m eval.thresholds $(HEALTHY) --out $(WORK)/gmvae/thresholds.json --tv-weight auto --solver proximal --precision bfloat16
+	$(BIN)/python -m eval.healthy_residual $(HEALTHY) --restored $(WORK)/gmvae/thresholds.healthy.h5
+	$(BIN)/python -m tf_lesion.pack --model $(WORK)/gmvae --out $(SHIPPED) --solver proximal --force
