@@ -1,6 +1,6 @@
 # make demo   the whole job on synthetic scans: lesion maps, a table and a picture (about 10 minutes)
 # make test   the tests; make test-slow adds those that take more than a minute each
-# make pretrained LABEL_MAPS=DIR   the shipped prior again, from label maps of heads (about two hours)
+# make pretrained LABEL_MAPS=DIR   the shipped prior again, from label maps of heads (about an hour)
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,15 +50,17 @@ demo: $(VENV)/installed
 	@echo "Look at it: file://$(CURDIR)/$(DEMO)/maps/report.html"
 
 # Everything the shipped prior came from; LABEL_MAPS is a folder of FreeSurfer label maps.
-WORK := pretrained
+WORK := prior
 SHIPPED := tf_lesion/pretrained/gmvae
 HEALTHY := --model $(WORK)/gmvae --cache $(WORK)/healthy.h5
+SLICES := --tv-weight auto --max-slices 240 $(FAST)
 pretrained: $(VENV)/installed
 	$(BIN)/python -m preprocessing.phantom --out $(WORK)/scans --label-maps $(LABEL_MAPS) --held-out 4 --healthy 80 --test 8 --patients 8 --seed 3 --jobs $(CORES)
 	$(BIN)/python -m preprocessing.camcan --input $(WORK)/scans/healthy --test-list $(WORK)/scans/test_subjects.txt --align none --match --slice-step 2 --min-brain 0.02 --out $(WORK)/healthy.h5 --jobs $(CORES)
 	$(BIN)/python -m preprocessing.brats --input $(WORK)/scans/patients --align none --reference $(WORK)/healthy.h5 --out $(WORK)/patients.h5
-	$(BIN)/python train_gmvae.py --cache $(WORK)/healthy.h5 --out $(WORK)/gmvae --preset practical --steps 12000
-	$(BIN)/python -m eval.select_lambda $(HEALTHY) --grid 0.6,1.2,1.8,2.4,3.0 --max-slices 16 --steps 300 --precision bfloat16
-	$(BIN)/python -m eval.thresholds $(HEALTHY) --out $(WORK)/gmvae/thresholds.json --tv-weight auto --solver proximal --precision bfloat16
+	$(BIN)/python train_gmvae.py --cache $(WORK)/healthy.h5 --out $(WORK)/gmvae --preset practical --steps 1000
+	$(BIN)/python -m eval.select_lambda $(HEALTHY) --grid 1.8,2.7,3.6,4.5 --max-slices 16 --steps 300 --precision bfloat16
+	$(BIN)/python -m eval.thresholds $(HEALTHY) --out $(WORK)/gmvae/thresholds.json $(SLICES)
 	$(BIN)/python -m eval.healthy_residual $(HEALTHY) --restored $(WORK)/gmvae/thresholds.healthy.h5
+	$(BIN)/python -m eval.thresholds $(HEALTHY) --out $(WORK)/gmvae/thresholds_score.json --restored $(WORK)/gmvae/thresholds.healthy.h5 $(SLICES) --postprocess normalize,signed
 	$(BIN)/python -m tf_lesion.pack --model $(WORK)/gmvae --out $(SHIPPED) --solver proximal --force

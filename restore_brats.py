@@ -35,7 +35,7 @@ def parse(argv):
     add(
         "--model",
         default="pretrained",
-        help="pretrained, pretrained-vae, a run, a folder of a TF1 checkpoint, or a SavedModel",
+        help="pretrained, a run, a folder of a TF1 checkpoint, or a SavedModel",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--cache", help="HDF5 cache with Test (and Mask)")
