@@ -63,4 +63,4 @@ pretrained: $(VENV)/installed
 	$(BIN)/python -m eval.thresholds $(HEALTHY) --out $(WORK)/gmvae/thresholds.json $(SLICES)
 	$(BIN)/python -m eval.healthy_residual $(HEALTHY) --restored $(WORK)/gmvae/thresholds.healthy.h5
 	$(BIN)/python -m eval.thresholds $(HEALTHY) --out $(WORK)/gmvae/thresholds_score.json --restored $(WORK)/gmvae/thresholds.healthy.h5 $(SLICES) --postprocess normalize,signed
-	$(BIN)/python -m tf_lesion.pack --model $(WORK)/gmvae --out $(SHIPPED) --solver proximal --force
+	$(BIN)/python -m tf_lesion.pack --model $(WORK)/gmvae --out $(SHIPPED) --solver proximal --align rigid --force

@@ -83,4 +83,5 @@ def test_the_shipped_priors_load_with_their_choices(name):
     assert set(points) == {"fpr_0.01", "fpr_0.05", "fpr_0.1"}
     assert (settings["steps"], settings["solver"]) == (restoration.steps, restoration.solver)
     assert loaded.reference is not None
+    assert loaded.data["preprocessing"]["scan"]["align"] == "rigid"  # patients lie anywhere
     assert loaded.config.objective == preset("practical").objective

@@ -20,13 +20,14 @@ CHOSEN = (choices.FILE_NAME, *choices.THRESHOLD_FILES.values(), "postprocessing.
 MAPS = ("healthy_residual.npz",)
 
 
-def pack(model_path, out, *, solver=None, force=False):
+def pack(model_path, out, *, solver=None, align=None, force=False):
     """Copy what restoring needs of a run into the folder `out`; returns its size in bytes.
 
     Args:
         model_path: the run.
         out: the folder to make.
         solver: "released" or "proximal"; the preset's by default.
+        align: how scans are brought to MNI space; as the training scans by default.
         force: overwrite.
 
     Raises:
@@ -49,7 +50,10 @@ def pack(model_path, out, *, solver=None, force=False):
         folder.mkdir(parents=True)
         target = Run(folder)
         content = {**config.to_dict(), "commit": stored.get("commit", commit())}
-        write_json(target.config_path, content | {"data": _without_paths(loaded.data)})
+        data = _without_paths(loaded.data)
+        if align is not None:
+            data["preprocessing"]["scan"]["align"] = align
+        write_json(target.config_path, content | {"data": data})
         if loaded.reference is not None:
             np.save(target.reference_path, loaded.reference)
         weights = tf.train.Checkpoint(model=named_variables(loaded.model.weights))
@@ -84,6 +88,11 @@ def parser():
     add("--model", required=True, help="run of train_gmvae.py, with lambda.json")
     add("--out", required=True, help="folder to make")
     add("--solver", choices=["released", "proximal"], help="default: the preset's")
+    add(
+        "--align",
+        choices=["rigid", "center", "none"],
+        help="of scans to MNI space; default: as the training scans",
+    )
     add("--force", action="store_true", help="overwrite --out")
     return arguments
 
@@ -92,7 +101,13 @@ def parser():
 def main(argv=None):
     """Pack a run."""
     options = parser().parse_args(argv)
-    size = pack(options.model, options.out, solver=options.solver, force=options.force)
+    size = pack(
+        options.model,
+        options.out,
+        solver=options.solver,
+        align=options.align,
+        force=options.force,
+    )
     print(f"Packed {options.model}: {options.out}, {size / 1e6:.1f} MB")
     return 0
 
