@@ -1,6 +1,6 @@
 # make demo   the whole job on synthetic scans: lesion maps, a table and a picture (about 10 minutes)
 # make test   the tests; make test-slow adds those that take more than a minute each
-# make pretrained LABEL_MAPS=DIR   the shipped prior again, from label maps of heads (about an hour)
+# make pretrained LABEL_MAPS=DIR   the shipped prior again, from label maps of heads
 
 PYTHON ?= python3
 VENV := .venv
