@@ -31,7 +31,7 @@ clean:
 	rm -rf $(VENV) $(DEMO)
 
 # Every command below is one a user would type: make prints it before it runs it.
-FAST := --solver proximal --precision bfloat16
+FAST := --solver huber --precision bfloat16
 demo: $(VENV)/installed
 	@echo "A demonstration: synthetic scans, every third or sixth slice, a prior trained for minutes."
 	@echo "It shows the whole way from NIfTI to lesion maps, not the quality that real data give."
@@ -63,4 +63,4 @@ pretrained: $(VENV)/installed
 	$(BIN)/python -m eval.thresholds $(HEALTHY) --out $(WORK)/gmvae/thresholds.json $(SLICES)
 	$(BIN)/python -m eval.healthy_residual $(HEALTHY) --restored $(WORK)/gmvae/thresholds.healthy.h5
 	$(BIN)/python -m eval.thresholds $(HEALTHY) --out $(WORK)/gmvae/thresholds_score.json --restored $(WORK)/gmvae/thresholds.healthy.h5 $(SLICES) --postprocess normalize,signed
-	$(BIN)/python -m tf_lesion.pack --model $(WORK)/gmvae --out $(SHIPPED) --solver proximal --align rigid --force
+	$(BIN)/python -m tf_lesion.pack --model $(WORK)/gmvae --out $(SHIPPED) --solver huber --align rigid --force

@@ -22,6 +22,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from tf_lesion.config import SOLVERS
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing
 
 PATTERNS = ("", "mask_", "seg_")
@@ -73,9 +74,9 @@ def parse(argv):
     add("--steps", type=int, help="of the restoration or search; default: the preset's")
     add(
         "--solver",
-        choices=["released", "proximal"],
-        help="released: 500 small steps; proximal: 50 longer ones; default: the preset's "
-        "(gmvae, vae)",
+        choices=list(SOLVERS),
+        help="released: 500 small steps; proximal: about the same images from 100 longer ones; "
+        "huber: 50, closer to total variation; default: the preset's (gmvae, vae)",
     )
     add("--save-every", type=int, help="keep the images every so many steps (--cache; gmvae, vae)")
     add("--shard", type=shard_of, metavar="I/N", help="only the I-th of N parts (--cache)")

@@ -101,6 +101,7 @@ def benchmark_restore(*, shape, batch_size, rounds):
         options = {"observed": observed, "mask": mask, "slices": range(batch_size)}
         return lambda: restorer(observed, stop=STEPS_TIMED, **options)[0].numpy()
 
+    run_steps = {name: restorer.restoration.steps for name, restorer in restorers.items()}
     ways = {"plain float32": lambda: plain(observed, mask, STEPS_TIMED)}
     ways |= {name: timed(restorer) for name, restorer in restorers.items()}
     per_step = plain.gflop(observed)
@@ -108,7 +109,7 @@ def benchmark_restore(*, shape, batch_size, rounds):
     peaks = {dtype: matrix_peak(dtype) for dtype in ("float32", "bfloat16")}
     rows = as_rows(found, unit="step", peaks=peaks)
     for row in rows:
-        steps = 50 if row["way"].startswith("proximal") else settings.steps
+        steps = run_steps.get(row["way"], settings.steps)
         row["seconds per slice"] = row["seconds per step"] * steps / batch_size
     difference = _difference(plain, restorers["float32"], observed, mask)
     ratios = {row["way"]: row["times faster"] for row in rows}

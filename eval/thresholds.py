@@ -26,6 +26,7 @@ from eval.metrics import rounded_down
 from eval.postprocessing import HEALTHY_FILE, Postprocessing
 from eval.scores import Cohort, read_counts
 from tf_lesion import __version__
+from tf_lesion.config import SOLVERS
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing, written_whole
 
 TARGETS = (0.01, 0.05, 0.10)  # the paper's limits on the false positive rate: DSC1, DSC5, DSC10
@@ -332,7 +333,7 @@ def parser():
     add("--steps", type=int, help="of the restoration; default: the preset's")
     add(
         "--solver",
-        choices=["released", "proximal"],
+        choices=list(SOLVERS),
         help="as in restore_brats.py; default: the preset's",
     )
     add("--postprocess", help="thresholds of the residual after these steps too (restore_brats.py)")

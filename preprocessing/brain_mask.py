@@ -5,8 +5,12 @@ The rule of `--mask auto`. A scan counts as skull-stripped when both hold:
 * at least `BACKGROUND_SHARE` of its voxels equal the background, the most frequent value on the
   faces of the volume, to within `NEAR_BACKGROUND` of the brightest voxels (real air has noise; a
   stripped scan may hold a few specks and small negative values);
-* what is left, largest connected piece, holes filled, is at most `LARGEST_BRAIN_LITERS`. A head
-  is more than twice a brain, even when its air was set to zero.
+* what is left, largest connected piece, holes filled, faint voxels not counted, is at most
+  `LARGEST_BRAIN_LITERS`. A head is more than twice a brain, even when its air was set to zero.
+
+Faint voxels differ from the background by less than `PARTIAL_SHARE` of the piece's median. On the
+rim, where linear interpolation spreads a brain by a voxel and splines ring around it, they are
+trimmed.
 
 Any other scan has its skull, and its mask is that of the atlas.
 """
@@ -23,6 +27,7 @@ BACKGROUND_SHARE = 0.3  # a brain fills about half of the smallest box around it
 NEAR_BACKGROUND = 1e-3  # of the 99.9th percentile of the distance to the background
 LARGEST_BRAIN_LITERS = 2.2  # intracranial volume of adults: 1.1 to 1.9
 SMALLEST_BRAIN_LITERS = 0.2  # less is a fragment; half a brain in a slab passes
+PARTIAL_SHARE = 0.2
 MM3_PER_LITER = 1e6
 
 
@@ -53,12 +58,15 @@ def find_brain(scan, *, mode="auto", mask_path=None):
         raise InputError(f"Expected --mask to be one of {', '.join(MASK_MODES)}, got {mode!r}.")
     if mode == "atlas":
         return None
-    foreground = foreground_of(scan.data)
-    brain = largest_piece(foreground)
+    distance = distance_from_background(scan.data)
+    foreground = distance > NEAR_BACKGROUND * np.percentile(distance, 99.9)
+    piece = largest_piece(foreground)
+    full = piece & (distance >= PARTIAL_SHARE * np.median(distance[piece]))
     if mode == "nonzero":
-        _check_volume(brain, scan.affine, scan.path)
-        return brain
-    return brain if _is_brain(foreground, brain, scan.affine) else None
+        _check_volume(full, scan.affine, scan.path)
+    elif not _is_brain(foreground, full, scan.affine):
+        return None
+    return largest_piece(full)
 
 
 def _is_brain(foreground, piece, affine):
@@ -77,12 +85,11 @@ def _check_volume(mask, affine, path):
         )
 
 
-def foreground_of(volume):
-    """[X, Y, Z] bool: voxels that differ from the background, the usual value on the faces."""
+def distance_from_background(volume):
+    """[X, Y, Z], absolute difference of each voxel from the most frequent value on the faces."""
     faces = [volume.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
     found, counts = np.unique(np.concatenate(faces), return_counts=True)
-    distance = np.abs(volume - found[counts.argmax()])
-    return distance > NEAR_BACKGROUND * np.percentile(distance, 99.9)
+    return np.abs(volume - found[counts.argmax()])
 
 
 def largest_piece(foreground):

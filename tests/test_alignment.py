@@ -168,6 +168,21 @@ def test_background_need_not_be_zero(tmp_path):
     np.testing.assert_array_equal(brain, ndimage.binary_fill_holes(values > 0))
 
 
+@pytest.mark.parametrize("order", [1, 3])
+def test_resampling_a_stripped_brain_does_not_move_its_rim(tmp_path, order):
+    values, affine = tiny_scans.brain(2.0)
+    expected = brain_mask.find_brain(scan_of(values, affine, tmp_path))
+    finer = ndimage.affine_transform(
+        values, np.full(3, 0.75), output_shape=(np.array(values.shape) - 1) * 4 // 3, order=order
+    )
+    finer_affine = affine @ np.diag([0.75, 0.75, 0.75, 1])
+    found = brain_mask.find_brain(scan_of(finer, finer_affine, tmp_path))
+    untrimmed, trimmed = (brain_mask.liters(m, finer_affine) for m in (finer, found))
+    true = brain_mask.liters(expected, affine)
+    assert untrimmed > 1.05 * true
+    assert abs(trimmed - true) < 0.7 * (untrimmed - true)
+
+
 def test_mask_modes_and_files_go_before_the_rule(tmp_path):
     values, affine = tiny_scans.brain()
     scan = scan_of(values, affine, tmp_path)

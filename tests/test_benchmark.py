@@ -35,13 +35,14 @@ def test_models_are_timed_against_the_plain_network(what, tmp_path, capsys, monk
 
 def test_solvers_are_compared_on_patients(cache_path, tmp_path, monkeypatch, capsys):
     run, out = make_run(tmp_path / "run", cache_path), tmp_path / "solver.json"
-    monkeypatch.setitem(config.SOLVERS["proximal"], "steps", 5)
+    for solver in ("proximal", "huber"):
+        monkeypatch.setitem(config.SOLVERS[solver], "steps", 5)
     monkeypatch.setattr(benchmark_solver, "AUC_LIMIT", 1.0)
     argv = ["solver", "--model", str(run), "--cache", str(cache_path), "--max-slices", "3"]
     benchmark.main([*argv, "--out", str(out)])
     rows = json.loads(out.read_text())["rows"]
     steps = {row["way"]: [] for row in rows}
-    assert len(steps) == 4
+    assert len(steps) == 6
     for row in rows:
         steps[row["way"]].append(int(row["step"]))
     assert steps["released float32"] == [1, 2, 3, 4, 5, 6]  # of the run

@@ -19,7 +19,7 @@ def restoration_of(loaded, *, tv_weight=None, steps=None, solver=None):
         loaded: `runs.LoadedModel`.
         tv_weight: a number or the text of one; "auto" takes the run's own; None the preset's.
         steps: of gradient ascent; None takes the preset's, or those of the solver.
-        solver: "released" or "proximal"; None takes the preset's.
+        solver: one of `config.SOLVERS`; None takes the preset's.
 
     Raises:
         InputError: if a value makes no sense or means nothing to the model, or the run has no

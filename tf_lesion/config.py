@@ -77,9 +77,11 @@ class TrainingConfig:
         return self.learning_rate * (self.learning_rate_drop if dropped else 1.0)
 
 
+RELEASED_STEP = 2e-3  # of the released schedule, after its first 100
 SOLVERS = {  # name -> schedule
-    "released": {"steps": 500, "step_sizes": ((0, 5e-3), (100, 2e-3))},
-    "proximal": {"steps": 50, "step_sizes": ((0, 0.026),)},
+    "released": {"steps": 500, "step_sizes": ((0, 5e-3), (100, RELEASED_STEP))},
+    "proximal": {"steps": 100, "step_sizes": ((0, 0.013),)},
+    "huber": {"steps": 50, "step_sizes": ((0, 0.026),)},
 }
 
 
@@ -88,10 +90,10 @@ class RestorationConfig:
     """Gradient ascent on ELBO(x) - tv_weight * TV(observed - x)."""
 
     steps: int = 500
-    step_sizes: tuple = ((0, 5e-3), (100, 2e-3))  # (from this step on, step size)
+    step_sizes: tuple = ((0, 5e-3), (100, RELEASED_STEP))  # (from this step on, step size)
     gradient_clip: float | None = 100.0  # None: no clipping
     tv_weight: float = 1.8  # lambda, per unit intensity
-    solver: str = "released"  # or "proximal", see `tf_lesion.solvers`
+    solver: str = "released"  # or another of SOLVERS, see `tf_lesion.solvers`
     seeds: int = 1  # restorations with noise of their own, averaged
     flip: bool = False  # average with the restorations of the mirrored slices
 
@@ -103,7 +105,7 @@ class RestorationConfig:
     def with_solver(self, name):
         """A copy that follows the schedule of another solver.
 
-        The steps of the proximal one add up to the 1.3 of the released schedule.
+        The steps of each add up to the 1.3 of the released one.
         """
         if name == self.solver:
             return self

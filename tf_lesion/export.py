@@ -15,7 +15,7 @@ from pathlib import Path
 from tf_lesion import __version__
 from tf_lesion.choices import FILE_NAME as LAMBDA
 from tf_lesion.choices import read_thresholds, restoration_of
-from tf_lesion.config import commit
+from tf_lesion.config import SOLVERS, commit
 from tf_lesion.files import (
     HelpFormatter,
     InputError,
@@ -62,7 +62,7 @@ def parse(argv):
     add("--steps", type=int, help="of `detect`; default: those of --thresholds, else the preset's")
     add(
         "--solver",
-        choices=["released", "proximal"],
+        choices=list(SOLVERS),
         help="in the graph; default: that of --thresholds, else the preset's (gmvae, vae)",
     )
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of convolutions")

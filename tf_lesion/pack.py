@@ -1,6 +1,6 @@
 r"""Pack a run to be shipped: weights without optimizer, what was chosen for it, no local paths.
 
-    python -m tf_lesion.pack --model runs/gmvae --out tf_lesion/pretrained/gmvae --solver proximal
+    python -m tf_lesion.pack --model runs/gmvae --out tf_lesion/pretrained/gmvae --solver huber
 
 The packed folder is used like a run. Its own settings become the lambda of eval.select_lambda and
 the given solver, so that restore_brats.py needs no option.
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tf_lesion import choices
+from tf_lesion.config import SOLVERS, commit, write_json
 from tf_lesion.files import HelpFormatter, InputError, command, written_whole
 
 CHOSEN = (choices.FILE_NAME, *choices.THRESHOLD_FILES.values(), "postprocessing.json")
@@ -26,7 +27,7 @@ def pack(model_path, out, *, solver=None, align=None, force=False):
     Args:
         model_path: the run.
         out: the folder to make.
-        solver: "released" or "proximal"; the preset's by default.
+        solver: one of `config.SOLVERS`; the preset's by default.
         align: how scans are brought to MNI space; as the training scans by default.
         force: overwrite.
 
@@ -36,7 +37,6 @@ def pack(model_path, out, *, solver=None, align=None, force=False):
     """
     import tensorflow as tf
 
-    from tf_lesion.config import commit, write_json
     from tf_lesion.runs import Run, load, named_variables
 
     loaded, source = load(model_path), Run(Path(model_path))
@@ -87,7 +87,7 @@ def parser():
     add = arguments.add_argument
     add("--model", required=True, help="run of train_gmvae.py, with lambda.json")
     add("--out", required=True, help="folder to make")
-    add("--solver", choices=["released", "proximal"], help="default: the preset's")
+    add("--solver", choices=list(SOLVERS), help="default: the preset's")
     add(
         "--align",
         choices=["rigid", "center", "none"],

@@ -19,9 +19,10 @@ from tf_lesion.noise import slice_noise
 from tf_lesion.objective import total_variation
 from tf_lesion.restored import RestoredWriter, shard_path
 from tf_lesion.slices import SliceCache
-from tf_lesion.solvers import smoothed_residual
+from tf_lesion.solvers import rounded_below, smoothed_residual
 
 VECTOR_LENGTH = 16  # float32 numbers in the widest CPU vector (AVX-512)
+LEAST_WEIGHT = 1e-4  # lambda of a proximal step: less has no effect, and 0 no inverse
 STEPS_PER_CALL = 25  # between two updates of the progress bar
 
 
@@ -68,7 +69,7 @@ def ascend(model, restoration, image, *, observed, mask, slices, start, stop, tv
         (image after the last step [B, H, W, 1], the objective before it [B]).
     """
     values = tf.zeros(tf.shape(image)[:1], image.dtype)
-    proximal = restoration.solver == "proximal"
+    proximal = restoration.solver != "released"
     for step in tf.range(start, stop):
         noise = slice_noise(
             model.noise_shapes, seed=seed, step=step, slices=slices, stream="restoration"
@@ -89,8 +90,13 @@ def ascend(model, restoration, image, *, observed, mask, slices, start, stop, tv
             gradient_clip=restoration.gradient_clip,
         )
         if proximal:
-            weight = tv_weight * step_size
-            image = observed - smoothed_residual(observed - image, mask=mask, weight=weight)
+            penalty = tf.maximum(tv_weight, LEAST_WEIGHT)
+            image = observed - smoothed_residual(
+                observed - image,
+                mask=mask,
+                weight=penalty * step_size,
+                below=rounded_below(restoration.solver, penalty),
+            )
     return image, values
 
 
