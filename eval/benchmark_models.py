@@ -46,7 +46,7 @@ def _model(shape, *, precision="float32", plain=False):
     keras.utils.set_random_seed(0)
     config = _config(shape, precision)
     model = make_model(config)
-    model.decoder.by_phases = not plain
+    model.decoder.fast = not plain
     return model, config
 
 
@@ -137,7 +137,7 @@ def _training_step(images, *, precision="float32", plain=False):
     """A function that takes a step of Adam on the same batch and returns the loss before it."""
     config = _config(images.shape[1:3], precision)
     update = Updater(config.replace(training={"batch_size": len(images)}), make_placement())
-    update.model.decoder.by_phases = not plain
+    update.model.decoder.fast = not plain
     batch, rows = tf.constant(images), tf.range(len(images), dtype=tf.int64)
     return update, lambda: update(batch, rows)["nelbo"]
 

@@ -237,7 +237,7 @@ def main(argv=None):
     options = parse(argv)
     reference = read_reference(options.reference)
     model, config = tf1.load(options.tf1_checkpoint)
-    model.decoder.by_phases = False  # the released operations, so that the rounding is theirs too
+    model.decoder.fast = False  # the released operations, so that the rounding is theirs too
     if (
         "num_clusters" in reference
         and int(reference["num_clusters"]) != config.network.num_clusters

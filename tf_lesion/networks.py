@@ -128,8 +128,9 @@ class Decoder(keras.Model):
     Source: You et al., MIDL 2019, Table 3; the zero padding of 2 around the two upsampled maps is
     the released code's.
 
-    Args: see `Encoder`. `by_phases` computes the convolutions of upsampled maps on the small maps;
-    False is the definition, with `tf.image.resize`. It may be changed between calls.
+    Args: see `Encoder`. `fast` computes the convolutions of upsampled maps on the small maps, and
+    transposed convolutions as convolutions; False is the definition, with `tf.image.resize`. It may
+    be changed between calls.
 
     Shapes (heights; widths go 42, 46, 92, 96, 94, 98, 196, 200, 198):
         z: [B, 32, 42, dim_z]
@@ -142,11 +143,11 @@ class Decoder(keras.Model):
         num_filters=64,
         initializer="truncated_normal",
         precision="float32",
-        by_phases=True,
+        fast=True,
         name="decoder",
     ):
         super().__init__(name=name)
-        self.by_phases = by_phases
+        self.fast = fast
         make = _Convolutions(num_filters=num_filters, initializer=initializer, precision=precision)
         self.input_layer = make.conv("conv0", size=1)
         self.low = [make.transposed("transposed1"), make.transposed("transposed2")]
@@ -159,10 +160,10 @@ class Decoder(keras.Model):
         """Last feature map before it is upsampled for the heads, [B, 78, 98, 64]."""
         features = self.input_layer(z)  # 32
         for layer in self.low:
-            features = layer(features)  # 34, 36
+            features = self._transposed(layer, features)  # 34, 36
         features = self._upsampled(self.middle, features)  # 72, 76, 74
         for layer in self.high:
-            features = layer(features)  # 76, 78
+            features = self._transposed(layer, features)  # 76, 78
         return features
 
     def mean(self, z):
@@ -181,9 +182,12 @@ class Decoder(keras.Model):
         return tf.cast(self._upsampled(head, features), head.variable_dtype)
 
     def _upsampled(self, layer, features):
-        if self.by_phases:
+        if self.fast:
             return conv_by_phases(layer, features)
         return layer(upsample_and_pad(features))
+
+    def _transposed(self, layer, features):
+        return transposed_as_conv(layer, features) if self.fast else layer(features)
 
 
 def upsample_and_pad(features):
@@ -209,8 +213,40 @@ def conv_by_phases(layer, features):
     padded = tf.pad(features, [[0, 0], [edge, edge], [edge, edge], [0, 0]])
     dtype = layer.compute_dtype
     phases = tf.nn.conv2d(tf.cast(padded, dtype), tf.cast(kernel, dtype), 1, "VALID")
-    output = tf.nn.depth_to_space(phases, UPSAMPLING) + tf.cast(layer.bias, dtype)
-    return layer.activation(output)
+    bias = tf.tile(tf.cast(layer.bias, dtype), [UPSAMPLING**2])
+    phases = layer.activation(tf.nn.bias_add(phases, bias))  # fused with the convolution
+    return tf.nn.depth_to_space(phases, UPSAMPLING)
+
+
+def transposed_as_conv(layer, features):
+    """`layer(features)` for a VALID `Conv2DTranspose` with ReLU, fused into one operation.
+
+    It is the convolution of the padded map with the turned kernel. TensorFlow fuses bias and ReLU
+    into a convolution, but not into a transposed one.
+    """
+    if not layer.built:
+        layer.build(features.shape)
+    arguments = (tf.cast(x, layer.compute_dtype) for x in (features, layer.kernel, layer.bias))
+    return _transposed_conv_relu(*arguments)
+
+
+@tf.custom_gradient
+def _transposed_conv_relu(features, kernel, bias):
+    edges = [[size - 1, size - 1] for size in kernel.shape[:2]]
+    padded = tf.pad(features, [[0, 0], *edges, [0, 0]])
+    turned = tf.transpose(kernel[::-1, ::-1], [0, 1, 3, 2])
+    output = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(padded, turned, 1, "VALID"), bias))
+
+    def gradient(upstream):  # through the unpadded map, where there is less to compute
+        upstream = tf.raw_ops.ReluGrad(gradients=upstream, features=output)
+        options = {"strides": [1, 1, 1, 1], "padding": "VALID"}
+        of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+            input=upstream, filter_sizes=tf.shape(kernel), out_backprop=features, **options
+        )
+        of_features = tf.nn.conv2d(upstream, kernel, **options)
+        return of_features, of_kernel, tf.raw_ops.BiasAddGrad(out_backprop=upstream)
+
+    return output, gradient
 
 
 class PriorNetwork(keras.Model):
