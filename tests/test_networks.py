@@ -119,11 +119,11 @@ def test_flipping_latent_and_kernels_flips_the_decoded_image():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_fast_decoder_equals_its_definition(precision):
-    config = small_config("vae", network={"precision": precision})
-    decoder = _randomized(make_model(config)).decoder
     z = tf.constant(np.random.default_rng(3).normal(size=(2, 2, 3, 1)), tf.float32)
     outputs, gradients = [], []
     for fast in (True, False):
+        network = {"precision": precision if fast else "float32"}
+        decoder = _randomized(make_model(small_config("vae", network=network))).decoder
         decoder.fast = fast
         with tf.GradientTape() as tape:
             tape.watch(z)
@@ -133,7 +133,7 @@ def test_the_fast_decoder_equals_its_definition(precision):
         weights = [z, *(weight.value for layer in layers for weight in layer.trainable_weights)]
         outputs += [output]
         gradients += [tape.gradient(loss, weights)]
-    tolerance = 1e-5 if precision == "float32" else 0.05
+    tolerance = 1e-5 if precision == "float32" else 0.02
     for name, values in outputs[1].items():
         scale = np.abs(values).max()
         np.testing.assert_allclose(outputs[0][name], values, atol=tolerance * scale)

@@ -214,7 +214,7 @@ def conv_by_phases(layer, features):
     dtype = layer.compute_dtype
     phases = tf.nn.conv2d(tf.cast(padded, dtype), tf.cast(kernel, dtype), 1, "VALID")
     bias = tf.tile(tf.cast(layer.bias, dtype), [UPSAMPLING**2])
-    phases = layer.activation(tf.nn.bias_add(phases, bias))  # fused with the convolution
+    phases = layer.activation(phases + bias)  # fused with the convolution
     return tf.nn.depth_to_space(phases, UPSAMPLING)
 
 
@@ -244,7 +244,7 @@ def _transposed_conv_relu(features, kernel, bias):
             input=upstream, filter_sizes=tf.shape(kernel), out_backprop=features, **options
         )
         of_features = tf.nn.conv2d(upstream, kernel, **options)
-        return of_features, of_kernel, tf.raw_ops.BiasAddGrad(out_backprop=upstream)
+        return of_features, of_kernel, tf.reduce_sum(upstream, [0, 1, 2])
 
     return output, gradient
 
