@@ -32,6 +32,21 @@ def latent_size(pixels):
     return (pixels - LATENT_MARGIN) // LATENT_STRIDE
 
 
+class Conv2D(keras.layers.Conv2D):
+    """The Keras layer, with a bias that learns in bfloat16.
+
+    The gradient of `tf.nn.bias_add`, which Keras takes, sums up in bfloat16 and loses nearly all of
+    the sum over a map; that of a plain addition does not.
+    """
+
+    def call(self, inputs):
+        """[B, H, W, C] -> [B, H', W', filters]."""
+        if self.compute_dtype != "bfloat16" or not self.use_bias:
+            return super().call(inputs)
+        output = self.convolution_op(inputs, self.kernel)
+        return self.activation(tf.add(output, tf.cast(self.bias, output.dtype)))
+
+
 class _Convolutions:
     """Makes the layers of one network: same initializer and precision, 64 filters by default."""
 
@@ -49,7 +64,7 @@ class _Convolutions:
         }
 
     def conv(self, name, *, size=3, stride=1):
-        return keras.layers.Conv2D(
+        return Conv2D(
             self._num_filters,
             size,
             strides=stride,
@@ -64,7 +79,7 @@ class _Convolutions:
         )
 
     def head(self, name, channels, *, size=1, bias=RELEASED_BIAS):
-        return keras.layers.Conv2D(channels, size, name=name, **self._options(bias))
+        return Conv2D(channels, size, name=name, **self._options(bias))
 
 
 def _full_precision(head, features):

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from tf_lesion.methods import Method
-from tf_lesion.networks import INITIALIZERS, PRECISIONS
+from tf_lesion.networks import INITIALIZERS, PRECISIONS, Conv2D
 
 LEAK = 0.2  # slope of the leaky ReLU
 STAGES = 4  # residual blocks: the square is halved so often
@@ -40,7 +40,7 @@ class Layers:
 
     def conv(self, name, filters, *, stride=1, size=KERNEL, bias=False):
         """Convolution that keeps the size, or divides it by the stride."""
-        return self._convolution(keras.layers.Conv2D, name, filters, stride, size, bias)
+        return self._convolution(Conv2D, name, filters, stride, size, bias)
 
     def transposed(self, name, filters, *, size=KERNEL, bias=False):
         """Transposed convolution that doubles the size."""
