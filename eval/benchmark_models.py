@@ -12,8 +12,9 @@ from eval.benchmark_timing import as_rows, graph_gflop, interleaved, matrix_peak
 from tf_lesion.config import preset
 from tf_lesion.distribution import make_placement
 from tf_lesion.methods import make_model
+from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
-from tf_lesion.restoration import Restorer, map_gradient
+from tf_lesion.restoration import Restorer
 from tf_lesion.update import Updater
 
 STEPS_TIMED = 4
@@ -61,10 +62,12 @@ class PlainRestoration:
         noise = slice_noise(
             self.model.noise_shapes, seed=0, step=step, slices=slices, stream="restoration"
         )
-        _, gradient = map_gradient(
-            self.model, image, observed=observed, noise=noise, tv_weight=self.settings.tv_weight
-        )
-        return gradient
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(image)
+            prior = elbo(self.model.restoration_terms(image, noise))
+            variation = tf.image.total_variation(observed - image)
+            objective = prior - self.settings.tv_weight * variation
+        return tape.gradient(objective, image)
 
     def __call__(self, observed, mask, steps):
         """Images [B, H, W, 1] after so many steps."""

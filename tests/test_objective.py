@@ -150,6 +150,18 @@ def test_total_variation_is_anisotropic():
     np.testing.assert_allclose(objective.total_variation(tf.constant(image)), expected)
 
 
+def test_total_variation_has_the_subgradient_of_the_plain_one():
+    image = np.random.default_rng(7).integers(0, 3, size=(2, 7, 6, 1)).astype(np.float64)
+    image, weights = tf.constant(image), tf.constant([1.0, 0.3], tf.float64)
+    found = []
+    for variation in (objective.total_variation, tf.image.total_variation):
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            loss = tf.reduce_sum(weights * variation(image))
+        found.append(tape.gradient(loss, image))
+    np.testing.assert_allclose(*found)
+
+
 def test_the_elbo_is_a_lower_bound_on_the_evidence_of_a_solvable_model():
     """One latent, p(x | z) = N(z, s^2), p(z) = N(0, 1): log p(x) is known, and reached."""
     x, s = 0.7, 0.5

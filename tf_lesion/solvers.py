@@ -51,6 +51,7 @@ def smoothed_residual(residual, *, mask, weight, below):
     Returns:
         u, [B, H, W, 1].
     """
+    residual, mask = residual[..., 0], mask[..., 0]
     step = 1.0 / (DIFFERENCE_NORM * weight)
     duals = [tf.clip_by_value(d / below, -1.0, 1.0) for d in _differences(residual)]
     for _ in range(DUAL_ITERATIONS):
@@ -59,18 +60,16 @@ def smoothed_residual(residual, *, mask, weight, below):
             tf.clip_by_value((dual + step * d) / (1.0 + step * below), -1.0, 1.0)
             for dual, d in zip(duals, ascended, strict=True)
         ]
-    return mask * (residual - weight * _adjoint(*duals))
+    return (mask * (residual - weight * _adjoint(*duals)))[..., None]
 
 
 def _differences(image):
-    """Differences of neighbors along x [B, H - 1, W, 1] and along y [B, H, W - 1, 1]."""
+    """Differences of neighbors along x [B, H - 1, W] and along y [B, H, W - 1]."""
     return image[:, 1:] - image[:, :-1], image[:, :, 1:] - image[:, :, :-1]
 
 
 def _adjoint(along_x, along_y):
-    """Adjoint of `_differences`, [B, H, W, 1]."""
-    x = tf.pad(along_x, [[0, 0], [1, 0], [0, 0], [0, 0]])
-    x -= tf.pad(along_x, [[0, 0], [0, 1], [0, 0], [0, 0]])
-    y = tf.pad(along_y, [[0, 0], [0, 0], [1, 0], [0, 0]])
-    y -= tf.pad(along_y, [[0, 0], [0, 0], [0, 1], [0, 0]])
-    return x + y
+    """Adjoint of `_differences`, [B, H, W]."""
+    x = tf.pad(along_x, [[0, 0], [1, 1], [0, 0]])
+    y = tf.pad(along_y, [[0, 0], [0, 0], [1, 1]])
+    return x[:, :-1] - x[:, 1:] + y[:, :, :-1] - y[:, :, 1:]
