@@ -1,4 +1,4 @@
-"""Two solvers with long steps: what the released schedule finds, in a fraction of its steps.
+"""Two solvers with long steps: the objective of the released schedule in a fraction of its steps.
 
 The released schedule takes small steps along a subgradient of TV(observed - x). Where neighboring
 residuals are alike, the sign of their difference flips at every step, so a jitter remains, which
@@ -10,10 +10,9 @@ Here the ELBO takes a step of gradient ascent, and the rounded total variation a
 which is stable for any length (forward-backward splitting, Combettes and Wajs 2005; dual projected
 gradient, Chambolle 2004, Beck and Teboulle 2009; rounded as by Huber 1964).
 
-`proximal` rounds where the jitter of the released schedule does, and finds what it finds, in 100
-steps. `huber` takes 50 and rounds below a fixed `HUBER_BELOW`, whatever lambda is: above 1.25 that
-is closer to the total variation that was meant. (An exact one holds residuals at 0 that the others
-let move.)
+`proximal` rounds where the jitter of the released schedule does, and takes 100 steps. `huber` takes
+50 and rounds below a fixed `HUBER_BELOW`, whatever lambda is: above 1.25 that is closer to the
+total variation that was meant. (An exact one holds residuals at 0 that the others let move.)
 """
 
 import tensorflow as tf
