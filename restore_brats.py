@@ -75,7 +75,7 @@ def parse(argv):
     add(
         "--solver",
         choices=list(SOLVERS),
-        help="released: 500 small steps; proximal: about the same images from 100 longer ones; "
+        help="released: 500 small steps; proximal: 100 longer ones, without their jitter; "
         "huber: 50, closer to total variation; default: the preset's (gmvae, vae)",
     )
     add("--save-every", type=int, help="keep the images every so many steps (--cache; gmvae, vae)")
