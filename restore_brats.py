@@ -75,8 +75,8 @@ def parse(argv):
     add(
         "--solver",
         choices=list(SOLVERS),
-        help="released: 500 small steps; proximal: 100 longer ones, without their jitter; "
-        "huber: 50, closer to total variation; default: the preset's (gmvae, vae)",
+        help="released: 500 steps; multirate: the same with 100 gradients of the ELBO; huber: 50 "
+        "long steps without jitter; default: the preset's (gmvae, vae)",
     )
     add("--save-every", type=int, help="keep the images every so many steps (--cache; gmvae, vae)")
     add("--shard", type=shard_of, metavar="I/N", help="only the I-th of N parts (--cache)")

@@ -4,8 +4,8 @@
   python -m eval.benchmark solver --model runs/gmvae --cache patients.h5 --max-slices 40
 
 metrics     counting 5e7 voxels at 401 thresholds, against one threshold after the other
-restore     restoration steps: exact, bfloat16 and proximal, against the plain loop
-solver      objective and AUC of patients against the steps of both solvers
+restore     restoration steps: exact, bfloat16 and multirate, against the plain loop
+solver      objective and AUC of patients against the steps of every solver
 train       training steps: exact and bfloat16, against the plain network
 cache       training batches read from a compressed cache
 preprocess  scans to a cache, by one process and by several

@@ -22,7 +22,7 @@ STEPS_COMPARED = 20  # later, the sign of TV parts any two correct runs
 IMAGES_LIMIT, LOSS_LIMIT = 1e-4, 1e-5
 RESTORE_LIMITS = {"float32": 1.25, "bfloat16": 2.0}
 TRAIN_LIMITS = {"float32": 1.3, "bfloat16": 2.2}
-RUN_LIMIT = 8.0  # a whole restoration, proximal bfloat16 against plain
+RUN_LIMIT = 8.0  # a whole restoration, multirate bfloat16 against plain
 BRAIN, TEXTURE = 0.5, 0.1  # of the made-up slices
 
 
@@ -96,8 +96,8 @@ def benchmark_restore(*, shape, batch_size, rounds):
     restorers = {"float32": Restorer(_model(shape)[0], settings)}
     restorers["bfloat16"] = Restorer(_model(shape, precision="bfloat16")[0], settings)
     for precision in ("float32", "bfloat16"):
-        restorers[f"proximal {precision}"] = Restorer(
-            restorers[precision].model, settings.with_solver("proximal")
+        restorers[f"multirate {precision}"] = Restorer(
+            restorers[precision].model, settings.with_solver("multirate")
         )
 
     def timed(restorer):
@@ -124,7 +124,7 @@ def benchmark_restore(*, shape, batch_size, rounds):
         "GFLOP per slice-step": per_step / batch_size,
         "matrix product GFLOP/s": peaks,
         f"largest difference after {STEPS_COMPARED} steps, float32": difference,
-        "whole run, proximal bfloat16, times faster": run_ratio,
+        "whole run, multirate bfloat16, times faster": run_ratio,
         "passed": bool(passed and difference <= IMAGES_LIMIT and run_ratio >= RUN_LIMIT),
     }
 

@@ -26,7 +26,7 @@ import tensorflow as tf
 from tf_lesion import objective, tf1
 from tf_lesion.files import HelpFormatter, InputError, command
 from tf_lesion.models import elbo
-from tf_lesion.restoration import map_gradient, restoration_step
+from tf_lesion.restoration import elbo_gradient, map_gradient, restoration_step
 
 VALUE_TOLERANCE = 1e-5  # of the tensor's largest magnitude
 GRADIENT_TOLERANCE = 1e-4
@@ -93,9 +93,8 @@ def forward_quantities(model, reference):
 
 def _restoration_quantities(model, image, noise, reference):
     observed = tf.constant(reference["observed"])
-    _, gradient = map_gradient(
-        model, image, observed=observed, noise=noise, tv_weight=reference["tv_weight"]
-    )
+    _, gradient = elbo_gradient(model, image, noise)
+    gradient = map_gradient(image, gradient, observed=observed, tv_weight=reference["tv_weight"])
     ascent = restoration_step(
         tf.zeros_like(gradient),
         gradient,
@@ -130,12 +129,9 @@ def restored_quantities(model, reference):
     mask = reference["mask"].astype(np.float32)
     image, found = observed, {}
     for step in range(max(wanted)):
-        _, gradient = map_gradient(
-            model,
-            image,
-            observed=observed,
-            noise=noise_at(reference, step),
-            tv_weight=reference["tv_weight"],
+        _, gradient = elbo_gradient(model, image, noise_at(reference, step))
+        gradient = map_gradient(
+            image, gradient, observed=observed, tv_weight=reference["tv_weight"]
         )
         image = restoration_step(
             image,

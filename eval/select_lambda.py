@@ -70,7 +70,7 @@ def select(
     """
     from tf_lesion.restoration import Restorer, chosen_rows, describe
 
-    # A proximal step only ever lessens the change as lambda grows: it has no minimum to find.
+    # With long steps the change only lessens as lambda grows: there is no minimum to find.
     restoration = restoration_of(loaded, tv_weight=grid[0], steps=steps, solver="released")
     settings = describe(loaded, restoration, seed=seed)
     del settings["tv_weight"]

@@ -8,9 +8,9 @@ The rule of `--mask auto`. A scan counts as skull-stripped when both hold:
 * what is left, largest connected piece, holes filled, faint voxels not counted, is at most
   `LARGEST_BRAIN_LITERS`. A head is more than twice a brain, even when its air was set to zero.
 
-Faint voxels differ from the background by less than `PARTIAL_SHARE` of the piece's median. On the
-rim, where linear interpolation spreads a brain by a voxel and splines ring around it, they are
-trimmed.
+Faint voxels differ from the background by less than `FAINT_SHARE` of the piece's median. The rim of
+the mask of a brain lies where the scan rises through half of its median (`RIM_SHARE`), as it does
+in a scan of any voxel size: interpolation spreads a brain by a voxel, and splines ring around it.
 
 Any other scan has its skull, and its mask is that of the atlas.
 """
@@ -27,7 +27,8 @@ BACKGROUND_SHARE = 0.3  # a brain fills about half of the smallest box around it
 NEAR_BACKGROUND = 1e-3  # of the 99.9th percentile of the distance to the background
 LARGEST_BRAIN_LITERS = 2.2  # intracranial volume of adults: 1.1 to 1.9
 SMALLEST_BRAIN_LITERS = 0.2  # less is a fragment; half a brain in a slab passes
-PARTIAL_SHARE = 0.2
+FAINT_SHARE = 0.2
+RIM_SHARE = 0.5
 MM3_PER_LITER = 1e6
 
 
@@ -61,12 +62,13 @@ def find_brain(scan, *, mode="auto", mask_path=None):
     distance = distance_from_background(scan.data)
     foreground = distance > NEAR_BACKGROUND * np.percentile(distance, 99.9)
     piece = largest_piece(foreground)
-    full = piece & (distance >= PARTIAL_SHARE * np.median(distance[piece]))
+    median = np.median(distance[piece])
+    full = piece & (distance >= FAINT_SHARE * median)
     if mode == "nonzero":
         _check_volume(full, scan.affine, scan.path)
     elif not _is_brain(foreground, full, scan.affine):
         return None
-    return largest_piece(full)
+    return largest_piece(piece & (distance >= RIM_SHARE * median))
 
 
 def _is_brain(foreground, piece, affine):

@@ -35,7 +35,7 @@ def test_models_are_timed_against_the_plain_network(what, tmp_path, capsys, monk
 
 def test_solvers_are_compared_on_patients(cache_path, tmp_path, monkeypatch, capsys):
     run, out = make_run(tmp_path / "run", cache_path), tmp_path / "solver.json"
-    for solver in ("proximal", "huber"):
+    for solver in ("multirate", "huber"):
         monkeypatch.setitem(config.SOLVERS[solver], "steps", 5)
     monkeypatch.setattr(benchmark_solver, "AUC_LIMIT", 1.0)
     argv = ["solver", "--model", str(run), "--cache", str(cache_path), "--max-slices", "3"]
@@ -46,7 +46,7 @@ def test_solvers_are_compared_on_patients(cache_path, tmp_path, monkeypatch, cap
     for row in rows:
         steps[row["way"]].append(int(row["step"]))
     assert steps["released float32"] == [1, 2, 3, 4, 5, 6]  # of the run
-    assert steps["proximal bfloat16"] == [1, 2, 3, 4, 5]
+    assert steps["multirate bfloat16"] == [1, 2, 3, 4, 5]
     assert all(0 <= row["AUC"] <= 1 and np.isfinite(row["objective"]) for row in rows)
     monkeypatch.setattr(benchmark_solver, "AUC_LIMIT", -1.0)
     assert benchmark.main(argv) == 1

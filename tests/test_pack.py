@@ -32,10 +32,10 @@ def run(tmp_path_factory, cache_path):
 
 def test_a_packed_run_restores_as_the_run_with_its_own_lambda(run, tmp_path, cache_path):
     assert (
-        pack.main(["--model", str(run), "--out", str(tmp_path / "p"), "--solver", "proximal"]) == 0
+        pack.main(["--model", str(run), "--out", str(tmp_path / "p"), "--solver", "multirate"]) == 0
     )
     first, second = load(run), load(tmp_path / "p")
-    wanted = choices.restoration_of(first, tv_weight="auto", solver="proximal")
+    wanted = choices.restoration_of(first, tv_weight="auto", solver="multirate")
     assert second.config.restoration == wanted
     assert wanted.tv_weight == LAMBDA
     assert second.identity == first.identity

@@ -77,11 +77,19 @@ class TrainingConfig:
         return self.learning_rate * (self.learning_rate_drop if dropped else 1.0)
 
 
-RELEASED_STEP = 2e-3  # of the released schedule, after its first 100
 SOLVERS = {  # name -> schedule
-    "released": {"steps": 500, "step_sizes": ((0, 5e-3), (100, RELEASED_STEP))},
-    "proximal": {"steps": 100, "step_sizes": ((0, 0.013),)},
-    "huber": {"steps": 50, "step_sizes": ((0, 0.026),)},
+    "released": {
+        "steps": 500,
+        "steps_per_gradient": 1,
+        "step_sizes": ((0, 5e-3), (100, 2e-3)),
+    },
+    # The last of its 500 small steps is half as long: it settles half of the jitter.
+    "multirate": {
+        "steps": 100,
+        "steps_per_gradient": 5,
+        "step_sizes": ((0, 5e-3), (100, 2e-3), (499, 1e-3)),
+    },
+    "huber": {"steps": 50, "steps_per_gradient": 1, "step_sizes": ((0, 0.026),)},
 }
 
 
@@ -89,9 +97,10 @@ SOLVERS = {  # name -> schedule
 class RestorationConfig:
     """Gradient ascent on ELBO(x) - tv_weight * TV(observed - x)."""
 
-    steps: int = 500
-    step_sizes: tuple = ((0, 5e-3), (100, RELEASED_STEP))  # (from this step on, step size)
-    gradient_clip: float | None = 100.0  # None: no clipping
+    steps: int = 500  # gradients of the ELBO
+    steps_per_gradient: int = 1  # small ones, each with a total variation of its own
+    step_sizes: tuple = ((0, 5e-3), (100, 2e-3))  # (from this small step on, step size)
+    gradient_clip: float | None = 100.0  # None: no clipping; `huber` has its own
     tv_weight: float = 1.8  # lambda, per unit intensity
     solver: str = "released"  # or another of SOLVERS, see `tf_lesion.solvers`
     seeds: int = 1  # restorations with noise of their own, averaged
@@ -105,14 +114,14 @@ class RestorationConfig:
     def with_solver(self, name):
         """A copy that follows the schedule of another solver.
 
-        The steps of each add up to the 1.3 of the released one.
+        The steps of each add up to the 1.3 of the released one, but for a settling last.
         """
         if name == self.solver:
             return self
         return dataclasses.replace(self, solver=name, **SOLVERS[name])
 
     def step_size(self, step):
-        """Step size at `step` (0-based)."""
+        """Size of a small step (0-based)."""
         return [size for start, size in self.step_sizes if step >= start][-1]
 
 

@@ -92,7 +92,7 @@ class ExportedModel:
         Raises:
             InputError: if solver, step sizes or clipping are not those of the graph.
         """
-        for name in ("solver", "step_sizes", "gradient_clip"):
+        for name in ("solver", "steps_per_gradient", "step_sizes", "gradient_clip"):
             ours, asked = getattr(self._restoration, name), getattr(restoration, name)
             if ours != asked:
                 raise InputError(f"{self.path} was exported with {name} {ours}, not {asked}.")

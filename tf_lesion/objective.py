@@ -104,20 +104,26 @@ def kl_c(cluster_probs, *, floor=0.0):
     return _per_image(tf.maximum(tf.reduce_sum(terms, axis=-1), floor))
 
 
-@tf.custom_gradient
+def differences(image):
+    """Differences of neighbors, [B, H - 1, W, 1] along H and [B, H, W - 1, 1] along W."""
+    return image[:, 1:] - image[:, :-1], image[:, :, 1:] - image[:, :, :-1]
+
+
+def differences_adjoint(along_x, along_y):
+    """Adjoint of `differences`, [B, H, W, 1]."""
+    x = tf.pad(along_x, [[0, 0], [1, 1], [0, 0], [0, 0]])
+    y = tf.pad(along_y, [[0, 0], [0, 0], [1, 1], [0, 0]])
+    return x[:, :-1] - x[:, 1:] + y[:, :, :-1] - y[:, :, 1:]
+
+
 def total_variation(images):
-    """Anisotropic total variation of [B, H, W, 1], [B]: sum of absolute differences along H and W.
+    """Anisotropic total variation [B] of [B, H, W, 1]: the sum of all absolute differences."""
+    return tf.add_n([_per_image(tf.abs(along)) for along in differences(images)])
 
-    `tf.image.total_variation`, with the same subgradient in a sixth of the time.
+
+def total_variation_gradient(images):
+    """Subgradient of `total_variation`, [B, H, W, 1]: 0 where neighbors are equal.
+
+    The one that automatic differentiation finds, in a sixth of the time.
     """
-    pixels = images[..., 0]
-    along_x, along_y = pixels[:, 1:] - pixels[:, :-1], pixels[:, :, 1:] - pixels[:, :, :-1]
-
-    def gradient(upstream):
-        x = tf.pad(tf.sign(along_x), [[0, 0], [1, 1], [0, 0]])
-        y = tf.pad(tf.sign(along_y), [[0, 0], [0, 0], [1, 1]])
-        slope = x[:, :-1] - x[:, 1:] + y[:, :, :-1] - y[:, :, 1:]
-        return (upstream[:, None, None] * slope)[..., None]
-
-    sums = (tf.reduce_sum(tf.abs(along), axis=[1, 2]) for along in (along_x, along_y))
-    return tf.add_n(list(sums)), gradient
+    return differences_adjoint(*map(tf.sign, differences(images)))

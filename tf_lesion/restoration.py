@@ -16,13 +16,12 @@ from tqdm import tqdm
 from tf_lesion.files import InputError
 from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
-from tf_lesion.objective import total_variation
+from tf_lesion.objective import total_variation, total_variation_gradient
 from tf_lesion.restored import RestoredWriter, shard_path
 from tf_lesion.slices import SliceCache
-from tf_lesion.solvers import rounded_below, smoothed_residual
+from tf_lesion.solvers import HUBER_CLIP, LEAST_WEIGHT, smoothed_residual
 
 VECTOR_LENGTH = 16  # float32 numbers in the widest CPU vector (AVX-512)
-LEAST_WEIGHT = 1e-4  # lambda of a proximal step: less has no effect, and 0 no inverse
 STEPS_PER_CALL = 25  # between two updates of the progress bar
 
 
@@ -32,12 +31,17 @@ def map_objective(model, image, *, observed, noise, tv_weight):
     return prior - tv_weight * total_variation(observed - image)
 
 
-def map_gradient(model, image, *, observed, noise, tv_weight):
-    """The objective [B] and its gradient [B, H, W, 1] with respect to the image."""
+def elbo_gradient(model, image, noise):
+    """The ELBO [B] and its gradient [B, H, W, 1] with respect to the image."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(image)
-        values = map_objective(model, image, observed=observed, noise=noise, tv_weight=tv_weight)
+        values = elbo(model.restoration_terms(image, noise))
     return values, tape.gradient(values, image)
+
+
+def map_gradient(image, gradient, *, observed, tv_weight):
+    """Gradient of the MAP objective [B, H, W, 1], from that of the ELBO."""
+    return gradient + tv_weight * total_variation_gradient(observed - image)
 
 
 def restoration_step(image, gradient, *, mask, step_size, gradient_clip):
@@ -57,6 +61,10 @@ def step_size_at(restoration, step):
 def ascend(model, restoration, image, *, observed, mask, slices, start, stop, tv_weight, seed):
     """The loop: steps `start` to `stop` from `image`, of a batch that `padded` has filled up.
 
+    The ELBO takes nearly all of the time and changes slowly; the total variation takes little and
+    changes at every step. So a gradient of the ELBO may serve for several steps (multiple time
+    stepping: Tuckerman, Berne and Martyna 1992).
+
     Args:
         model: a GMVAE or VAE.
         restoration: `RestorationConfig`: solver, step sizes and clipping are used.
@@ -69,34 +77,22 @@ def ascend(model, restoration, image, *, observed, mask, slices, start, stop, tv
         (image after the last step [B, H, W, 1], the objective before it [B]).
     """
     values = tf.zeros(tf.shape(image)[:1], image.dtype)
-    proximal = restoration.solver != "released"
+    take = partial(restoration_step, mask=mask, gradient_clip=restoration.gradient_clip)
     for step in tf.range(start, stop):
         noise = slice_noise(
             model.noise_shapes, seed=seed, step=step, slices=slices, stream="restoration"
         )
-        values, gradient = map_gradient(
-            model,
-            image,
-            observed=observed,
-            noise=noise,
-            tv_weight=0.0 if proximal else tv_weight,
-        )
-        step_size = step_size_at(restoration, step)
-        image = restoration_step(
-            image,
-            gradient,
-            mask=mask,
-            step_size=step_size,
-            gradient_clip=restoration.gradient_clip,
-        )
-        if proximal:
-            penalty = tf.maximum(tv_weight, LEAST_WEIGHT)
-            image = observed - smoothed_residual(
-                observed - image,
-                mask=mask,
-                weight=penalty * step_size,
-                below=rounded_below(restoration.solver, penalty),
-            )
+        values, gradient = elbo_gradient(model, image, noise)
+        values -= tv_weight * total_variation(observed - image)
+        for small in range(restoration.steps_per_gradient):
+            step_size = step_size_at(restoration, step * restoration.steps_per_gradient + small)
+            if restoration.solver == "huber":
+                image = take(image, gradient, step_size=step_size, gradient_clip=HUBER_CLIP)
+                weight = tf.maximum(tv_weight, LEAST_WEIGHT) * step_size
+                image = observed - smoothed_residual(observed - image, mask=mask, weight=weight)
+            else:
+                whole = map_gradient(image, gradient, observed=observed, tv_weight=tv_weight)
+                image = take(image, whole, step_size=step_size)
     return image, values
 
 
@@ -315,7 +311,7 @@ def describe(loaded, restoration, *, seed):
         **dataclasses.asdict(restoration),
         "step_sizes": [list(pair) for pair in restoration.step_sizes],
     }
-    of_ascent = ("step_sizes", "gradient_clip", "tv_weight", "solver")
+    of_ascent = ("steps_per_gradient", "step_sizes", "gradient_clip", "tv_weight", "solver")
     unused = () if loaded.model.has_lambda else of_ascent
     return {name: value for name, value in settings.items() if name not in unused}
 
