@@ -161,7 +161,8 @@ def test_a_lesion_is_found_in_its_place_at_every_voxel_size(model, tmp_path, mon
     assert found.shape == tuple(shape)
     assert 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.9
     facts = maps.facts["lesions"]["fpr_0.05"]
-    assert facts["largest_ml"] == pytest.approx(4 / 3 * np.pi * 2**3, rel=0.15)
+    blur = 0.2 if sizes[0] == 5 else 0.15  # a voxel of 5 mm is a quarter of the radius
+    assert facts["largest_ml"] == pytest.approx(4 / 3 * np.pi * 2**3, rel=blur)
     center = OBLIQUE @ [-20, -20, 30, 1]
     np.testing.assert_allclose(facts["largest_center_mm"], center[:3], atol=1)
 
