@@ -27,9 +27,9 @@ def parse(argv):
     )
     add(
         "--preset",
-        choices=["released", "paper", "practical"],
-        help="settings of the released code, of the paper, or for budgets of minutes to hours "
-        "(default: released)",
+        choices=["released", "paper", "practical", "denoising"],
+        help="settings of the released code, of the paper, for minutes to hours, or of the "
+        "shipped prior (default: released)",
         default=argparse.SUPPRESS,
     )
     for flag, kind, text in (

@@ -34,13 +34,18 @@ EDGE_BLUR_MM = 0.6
 
 @dataclass(frozen=True)
 class Grade:
-    """Ranges (low, high) that the tumors of a grade are drawn from; names as in `Tumor`."""
+    """Ranges (low, high) that the tumors of a grade are drawn from; names as in `Tumor`.
+
+    Cores of gliomas are bright on T2 (grades II and III: T2 of 323 +- 127 ms in the middle, 211 +-
+    74 ms around it; doi:10.1186/s12883-019-1590-1). A core that is dark as a whole, of bleeding,
+    is the exception, and of the high grade.
+    """
 
     radius: tuple
     core: tuple
     push: tuple  # share of the radius
     bright_core_level: tuple
-    dark_core_rate: float  # bleeding or calcification
+    dark_core_rate: float
     enhancing_rate: float
     necrosis: tuple = (0.5, 0.8)
     edema_level: tuple = (1.7, 2.4)
@@ -54,7 +59,7 @@ GRADES = {
         core=(0.5, 0.72),
         push=(0.08, 0.28),
         bright_core_level=(1.9, 3.0),
-        dark_core_rate=0.25,
+        dark_core_rate=0.06,
         enhancing_rate=1.0,
     ),
     "LGG": Grade(
@@ -62,7 +67,7 @@ GRADES = {
         core=(0.55, 0.85),
         push=(0.05, 0.17),
         bright_core_level=(1.7, 2.6),
-        dark_core_rate=0.12,
+        dark_core_rate=0.0,
         enhancing_rate=0.2,
     ),
 }

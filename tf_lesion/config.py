@@ -1,4 +1,4 @@
-"""Settings as data: frozen dataclasses, three presets, to and from JSON."""
+"""Settings as data: frozen dataclasses, four presets, to and from JSON."""
 
 import dataclasses
 import json
@@ -28,6 +28,9 @@ class NetworkConfig:
     num_filters: int = 64
     initializer: str = "truncated_normal"  # or "he_normal", "dcgan"
     precision: str = "float32"  # of the convolutions; or "bfloat16"
+    # Where the clusters of the GMVAE start: means evenly from -spread to spread, and their standard
+    # deviation. None: all nearly at 0, as released; from there they tend to stay together.
+    cluster_start: tuple | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class TrainingConfig:
     drop_at: float = 1.0  # fraction
     # The gradient is scaled down to this global norm, and left out if it is not finite.
     gradient_norm_limit: float | None = None
+    # Standard deviations of noise on the slices, and pixels: see `tf_lesion.augmentation`.
+    image_noise: float = 0.0
+    coarse_noise: float = 0.0
+    coarse_noise_width: tuple = (6.0, 24.0)
     log_every: int = 50  # steps
     test_every: int = 500
     checkpoint_every: int = 5_000
@@ -155,13 +162,18 @@ class Config:
     @classmethod
     def from_dict(cls, values):
         """Inverse of `to_dict`."""
-        training, restoration = dict(values["training"]), dict(values["restoration"])
-        training["kl_ramp"] = tuple(training["kl_ramp"])
+        network, training, restoration = (
+            dict(values[section]) for section in ("network", "training", "restoration")
+        )
+        if network.get("cluster_start"):
+            network["cluster_start"] = tuple(network["cluster_start"])
+        for name in ("kl_ramp", "coarse_noise_width"):
+            training[name] = tuple(training.get(name, getattr(TrainingConfig, name)))
         restoration["step_sizes"] = tuple(tuple(pair) for pair in restoration["step_sizes"])
         return cls(
             preset=values["preset"],
             seed=values["seed"],
-            network=NetworkConfig(**values["network"]),
+            network=NetworkConfig(**network),
             objective=ObjectiveConfig(**values["objective"]),
             training=TrainingConfig(**training),
             restoration=RestorationConfig(**restoration),
@@ -200,11 +212,22 @@ _PRESETS = {
         ),
     ),
 }
+# The shipped prior: clusters that start apart, and noise to be removed (`tf_lesion.augmentation`).
+_PRESETS["denoising"] = _PRESETS["practical"].replace(
+    preset="denoising",
+    network={"cluster_start": (3.0, 0.3)},
+    training={
+        "steps": 2_000,
+        "kl_weight_end": 1.0,
+        "image_noise": 0.03,
+        "coarse_noise": 0.3,
+    },
+)
 PRESET_NAMES = tuple(_PRESETS)
 
 
 def preset(name, model="gmvae"):
-    """The preset `name` for the method `model`: "released", "paper" or "practical"."""
+    """The preset `name` for the method `model`: "released", "paper", "practical" or "denoising"."""
     config = _PRESETS[name].replace(network={"model": model})
     return config.replace(**METHODS[model].settings.get(name, {}))
 
@@ -225,6 +248,10 @@ def check(config):
         (restoration.steps >= 0, f"--steps 0 or more, got {restoration.steps}"),
         (restoration.seeds >= 1, f"seeds of 1 or more, got {restoration.seeds}"),
         (restoration.tv_weight >= 0, f"--tv-weight 0 or more, got {restoration.tv_weight}"),
+        (
+            not training.coarse_noise or METHODS[network.model].has_lambda,
+            f"--preset denoising for gmvae or vae alone, got {network.model}",
+        ),
         (config.seed >= 0, f"--seed 0 or more, got {config.seed}"),
     ]
     for holds, expected in rules:

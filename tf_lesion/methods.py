@@ -89,7 +89,7 @@ class Method(keras.Model):
         """{optimizer: the weights that it changes}."""
         return {"adam": self.trainable_variables}
 
-    def update(self, images, noise, *, step, kl_weight, descend):
+    def update(self, images, noise, *, step, kl_weight, descend, **options):
         """One training step.
 
         Args:
@@ -97,13 +97,14 @@ class Method(keras.Model):
             step: scalar, 0-based.
             kl_weight: scalar weight of the KL terms, where there are any.
             descend: (tape, {optimizer: objective}) -> {name: gradient norm}; changes the weights.
+            options: for `terms`.
 
         Returns:
             {name: scalar} to be logged.
         """
         del step
         with tf.GradientTape(persistent=True) as tape:
-            terms = self.terms(images, noise, training=True)
+            terms = self.terms(images, noise, training=True, **options)
             objectives = self.objectives(terms, kl_weight=kl_weight)
         norms = descend(tape, objectives)
         return {name: tf.reduce_mean(values) for name, values in terms.items()} | norms

@@ -48,18 +48,21 @@ class _VariationalModel(Method):
         outputs = self.latents(image, noise)
         return {**outputs, **self.decoder(outputs["z"])}
 
-    def elbo_terms(self, image, noise):
-        """The terms of the ELBO by name, each [B], nats: log_likelihood, kl_z, and so on."""
-        outputs = self(image, noise)
+    def elbo_terms(self, image, noise, *, shown=None):
+        """The terms of the ELBO by name, each [B], nats: log_likelihood, kl_z, and so on.
+
+        `shown` is what the encoder sees in place of the image: the denoising criterion.
+        """
+        outputs = self(image if shown is None else shown, noise)
         log_likelihood = objective.log_likelihood(
             image, y_mean=outputs["y_mean"], y_log_precision=outputs["y_log_precision"]
         )
         return {"log_likelihood": log_likelihood, **self.kl_terms(outputs)}
 
-    def terms(self, images, noise, *, training=False):
+    def terms(self, images, noise, *, training=False, shown=None):
         """`nelbo` and the terms of the ELBO, each [B], nats."""
         del training
-        terms = self.elbo_terms(images, noise)
+        terms = self.elbo_terms(images, noise, shown=shown)
         return {"nelbo": -elbo(terms), **terms}
 
     def objectives(self, terms, *, kl_weight):
@@ -96,7 +99,10 @@ class GMVAE(_VariationalModel):
     def __init__(self, network, objective_config, *, name="gmvae"):
         super().__init__(network, objective_config, dim_omega=network.dim_omega, name=name)
         self.prior_network = PriorNetwork(
-            num_clusters=network.num_clusters, dim_z=network.dim_z, **self._options
+            num_clusters=network.num_clusters,
+            dim_z=network.dim_z,
+            start=network.cluster_start,
+            **self._options,
         )
 
     @property
@@ -152,6 +158,7 @@ class VAE(_VariationalModel):
         "released": {"restoration": {"gradient_clip": 50.0, "tv_weight": 2.2}},
         "paper": {"restoration": {"tv_weight": 2.2}},
         "practical": {"restoration": {"gradient_clip": 50.0, "tv_weight": 2.2}},
+        "denoising": {"restoration": {"gradient_clip": 50.0, "tv_weight": 2.2}},
     }
 
     def __init__(self, network, objective_config, *, name="vae"):

@@ -4,6 +4,7 @@ Every size below is that of 158 x 198 slices; the networks take any size of 30 +
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 RELEASED_STDDEV = 0.01  # truncated normal of every released kernel
@@ -47,6 +48,21 @@ class Conv2D(keras.layers.Conv2D):
         return self.activation(tf.add(output, tf.cast(self.bias, output.dtype)))
 
 
+class Values(keras.initializers.Initializer):
+    """One value for all, or the values themselves."""
+
+    def __init__(self, values):
+        self.values = np.asarray(values, np.float32)
+
+    def __call__(self, shape, dtype=None):
+        """A tensor of `shape`."""
+        return keras.ops.convert_to_tensor(np.broadcast_to(self.values, shape), dtype)
+
+    def get_config(self):
+        """Arguments, JSON-serialisable."""
+        return {"values": self.values.tolist()}
+
+
 class _Convolutions:
     """Makes the layers of one network: same initializer and precision, 64 filters by default."""
 
@@ -59,7 +75,7 @@ class _Convolutions:
         return {
             "padding": "valid",
             "kernel_initializer": self._initializer(),
-            "bias_initializer": keras.initializers.Constant(bias),
+            "bias_initializer": Values(bias),
             "dtype": self._dtype,
         }
 
@@ -277,6 +293,9 @@ class PriorNetwork(keras.Model):
         prior_mean:           [B, h, w, dim_z, K], unit of z
         prior_log_precision:  [B, h, w, dim_z, K], log(1/sigma^2), not clipped
 
+    Args:
+        start: (spread, standard deviation) of the clusters at first: see `NetworkConfig`.
+
     Raises:
         ValueError: if `num_clusters` is below 1.
     """
@@ -289,6 +308,7 @@ class PriorNetwork(keras.Model):
         num_filters=64,
         initializer="truncated_normal",
         precision="float32",
+        start=None,
         name="prior_network",
     ):
         super().__init__(name=name)
@@ -297,10 +317,14 @@ class PriorNetwork(keras.Model):
         make = _Convolutions(num_filters=num_filters, initializer=initializer, precision=precision)
         self.num_clusters, self.dim_z = num_clusters, dim_z
         self.hidden = make.conv("conv0", size=1)
-        self.mean_head = make.head("prior_mean", dim_z * num_clusters)
-        self.log_precision_head = make.head(
-            "prior_log_precision", dim_z * num_clusters, bias=LOG_PRECISION_BIAS
-        )
+        mean, log_precision = RELEASED_BIAS, LOG_PRECISION_BIAS
+        if start is not None:
+            spread, deviation = start
+            mean = np.tile(np.linspace(-spread, spread, num_clusters), dim_z)
+            log_precision = -2 * np.log(deviation)
+        channels = dim_z * num_clusters
+        self.mean_head = make.head("prior_mean", channels, bias=mean)
+        self.log_precision_head = make.head("prior_log_precision", channels, bias=log_precision)
 
     def call(self, omega):
         """Moments of every cluster as a dict, keys as under Shapes."""

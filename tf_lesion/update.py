@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tf_lesion import augmentation
 from tf_lesion.methods import make_model
 from tf_lesion.noise import slice_noise
 
@@ -77,11 +78,10 @@ class Updater:
         rows = tf.range(len(images), dtype=tf.int64)
         return tf.function(lambda: self._losses(tf.constant(images), rows, tf.constant(1.0)))
 
-    def noise(self, rows, step, stream):
-        """Noise of the model for some slices."""
-        return slice_noise(
-            self.model.noise_shapes, seed=self.config.seed, step=step, slices=rows, stream=stream
-        )
+    def noise(self, rows, step, stream, *, extra=None):
+        """Noise of the model for some slices, and of `extra` shapes."""
+        shapes = {**self.model.noise_shapes, **(extra or {})}
+        return slice_noise(shapes, seed=self.config.seed, step=step, slices=rows, stream=stream)
 
     def _here(self, images, rows, kl_weight):
         losses = self._losses(images, rows, kl_weight)
@@ -96,12 +96,13 @@ class Updater:
         return {name: strategy.reduce(mean, value, axis=None) for name, value in losses.items()}
 
     def _losses(self, images, rows, kl_weight):
+        training = self.config.training
+        shapes = augmentation.noise_shapes(training, images.shape[1:3])
+        noise = self.noise(rows, self.step, "training", extra=shapes)
+        images, shown, noise = augmentation.augment(images, noise, training)
+        options = {"shown": shown} if training.coarse_noise else {}
         return self.model.update(
-            images,
-            self.noise(rows, self.step, "training"),
-            step=self.step,
-            kl_weight=kl_weight,
-            descend=self.descend,
+            images, noise, step=self.step, kl_weight=kl_weight, descend=self.descend, **options
         )
 
     def descend(self, tape, objectives):
