@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from eval import metrics
-from eval.postprocessing import Postprocessing, anomaly_score
+from eval.postprocessing import Postprocessing
 from eval.scores import AVERAGES, Cohort
 from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing, written_whole
 
@@ -62,12 +62,11 @@ def compare(cohorts, variants, *, progress=True):
         )
         for subject in subjects:
             inside, truth = subject.mask, subject.truth[subject.mask]
-            images = (subject.observed, subject.restored, inside)
             for name in pooled:
                 score = (
                     subject.score(BASELINE)
                     if name == BASELINE
-                    else anomaly_score(*images, settings=variants[name], healthy=subject.healthy)
+                    else subject.processed(variants[name])
                 )
                 pooled[name].add(score[inside], truth)
                 curve = metrics.Curve.from_scores(score[inside], truth)

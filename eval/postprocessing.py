@@ -3,8 +3,11 @@
     seeds=N      mean of N restorations, each with a noise of its own
     flip         mean with the restoration of the slices mirrored left to right
     normalize    centered and scaled by what healthy brains show at the same place in MNI space
+    relative     divided by what is expected at the place: half of it is what healthy brains show
+                 there, half what this brain shows on the other side
     signed       only what the restoration made darker: lesions that are bright on T2
     median=N     3-D median of N x N x N voxels: takes out specks
+    smooth=N     3-D Gaussian of N mm (standard deviation) within the brain
     erode=N      0 within N voxels of the brain's edge, in the plane of the slice
 
 They are done in this order. The first two make the restored image, the others the score.
@@ -21,6 +24,11 @@ from tf_lesion.files import InputError, written_whole
 VOXEL_CENTER = 0.5  # voxels from its edge
 BLOCK_MM = 4.0  # of the healthy maps: fine enough for a ventricle, coarse enough for few subjects
 SMOOTHING_MM = 6.0  # standard deviation, over anatomies that differ by about as much
+MIDLINE_MM = 98.5  # of the MNI grid, from its left edge
+MIRROR_SMOOTHING_MM = 4.0  # standard deviation: no brain is quite symmetric
+MIRROR_SHARE = 0.5  # the rest is the healthy share
+MIRROR_LEAST = 0.05  # share of brain around a mirrored place below which the healthy maps weigh in
+RELATIVE_FLOOR = 0.03  # normalized intensity, added to what is expected
 SHARED_VARIANCE = 1.0  # share of the whole brain's variance added to the local one
 HEALTHY_FILE = "healthy_residual.npz"  # in the folder of a run
 CHOICE_FILE = "postprocessing.json"  # likewise
@@ -33,16 +41,20 @@ class Postprocessing:
     seeds: int = 1
     flip: bool = False
     normalize: bool = False
+    relative: bool = False
     signed: bool = False
     median: int = 1  # voxels, odd
+    smooth: int = 0  # millimeters
     erode: int = 0  # voxels
 
     def __post_init__(self):
-        for name, least in (("seeds", 1), ("median", 1), ("erode", 0)):
+        for name, least in (("seeds", 1), ("median", 1), ("smooth", 0), ("erode", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"Expected {name} of {least} or more, got {getattr(self, name)}.")
         if self.median % 2 == 0:
             raise InputError(f"Expected an odd median, got {self.median}.")
+        if self.normalize and self.relative:
+            raise InputError("Expected normalize or relative, got both.")
 
     @classmethod
     def parse(cls, text):
@@ -67,37 +79,87 @@ class Postprocessing:
         chosen = {name: value for name, value in asdict(self).items() if value != default[name]}
         return ",".join(n if value is True else f"{n}={value}" for n, value in chosen.items())
 
+    @property
+    def needs_healthy(self):
+        """Whether `HealthyMaps` are needed."""
+        return self.normalize or self.relative
+
+    @property
+    def needs_axes(self):
+        """Whether positions in MNI space are needed."""
+        return self.needs_healthy or self.smooth > 0
+
     def restoration(self, restoration):
         """A `RestorationConfig` that averages as these steps say."""
         return replace(restoration, seeds=self.seeds, flip=self.flip)
 
 
-def anomaly_score(observed, restored, mask, *, settings, healthy=None):
-    """Score [n, H, W] float32 of consecutive axial slices, 0 outside the brain.
+def anomaly_score(observed, restored, mask, *, settings, healthy=None, axes=None):
+    """Score [n, H, W] float32 of axial slices in order, 0 outside the brain.
 
     Args:
         observed, restored: [n, H, W], normalized intensity.
         mask: [n, H, W] bool, brain.
         settings: `Postprocessing`.
-        healthy: `HealthyMaps` at these voxels, [n, H, W]; only for `normalize`.
+        healthy: `HealthyMaps` at these voxels, [n, H, W]; only if the settings need them.
+        axes: positions along x, y and z, mm, as of `axes_mm`; likewise.
 
     Returns:
-        With `normalize` in healthy standard deviations, else normalized intensity.
+        With `normalize` in healthy standard deviations, with `relative` in multiples of what is
+        expected, else normalized intensity.
     """
     change = observed - restored
     if not settings.signed:
         change = np.abs(change)
     if settings.normalize:
         change = healthy.normalize(change, signed=settings.signed)
+    if settings.relative:
+        usual = healthy.change if settings.signed else healthy.size
+        opposite = _other_side(change, mask, usual=usual, axes=axes)
+        expected = MIRROR_SHARE * opposite + (1 - MIRROR_SHARE) * usual
+        change = change / (np.maximum(expected, 0) + RELATIVE_FLOOR)
     score = np.maximum(change, 0) * mask
     if settings.median > 1:
         score = ndimage.median_filter(score, settings.median)
+    if settings.smooth:
+        total, weight = (_blur(part, settings.smooth, axes) for part in (score * mask, mask))
+        score = total / np.maximum(weight, np.finfo(np.float32).tiny)
     inside = mask
     if settings.erode:
         reach = ndimage.generate_binary_structure(3, 1)
         reach[0] = reach[2] = False  # slices may be several millimeters apart
         inside = ndimage.binary_erosion(mask, reach, iterations=settings.erode)
     return (score * inside).astype(np.float32)
+
+
+def _pixel_mm(axes):
+    return abs(axes[0][1] - axes[0][0])
+
+
+def _blur_slices(values, sigma_mm, axes):
+    """Gaussian in the plane of each slice, zeros outside."""
+    sigma = sigma_mm / _pixel_mm(axes)
+    values = np.asarray(values, np.float32)
+    return ndimage.gaussian_filter(values, (0, sigma, sigma), mode="constant")
+
+
+def _blur(values, sigma_mm, axes):
+    """3-D Gaussian; slices may lie anywhere along z, and each counts the same."""
+    z = np.asarray(axes[2], np.float32)
+    weights = np.exp(-0.5 * ((z[:, None] - z) / sigma_mm) ** 2)
+    return np.tensordot(weights, _blur_slices(values, sigma_mm, axes), axes=1)
+
+
+def _other_side(change, mask, *, usual, axes):
+    """Smoothed change at the mirrored place; where there is no brain, `usual`; [n, H, W]."""
+    x = np.asarray(axes[0])
+    places = np.round((2 * MIDLINE_MM - x - x[0]) / (x[1] - x[0])).astype(int)
+    there = (places >= 0) & (places < len(x))
+    mirrored = np.zeros((2, *change.shape), np.float32)
+    for part, values in zip(mirrored, (change * mask, mask), strict=True):
+        part[:, there] = values[:, places[there]]
+    total, weight = (_blur_slices(part, MIRROR_SMOOTHING_MM, axes) for part in mirrored)
+    return (total + MIRROR_LEAST * usual) / (weight + MIRROR_LEAST)
 
 
 def read_choice(loaded):

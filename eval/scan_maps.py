@@ -163,11 +163,12 @@ class ScanRestorer:
         """The post-processed anomaly score [X, Y, Z] on the grid."""
         images = (prepared.image, restored, prepared.mask)
         settings, healthy = self.settings.postprocessing, None
-        if settings.normalize:
-            axes = axes_mm(prepared.grid.shape, prepared.grid.voxel_size)
+        axes = axes_mm(prepared.grid.shape, prepared.grid.voxel_size)
+        if settings.needs_healthy:
             healthy = load_maps(self._loaded.extras / HEALTHY_FILE, axes)
         slices = (np.moveaxis(volume, 2, 0) for volume in images)
-        return np.moveaxis(anomaly_score(*slices, settings=settings, healthy=healthy), 0, 2)
+        score = anomaly_score(*slices, settings=settings, healthy=healthy, axes=axes)
+        return np.moveaxis(score, 0, 2)
 
     def _facts(self, prepared, volumes, slices):
         seen = self._seen(prepared)

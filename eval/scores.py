@@ -46,6 +46,7 @@ class SubjectScores:
         truth: [n, H, W] bool, lesion inside the brain; all false when labels were not asked for.
         postprocessing: what makes `score`, or None.
         healthy: `HealthyMaps` [n, H, W] for it, or None.
+        axes_mm: positions along x, y and z in the MNI grid for it, or None.
     """
 
     subject_id: str
@@ -57,6 +58,7 @@ class SubjectScores:
     truth: np.ndarray
     postprocessing: Postprocessing | None = None
     healthy: HealthyMaps | None = None
+    axes_mm: tuple | None = None
 
     def score(self, name):
         """Anomaly score [n, H, W] float32, 0 outside the brain."""
@@ -71,8 +73,12 @@ class SubjectScores:
         return np.abs(self.observed - self.restored) * self.mask
 
     def _score(self):
+        return self.processed(self.postprocessing)
+
+    def processed(self, settings):
+        """Score [n, H, W] after the steps of a `Postprocessing`."""
         images = (self.observed, self.restored, self.mask)
-        return anomaly_score(*images, settings=self.postprocessing, healthy=self.healthy)
+        return anomaly_score(*images, settings=settings, healthy=self.healthy, axes=self.axes_mm)
 
     def _intensity(self):
         return np.maximum(self.observed, 0) * self.mask
@@ -100,7 +106,7 @@ class Cohort:
         crop: (x0, x1, y0, y1) that the slices were restored with, when not the cache's own.
         step: take the images kept after this many restoration steps, not the last ones.
         postprocessing: `Postprocessing`, for a `score` beside the others.
-        healthy: path of the healthy maps, for its `normalize`.
+        healthy: path of the healthy maps, for its `normalize` or `relative`.
     """
 
     restored: Path
@@ -154,6 +160,7 @@ class Cohort:
             self._check_labels(cache, with_truth)
             for subject, positions in groups:
                 rows = reader.rows[positions]
+                axes = self._axes(cache, rows)
                 images = self._read(reader, positions)
                 mask = cache.mask(rows)[..., 0]
                 yield SubjectScores(
@@ -165,7 +172,8 @@ class Cohort:
                     mask=mask,
                     truth=cache.label(rows)[..., 0] & mask if with_truth else np.zeros_like(mask),
                     postprocessing=self.postprocessing,
-                    healthy=self._healthy_maps(cache, rows),
+                    healthy=self._healthy_maps(axes),
+                    axes_mm=axes,
                 )
 
     def open_cache(self):
@@ -184,12 +192,19 @@ class Cohort:
                     f"asks for {wanted}; restore the slices with the same --postprocess."
                 )
 
-    def _healthy_maps(self, cache, rows):
-        if not self._processed or not self.postprocessing.normalize:
+    def _axes(self, cache, rows):
+        if not self._processed or not self.postprocessing.needs_axes:
+            return None
+        return cache_axes_mm(cache, rows)
+
+    def _healthy_maps(self, axes):
+        if not self._processed or not self.postprocessing.needs_healthy:
             return None
         if self.healthy is None:
-            raise InputError("normalize needs the healthy maps of eval.healthy_residual.")
-        return load_maps(self.healthy, cache_axes_mm(cache, rows))
+            raise InputError(
+                "normalize and relative need the healthy maps of eval.healthy_residual."
+            )
+        return load_maps(self.healthy, axes)
 
     def _read(self, reader, positions):
         if self.step is None:

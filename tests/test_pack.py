@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import make_run
 
+from eval.postprocessing import Postprocessing, read_choice
 from tf_lesion import choices, pack
 from tf_lesion.config import preset
 from tf_lesion.restoration import Restorer, restore
@@ -45,6 +46,12 @@ def test_a_packed_run_restores_as_the_run_with_its_own_lambda(run, tmp_path, cac
     images = [restore(Restorer(loaded.model, wanted), *batch)[0] for loaded in (first, second)]
     np.testing.assert_array_equal(*images)
     np.testing.assert_array_equal(first.reference, second.reference)
+
+
+def test_the_chosen_steps_travel_with_the_prior(run, tmp_path):
+    out = tmp_path / "p"
+    assert pack.main(["--model", str(run), "--out", str(out), "--postprocess", "signed"]) == 0
+    assert read_choice(load(out)) == Postprocessing(signed=True)
 
 
 def test_a_packed_run_has_no_optimizer_and_no_local_path(run, tmp_path):

@@ -14,6 +14,8 @@ from eval import compare_postprocessing, evaluate, healthy_residual, thresholds
 from eval.postprocessing import (
     CHOICE_FILE,
     HEALTHY_FILE,
+    MIDLINE_MM,
+    RELATIVE_FLOOR,
     HealthyMaps,
     HealthyResidual,
     Postprocessing,
@@ -52,7 +54,9 @@ def _volume(*, dark, bright):
 
 def test_steps_are_read_and_written_in_one_notation():
     steps = Postprocessing.parse(STEPS)
-    assert steps == Postprocessing(2, True, True, True, 3, 1)
+    assert steps == Postprocessing(
+        seeds=2, flip=True, normalize=True, signed=True, median=3, erode=1
+    )
     assert str(steps) == STEPS
     assert Postprocessing.parse("") == Postprocessing()
     assert Postprocessing.parse(str(Postprocessing(median=5))) == Postprocessing(median=5)
@@ -67,6 +71,7 @@ def test_steps_are_read_and_written_in_one_notation():
         ("erode=-1", "got 'erode=-1'"),
         ("median=2", "odd median, got 2"),
         ("seeds=0", "seeds of 1 or more"),
+        ("normalize,relative", "normalize or relative"),
     ],
 )
 def test_steps_that_make_no_sense_are_refused(text, message):
@@ -111,6 +116,77 @@ def test_normalize_measures_in_healthy_standard_deviations():
     )
     assert score[2, 11, 11] == pytest.approx((0.3 - 0.1) / 0.05, rel=1e-5)
     assert score[2, 5, 5] == 0
+
+
+def test_smooth_is_a_gaussian_within_the_brain_and_goes_by_position():
+    rng = np.random.default_rng(0)
+    score = rng.random((5, 24, 20)).astype(np.float32)
+    mask = np.ones(score.shape, bool)
+    mask[:, :6] = False
+    z = np.array([0, 2, 4, 6, 30.0])  # the last slice lies apart
+    axes = (np.arange(24) * 2.0, np.arange(20) * 2.0, z)
+    found = anomaly_score(
+        score, np.zeros_like(score), mask, settings=Postprocessing(smooth=4), axes=axes
+    )
+    assert not found[:, :6].any()
+    alone = anomaly_score(
+        score[4:],
+        np.zeros_like(score[4:]),
+        mask[4:],
+        settings=Postprocessing(smooth=4),
+        axes=(*axes[:2], z[4:]),
+    )
+    np.testing.assert_allclose(found[4], alone[0], rtol=1e-5)
+    places = np.stack(np.meshgrid(z, axes[0], axes[1], indexing="ij"), axis=-1)
+    weights = mask * np.exp(-0.5 * ((places - places[1, 12, 10]) ** 2).sum(axis=-1) / 4.0**2)
+    expected = (weights * score).sum() / weights.sum()
+    assert found[1, 12, 10] == pytest.approx(expected, rel=2e-3)
+
+
+def test_smooth_keeps_a_constant_up_to_the_edge_of_the_brain():
+    _, restored, mask = _volume(dark=0, bright=0)
+    axes = axes_mm((20, 20, len(mask)), 1.0)
+    score = anomaly_score(
+        restored + 0.1 * mask, restored, mask, settings=Postprocessing(smooth=3), axes=axes
+    )
+    np.testing.assert_allclose(score, 0.1 * mask, rtol=1e-4)
+
+
+def test_relative_divides_by_what_the_other_side_and_healthy_brains_show():
+    shape = (3, 60, 60)
+    mask = np.ones(shape, bool)
+    x = np.arange(60) + MIDLINE_MM - 30 + 0.5  # the midline lies in the middle
+    change = np.full(shape, 0.1)
+    change[:, 40:] = 0.3  # bright on the right side alone
+    usual = np.full(shape, 0.2)
+    score = anomaly_score(
+        change,
+        np.zeros(shape),
+        mask,
+        settings=Postprocessing(relative=True, signed=True),
+        healthy=HealthyMaps(usual, usual, usual),
+        axes=(x, np.arange(60.0), np.arange(3.0)),
+    )
+    floor = RELATIVE_FLOOR
+    assert score[1, 55, 30] == pytest.approx(0.3 / (0.5 * 0.1 + 0.5 * 0.2 + floor), rel=0.02)
+    assert score[1, 4, 30] == pytest.approx(0.1 / (0.5 * 0.3 + 0.5 * 0.2 + floor), rel=0.02)
+
+
+def test_relative_takes_the_healthy_maps_where_the_other_side_is_missing():
+    shape = (1, 80, 80)
+    mask = np.zeros(shape, bool)
+    mask[:, 60:] = True
+    x = np.arange(80) + MIDLINE_MM - 40 + 0.5
+    usual = np.full(shape, 0.2)
+    score = anomaly_score(
+        np.full(shape, 0.3),
+        np.zeros(shape),
+        mask,
+        settings=Postprocessing(relative=True, signed=True),
+        healthy=HealthyMaps(usual, usual, usual),
+        axes=(x, np.arange(80.0), np.arange(1.0)),
+    )
+    np.testing.assert_allclose(score[mask], 0.3 / (0.2 + RELATIVE_FLOOR), rtol=1e-4)
 
 
 # Healthy maps -----------------------------------------------------------------------------------

@@ -17,11 +17,12 @@ from tf_lesion import choices
 from tf_lesion.config import SOLVERS, commit, write_json
 from tf_lesion.files import HelpFormatter, InputError, command, written_whole
 
-CHOSEN = (choices.FILE_NAME, *choices.THRESHOLD_FILES.values(), "postprocessing.json")
+POSTPROCESSING = "postprocessing.json"
+CHOSEN = (choices.FILE_NAME, *choices.THRESHOLD_FILES.values(), POSTPROCESSING)
 MAPS = ("healthy_residual.npz",)
 
 
-def pack(model_path, out, *, solver=None, align=None, force=False):
+def pack(model_path, out, *, solver=None, align=None, postprocess=None, force=False):
     """Copy what restoring needs of a run into the folder `out`; returns its size in bytes.
 
     Args:
@@ -29,6 +30,7 @@ def pack(model_path, out, *, solver=None, align=None, force=False):
         out: the folder to make.
         solver: one of `config.SOLVERS`; the preset's by default.
         align: how scans are brought to MNI space; as the training scans by default.
+        postprocess: steps of `eval.postprocessing` for `restore_brats.py --postprocess auto`.
         force: overwrite.
 
     Raises:
@@ -64,6 +66,9 @@ def pack(model_path, out, *, solver=None, align=None, force=False):
             if (source.folder / name).exists():
                 chosen = json.loads((source.folder / name).read_text())
                 write_json(folder / name, _without_paths(chosen))
+        if postprocess is not None:
+            chosen = {"model_identity": loaded.identity, "steps": postprocess}
+            write_json(folder / POSTPROCESSING, chosen)
         for name in MAPS:
             if (source.folder / name).exists():
                 shutil.copy(source.folder / name, folder / name)
@@ -93,6 +98,7 @@ def parser():
         choices=["rigid", "center", "none"],
         help="of scans to MNI space; default: as the training scans",
     )
+    add("--postprocess", help="steps for restore_brats.py --postprocess auto; default: the run's")
     add("--force", action="store_true", help="overwrite --out")
     return arguments
 
@@ -106,6 +112,7 @@ def main(argv=None):
         options.out,
         solver=options.solver,
         align=options.align,
+        postprocess=options.postprocess,
         force=options.force,
     )
     print(f"Packed {options.model}: {options.out}, {size / 1e6:.1f} MB")
