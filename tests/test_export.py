@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -391,6 +392,25 @@ def test_a_failed_export_leaves_nothing(loaded, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="no space"):
         export.export(loaded, tmp_path / "out", restoration=loaded.config.restoration)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("tv_weight", "used"), [(None, True), (LAMBDA + 1, False)])
+def test_thresholds_of_the_run_itself_are_taken_where_they_hold(
+    run, loaded, tmp_path, tv_weight, used
+):
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    settings = loaded.config.restoration
+    restoration = {
+        "tv_weight": tv_weight or settings.tv_weight,
+        "steps": settings.steps,
+        "solver": settings.solver,
+        "precision": "float32",
+    }
+    _write_thresholds(own / "thresholds.json", model_id=loaded.identity, restoration=restoration)
+    assert _export(own, tmp_path / "saved") == 0
+    model = json.loads((tmp_path / "saved" / "assets" / "model.json").read_text())
+    assert bool(model["detect"]["thresholds"]) == used
 
 
 @pytest.mark.parametrize(

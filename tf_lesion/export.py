@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tf_lesion import __version__
 from tf_lesion.choices import FILE_NAME as LAMBDA
-from tf_lesion.choices import read_thresholds, restoration_of
+from tf_lesion.choices import THRESHOLD_FILES, read_thresholds, restoration_of
 from tf_lesion.config import SOLVERS, commit
 from tf_lesion.files import (
     HelpFormatter,
@@ -53,7 +53,12 @@ def parse(argv):
     add = parser.add_argument
     add("--model", required=True, help="run of train_gmvae.py, or folder of a TF1 checkpoint")
     add("--out", required=True, type=Path, help="folder of the SavedModel")
-    add("--thresholds", type=Path, help="JSON of eval.thresholds: `detect` gives lesion maps")
+    add(
+        "--thresholds",
+        type=Path,
+        help="JSON of eval.thresholds: `detect` gives lesion maps; default: the run's own "
+        "thresholds.json, if it has one",
+    )
     add(
         "--tv-weight",
         help="lambda of `detect`, per unit intensity, or auto: that of eval.select_lambda; "
@@ -282,6 +287,19 @@ def expected_outputs(loaded, inputs, *, restoration, thresholds=None):
 # The command ------------------------------------------------------------------------------------
 
 
+def own_thresholds(loaded):
+    """Path of the thresholds in the run's own folder, if they hold for its own restoration."""
+    path = loaded.extras / THRESHOLD_FILES["residual"]
+    if not path.exists():
+        return None
+    _, healthy = read_thresholds(loaded, path)
+    same = all(
+        healthy.get(name) == getattr(loaded.config.restoration, name)
+        for name in ("tv_weight", "solver", "steps")
+    )
+    return path if same else None
+
+
 def resolve(loaded, options):
     """(`RestorationConfig`, thresholds or None) of the command line.
 
@@ -289,6 +307,8 @@ def resolve(loaded, options):
         InputError: if lambda or steps are not those that the thresholds were made with.
     """
     given = {name: getattr(options, name) for name in ("tv_weight", "steps", "solver")}
+    if options.thresholds is None and not any(given.values()):
+        options.thresholds = own_thresholds(loaded)
     if options.thresholds is None:
         return restoration_of(loaded, **given), None
     thresholds, healthy = read_thresholds(loaded, options.thresholds)
