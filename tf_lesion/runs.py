@@ -20,7 +20,7 @@ from tf_lesion.files import InputError
 from tf_lesion.methods import make_model
 
 IDENTITY_DIGITS = 12
-PRETRAINED = {"pretrained": "gmvae"}  # name -> folder in the package
+PRETRAINED = {"pretrained": "gmvae", "pretrained-vae": "vae"}  # name -> folder in the package
 
 
 @dataclass(frozen=True)
