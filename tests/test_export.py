@@ -413,6 +413,14 @@ def test_thresholds_of_the_run_itself_are_taken_where_they_hold(
     assert bool(model["detect"]["thresholds"]) == used
 
 
+def test_thresholds_in_the_run_of_other_weights_are_left_out(run, tmp_path, capsys):
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    _write_thresholds(own / "thresholds.json", model_id="other")
+    assert _export(own, tmp_path / "saved") == 0
+    assert "No lesion maps: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [

@@ -292,7 +292,11 @@ def own_thresholds(loaded):
     path = loaded.extras / THRESHOLD_FILES["residual"]
     if not path.exists():
         return None
-    _, healthy = read_thresholds(loaded, path)
+    try:
+        _, healthy = read_thresholds(loaded, path)
+    except InputError as error:
+        print(f"No lesion maps: {error}", file=sys.stderr)
+        return None
     same = all(
         healthy.get(name) == getattr(loaded.config.restoration, name)
         for name in ("tv_weight", "solver", "steps")
