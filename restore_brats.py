@@ -22,8 +22,9 @@ import shlex
 import sys
 from pathlib import Path
 
+from tf_lesion.cli.command import HelpFormatter, command
 from tf_lesion.config import SOLVERS
-from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing
+from tf_lesion.files import InputError, refuse_existing
 
 PATTERNS = ("", "mask_", "seg_")
 AUTO = "auto"
@@ -121,7 +122,7 @@ def restoration_config(loaded, options):
 
 def postprocessing(loaded, options):
     """The `Postprocessing` of --postprocess; no step without."""
-    from eval.postprocessing import Postprocessing, read_choice
+    from tf_lesion.detection.postprocessing import Postprocessing, read_choice
 
     if options.postprocess == AUTO:
         return read_choice(loaded)
@@ -185,8 +186,8 @@ def restore_from_cache(loaded, options):
 
 def restore_scans(loaded, options, *, typed):
     """Restore a scan, or those of a folder; returns the exit status."""
-    from eval import scan_files
-    from eval.scan_maps import MapSettings, ScanRestorer
+    from tf_lesion.detection import files as scan_files
+    from tf_lesion.detection.maps import MapSettings, ScanRestorer
 
     restoration = restoration_config(loaded, options)
     restorer = ScanRestorer(
@@ -237,13 +238,13 @@ def main(argv=None):
     options = parse(argv)
     check_options(options)
     if options.merge:
-        from tf_lesion.restored import merge_shards
+        from tf_lesion.caches.restored import merge_shards
 
         print(f"Merged {merge_shards(options.out, force=options.force)} slices: {options.out}")
         return 0
     if options.cache and not options.shard:
         refuse_existing(options.out, force=options.force)
-    from tf_lesion.runs import load
+    from tf_lesion.training.runs import load
 
     loaded = load(options.model, precision=options.precision)
     if options.cache:

@@ -11,7 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing
+from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.files import InputError, refuse_existing
 
 
 def parse(argv):
@@ -124,10 +125,10 @@ def resumed(options, run):
 def main(argv=None):
     """Run the command line; returns the exit status."""
     options = parse(argv)
-    from tf_lesion.distribution import make_placement
-    from tf_lesion.runs import Run
-    from tf_lesion.slices import SliceCache
-    from tf_lesion.training import NonFiniteLossError, Trainer, WorkerLostError
+    from tf_lesion.caches.slices import SliceCache
+    from tf_lesion.training.distribution import make_placement
+    from tf_lesion.training.runs import Run
+    from tf_lesion.training.trainer import NonFiniteLossError, Trainer, WorkerLostError
 
     placement = make_placement(options.distribute)
     run = Run(Path(options.out))

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from eval.benchmark_metrics import VOXELS
 from tf_lesion import __version__
-from tf_lesion.files import HelpFormatter, InputError, command, written_whole
+from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.files import InputError, written_whole
 
 KINDS = ("metrics", "restore", "solver", "train", "cache", "preprocess")
 SHAPE = (158, 198)

@@ -7,10 +7,10 @@ import numpy as np
 
 from eval.benchmark_models import made_up_slices
 from eval.benchmark_timing import as_rows, interleaved
+from tf_lesion.caches.slices import RELEASED_CROP, RELEASED_SLICE_SHAPE, CacheWriter, SliceCache
 from tf_lesion.config import preset
-from tf_lesion.distribution import make_placement
-from tf_lesion.slices import RELEASED_CROP, RELEASED_SLICE_SHAPE, CacheWriter, SliceCache
-from tf_lesion.training import batch_rows, batches
+from tf_lesion.training.distribution import make_placement
+from tf_lesion.training.trainer import batch_rows, batches
 
 CACHE_SLICES = 400
 BATCHES_TIMED = 50
@@ -60,7 +60,8 @@ def _read(cache, *, batch_size, rounds):
 
 def benchmark_preprocess(*, jobs, rounds):
     """Seconds per scan; returns a JSON-serialisable dict with `passed`."""
-    from preprocessing import camcan, phantom
+    from preprocessing import camcan
+    from preprocessing.phantom import __main__ as phantom
 
     with tempfile.TemporaryDirectory() as folder:
         scans, cache = Path(folder) / "scans", Path(folder) / "cache.h5"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from eval.metrics import ThresholdCounter, released_thresholds
+from tf_lesion.evaluation.metrics import ThresholdCounter, released_thresholds
 
 VOXELS = 50_000_000
 CHUNK = 1 << 22

@@ -10,12 +10,12 @@ import tensorflow as tf
 
 from eval.benchmark_timing import as_rows, graph_gflop, interleaved, matrix_peak
 from tf_lesion.config import preset
-from tf_lesion.distribution import make_placement
 from tf_lesion.methods import make_model
 from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
 from tf_lesion.restoration import Restorer
-from tf_lesion.update import Updater
+from tf_lesion.training.distribution import make_placement
+from tf_lesion.training.update import Updater
 
 STEPS_TIMED = 4
 STEPS_COMPARED = 20  # later, the sign of TV parts any two correct runs

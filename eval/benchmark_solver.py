@@ -6,13 +6,13 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from eval import metrics
 from eval.sweep import check_size
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import SOLVERS
+from tf_lesion.evaluation import metrics
 from tf_lesion.noise import slice_noise
 from tf_lesion.restoration import Restorer, chosen_rows, map_objective, restore
-from tf_lesion.runs import load
-from tf_lesion.slices import SliceCache
+from tf_lesion.training.runs import load
 
 DRAWS = 8  # of the noise, for the objective of an image; the same for all images
 KEPT = 5  # points of each curve

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from eval import metrics
-from eval.postprocessing import Postprocessing
-from eval.scores import AVERAGES, Cohort
-from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing, written_whole
+from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.detection.postprocessing import Postprocessing
+from tf_lesion.evaluation import metrics
+from tf_lesion.evaluation.scores import AVERAGES, Cohort
+from tf_lesion.files import InputError, refuse_existing, written_whole
 
 BASELINE = "equalized"
 MEASURES = ("pooled_auc", "pooled_auprc", "mean_subject_auc", "mean_subject_auprc")

@@ -21,12 +21,12 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from eval import metrics
-from eval.scores import Cohort, read_counts
 from tf_lesion import __version__
-from tf_lesion.config import write_json
-from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing
-from tf_lesion.restored import RestoredReader
+from tf_lesion.caches.restored import RestoredReader
+from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.evaluation import metrics
+from tf_lesion.evaluation.scores import Cohort, read_counts
+from tf_lesion.files import InputError, refuse_existing, write_json
 
 RELEASED_BATCH = 60  # slices
 RESTORED = "restored_images.hdf5"

@@ -24,7 +24,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lesion import objective, tf1
-from tf_lesion.files import HelpFormatter, InputError, command
+from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.files import InputError
 from tf_lesion.models import elbo
 from tf_lesion.restoration import elbo_gradient, map_gradient, restoration_step
 

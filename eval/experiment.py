@@ -9,12 +9,12 @@ from pathlib import Path
 
 import yaml
 
-from eval.scores import Cohort, read_counts
 from eval.sweep import parse_grid
 from tf_lesion import config as configuration
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.evaluation.scores import Cohort, read_counts
 from tf_lesion.files import InputError
 from tf_lesion.methods import METHODS
-from tf_lesion.slices import SliceCache
 
 
 @dataclass(frozen=True)

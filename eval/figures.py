@@ -14,10 +14,10 @@ import math
 
 import numpy as np
 
-from eval import plots
-from eval.measurement import YOUDEN
 from eval.runner import parser, prepare, stoppable
-from tf_lesion.files import command
+from tf_lesion.cli.command import command
+from tf_lesion.evaluation import plots
+from tf_lesion.evaluation.measurement import YOUDEN
 
 CASES = {"fig1": "dsc5", "fig4": "dsc1", "fig5": "dsc10", "fig6": YOUDEN}
 BASELINE = ("equalized", "histogram-equalized intensity")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tf_lesion.caches.restored import RestoredReader
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.files import InputError
-from tf_lesion.restored import RestoredReader
-from tf_lesion.slices import SliceCache
 
 COMPARED = (
     *("model_identity", "precision", "seed", "steps", "step_sizes", "gradient_clip"),

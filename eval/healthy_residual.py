@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from eval.postprocessing import HEALTHY_FILE, HealthyResidual, save_maps
-from eval.scores import Cohort, cache_axes_mm
 from eval.thresholds import model_id
-from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing
+from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.detection.postprocessing import HEALTHY_FILE, HealthyResidual, save_maps
+from tf_lesion.evaluation.scores import Cohort, cache_axes_mm
+from tf_lesion.files import InputError, refuse_existing
 
 
 def healthy_maps(cohort, *, progress=True):
@@ -62,7 +63,7 @@ def main(argv=None):
     options = parser().parse_args(argv)
     out = options.out or Path(options.model) / HEALTHY_FILE
     refuse_existing(out, force=options.force)
-    from tf_lesion.runs import load
+    from tf_lesion.training.runs import load
 
     identity, cohort = load(options.model).identity, Cohort(options.restored, options.cache)
     if model_id(cohort.settings) != identity:

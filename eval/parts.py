@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tf_lesion import __version__
-from tf_lesion.config import write_json
+from tf_lesion.files import write_json
 
 KEY_DIGITS = 10
 DONE = "done.json"

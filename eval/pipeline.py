@@ -15,18 +15,18 @@ import numpy as np
 from tqdm import tqdm
 
 from eval import select_lambda, sweep
-from eval.evaluate import evaluate, write_results
 from eval.experiment import Sizes
 from eval.healthy import restored_healthy
 from eval.parts import NO_WORK, Part, Work, fingerprint
 from eval.thresholds import find_thresholds, load_thresholds, model_id
-from tf_lesion import runs, tf1
-from tf_lesion.config import write_json
-from tf_lesion.files import InputError
+from tf_lesion import tf1
+from tf_lesion.caches.restored import RestoredReader
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.evaluation.evaluate import evaluate, write_results
+from tf_lesion.files import InputError, write_json
 from tf_lesion.restoration import Restorer, restore_to_file
-from tf_lesion.restored import RestoredReader
-from tf_lesion.slices import SliceCache
-from tf_lesion.training import NonFiniteLossError, Trainer
+from tf_lesion.training import runs
+from tf_lesion.training.trainer import NonFiniteLossError, Trainer
 
 RESTORED_HEALTHY = "healthy.h5"
 THRESHOLDS = "thresholds.json"

@@ -10,8 +10,9 @@ from pathlib import Path
 from eval.experiment import read_experiment
 from eval.parts import plan
 from tf_lesion import __version__
-from tf_lesion.config import commit, write_json
-from tf_lesion.files import HelpFormatter, InputError
+from tf_lesion.cli.command import HelpFormatter
+from tf_lesion.files import InputError, write_json
+from tf_lesion.provenance import commit
 
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 SIGNALED = 128  # plus the signal's number

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from eval.scores import read_counts
 from eval.sweep import Kept, check_size, parse_grid, restored_batches
 from tf_lesion import __version__
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.choices import FILE_NAME, restoration_of
-from tf_lesion.config import commit, write_json
-from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing
-from tf_lesion.slices import SliceCache
+from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.evaluation.scores import read_counts
+from tf_lesion.files import InputError, refuse_existing, write_json
+from tf_lesion.provenance import commit
 
 RELEASED_GRID = "0:4:0.2"  # 0, 0.2 ... 3.8
 HINT = "give the same options to go on, or --force to start over"
@@ -197,7 +198,7 @@ def main(argv=None):
     check_counts(batch_size=options.batch_size, max_slices=options.max_slices)
     grid = parse_grid(options.grid)
     counts = read_counts(options.subjects) if options.subjects else None
-    from tf_lesion.runs import load
+    from tf_lesion.training.runs import load
 
     loaded = load(options.model, precision=options.precision)
     partial = out.with_name(out.stem + ".partial.json")

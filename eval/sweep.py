@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from eval import metrics
-from tf_lesion.config import write_json
-from tf_lesion.files import InputError
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.evaluation import metrics
+from tf_lesion.files import InputError, write_json
 from tf_lesion.restoration import chosen_rows, restore
-from tf_lesion.slices import SliceCache
 
 GRID_SLACK = 1e-9  # of a step: rounding must not add a point at the end of the grid
 GRID_DIGITS = 10  # 0.2 * 9 is 1.8, not 1.8000000000000003

@@ -10,9 +10,10 @@ import csv
 import math
 
 from eval import figures, paper
-from eval.measurement import YOUDEN
 from eval.runner import parser, prepare, stoppable
-from tf_lesion.files import command, written_whole
+from tf_lesion.cli.command import command
+from tf_lesion.evaluation.measurement import YOUDEN
+from tf_lesion.files import written_whole
 from tf_lesion.methods import METHODS
 
 OURS = "this experiment"

@@ -22,12 +22,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from eval.metrics import rounded_down
-from eval.postprocessing import HEALTHY_FILE, Postprocessing
-from eval.scores import Cohort, read_counts
 from tf_lesion import __version__
+from tf_lesion.cli.command import HelpFormatter, command
 from tf_lesion.config import SOLVERS
-from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing, written_whole
+from tf_lesion.detection.postprocessing import HEALTHY_FILE, Postprocessing
+from tf_lesion.evaluation.metrics import rounded_down
+from tf_lesion.evaluation.scores import Cohort, read_counts
+from tf_lesion.files import InputError, refuse_existing, written_whole
 
 TARGETS = (0.01, 0.05, 0.10)  # the paper's limits on the false positive rate: DSC1, DSC5, DSC10
 METHODS = ("exact", "golden")
@@ -366,7 +367,7 @@ def _restored(options, steps):
         return options.restored
     from eval.healthy import restored_healthy
     from eval.select_lambda import check_counts, restoration_of
-    from tf_lesion.runs import load
+    from tf_lesion.training.runs import load
 
     names = ("seed", "batch_size", "max_slices", "crop", "force")
     given = {name: getattr(options, name) for name in names}

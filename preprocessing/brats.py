@@ -4,14 +4,14 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from preprocessing import cohort, discovery
-from tf_lesion.files import HelpFormatter, InputError, command
-from tf_lesion.slices import CacheWriter, SliceCache
+from preprocessing import cohort
+from tf_lesion.caches.slices import CacheWriter, SliceCache
+from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.files import InputError
+from tf_lesion.scans import discovery
+from tf_lesion.scans.discovery import ENDINGS, SUFFIXES, segmentation_beside
 
 GRADES = ("LGG", "HGG")  # in the order of the paper's evaluation
-# T2 suffix -> segmentation suffix: BRATS 2017 to 2021, BraTS 2023.
-SUFFIXES = {"_t2": "_seg", "-t2w": "-seg"}
-ENDINGS = (".nii.gz", ".nii")
 EXAMPLE = """example:
   python -m preprocessing.brats --input BRATS2017 --out lgg.h5 --reference healthy.h5 --grade LGG
   python -m preprocessing.brats --input ms --out ms.h5 --reference healthy.h5 \\
@@ -86,18 +86,6 @@ def _grade(scan, folder):
 def _rank(row):
     grade, name, _ = row
     return (GRADES.index(grade) if grade else len(GRADES), name)
-
-
-def segmentation_beside(scan):
-    """The segmentation named after a scan (CASE_t2: CASE_seg), or None."""
-    for suffix, seg_suffix in SUFFIXES.items():
-        case = scan.name.removesuffix(".gz").removesuffix(".nii")
-        if case.endswith(suffix):
-            for ending in ENDINGS:
-                path = scan.with_name(case.removesuffix(suffix) + seg_suffix + ending)
-                if path.is_file():
-                    return path
-    return None
 
 
 def read_reference(path):

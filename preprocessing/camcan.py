@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing import cohort, discovery
-from tf_lesion.files import HelpFormatter, InputError, command
-from tf_lesion.slices import CacheWriter
+from preprocessing import cohort
+from tf_lesion.caches.slices import CacheWriter
+from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.files import InputError
+from tf_lesion.scans import discovery
 
 PATTERN = "sub-*/anat/*_T2w.nii*"
 TEST_SHARE = 0.08  # 52 of 652, as in the paper

@@ -21,13 +21,13 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from preprocessing.alignment import ALIGN_MODES
-from preprocessing.brain_mask import MASK_MODES
-from preprocessing.discovery import Subject
-from preprocessing.intensity import brain_quantiles, match_to_reference
-from preprocessing.scan import ScanSettings, prepare_scan
 from tf_lesion import __version__
 from tf_lesion.files import InputError, refuse_existing, require_space, written_whole
+from tf_lesion.scans.alignment import ALIGN_MODES
+from tf_lesion.scans.brain_mask import MASK_MODES
+from tf_lesion.scans.discovery import Subject
+from tf_lesion.scans.intensity import brain_quantiles, match_to_reference
+from tf_lesion.scans.prepare import ScanSettings, prepare_scan
 
 OK, SOME_FAILED = 0, 1  # exit status
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)

@@ -22,10 +22,11 @@ from nilearn import datasets
 from scipy import ndimage
 from tqdm import tqdm
 
-from preprocessing.alignment import atlas_mask_on, to_grid
-from preprocessing.volumes import MniGrid
-from tf_lesion.files import HelpFormatter, InputError, command, refuse_existing, written_whole
-from tf_lesion.slices import SliceCache
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.files import InputError, refuse_existing, written_whole
+from tf_lesion.scans.alignment import atlas_mask_on, to_grid
+from tf_lesion.scans.volumes import MniGrid
 
 SURE_WHITE, SURE_GRAY, SURE_CSF = 0.95, 0.85, 0.7  # shares of the ICBM152 maps
 DEEP_MM = 2.0  # from the edge of sure white matter to deep white matter

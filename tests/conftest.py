@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import pytest
 
+from tf_lesion.caches.slices import CacheWriter
 from tf_lesion.config import preset
-from tf_lesion.slices import CacheWriter
 
 GOLDEN = Path(__file__).parent / "golden"
 HEIGHT, WIDTH = 38, 42  # the smallest comfortable slices
@@ -102,9 +102,9 @@ def float64_policy():
 
 def make_run(folder, cache, model="gmvae", *, steps=12, restoration_steps=6, network=None):
     """A run of a few training steps on a cache, that restores in a few steps."""
-    from tf_lesion.runs import Run
-    from tf_lesion.slices import SliceCache
-    from tf_lesion.training import Trainer
+    from tf_lesion.caches.slices import SliceCache
+    from tf_lesion.training.runs import Run
+    from tf_lesion.training.trainer import Trainer
 
     config = small_config(
         model,

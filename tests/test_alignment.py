@@ -5,9 +5,9 @@ import pytest
 import tiny_scans
 from scipy import ndimage
 
-from preprocessing import alignment, brain_mask, itk
-from preprocessing.volumes import MniGrid, load_scan
 from tf_lesion.files import InputError
+from tf_lesion.scans import alignment, brain_mask, itk
+from tf_lesion.scans.volumes import MniGrid, load_scan
 
 GRID = MniGrid(tiny_scans.VOXEL_MM)
 # Points at the brain's surface and center, mm.

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tf_lesion.augmentation import augment, noise_shapes
 from tf_lesion.config import TrainingConfig, preset
 from tf_lesion.noise import slice_noise
-from tf_lesion.update import Updater
+from tf_lesion.training.update import Updater
 
 SIZE = (158, 198)
 SLICES = 12
@@ -101,6 +101,6 @@ def test_clusters_start_apart():
 
 
 def _one_device():
-    from tf_lesion.distribution import make_placement
+    from tf_lesion.training.distribution import make_placement
 
     return make_placement()

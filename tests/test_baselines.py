@@ -14,14 +14,14 @@ import restore_brats
 import train_gmvae
 from eval import select_lambda, thresholds
 from tf_lesion.baselines.adversarial import gradient_penalty, uniform
+from tf_lesion.caches.restored import RestoredReader
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import preset
 from tf_lesion.methods import METHODS, make_model
 from tf_lesion.noise import slice_noise
 from tf_lesion.restoration import Restorer, restore
-from tf_lesion.restored import RestoredReader
-from tf_lesion.runs import LoadedModel, Run, load
-from tf_lesion.slices import SliceCache
-from tf_lesion.training import Trainer
+from tf_lesion.training.runs import LoadedModel, Run, load
+from tf_lesion.training.trainer import Trainer
 
 BASELINES = ("vae-256", "vae-128", "aae-128", "anogan")
 ADVERSARIAL = ("aae-128", "anogan")

@@ -6,11 +6,11 @@ from conftest import write_cache
 from matplotlib import image as pictures
 
 from preprocessing import cohort_figure
-from preprocessing.alignment import atlas_mask_on
 from preprocessing.cohort_figure import Regions
-from preprocessing.volumes import MniGrid
+from tf_lesion.caches.slices import CacheWriter
 from tf_lesion.files import InputError
-from tf_lesion.slices import CacheWriter
+from tf_lesion.scans.alignment import atlas_mask_on
+from tf_lesion.scans.volumes import MniGrid
 
 GRID = MniGrid(4.0)
 HEIGHTS = np.arange(9, 31)  # of the cerebrum, by index

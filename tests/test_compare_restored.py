@@ -9,10 +9,10 @@ from conftest import phantom_slices
 
 from eval import compare_tf1
 from eval.compare_restored import ReleasedSlices
-from eval.metrics import count_at, released_thresholds
+from tf_lesion.caches.restored import RestoredWriter
+from tf_lesion.caches.slices import CacheWriter, SliceCache
+from tf_lesion.evaluation.metrics import count_at, released_thresholds
 from tf_lesion.files import InputError
-from tf_lesion.restored import RestoredWriter
-from tf_lesion.slices import CacheWriter, SliceCache
 
 COUNT, BATCH = 12, 5
 SHAPE = (38, 42)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import train_gmvae
-from tf_lesion import distribution
-from tf_lesion.distribution import make_placement
+from tf_lesion.training import distribution
+from tf_lesion.training.distribution import make_placement
 
 ROOT = Path(__file__).parents[1]
 WORKERS = 2
@@ -139,10 +139,10 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from conftest import small_config
-from tf_lesion.distribution import Placement, make_placement
+from tf_lesion.training.distribution import Placement, make_placement
 from tf_lesion.files import InputError
-from tf_lesion.slices import SliceCache
-from tf_lesion.update import Updater
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.training.update import Updater
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 config = small_config(training={{"batch_size": 4, "learning_rate": 1e-3}})
 config = config.replace(training={{"gradient_norm_limit": 5e3}})

@@ -9,12 +9,12 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eval import evaluate, metrics, plots
-from eval.evaluate import main
-from eval.scores import Cohort
 from eval.thresholds import Threshold, Thresholds
+from tf_lesion.caches.slices import CacheWriter
+from tf_lesion.evaluation import evaluate, metrics, plots
+from tf_lesion.evaluation.evaluate import main
+from tf_lesion.evaluation.scores import Cohort
 from tf_lesion.files import InputError
-from tf_lesion.slices import CacheWriter
 
 SHAPE = (38, 42)
 SLICES = 4

@@ -13,17 +13,18 @@ import tensorflow as tf
 from conftest import HEIGHT, WIDTH, phantom_slices, small_config
 
 import restore_brats
-from preprocessing import intensity as with_numpy
-from tf_lesion import export, exported, runs
-from tf_lesion import intensity as in_graph
+from tf_lesion.caches.restored import RestoredReader
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import preset
-from tf_lesion.exported import read_assets
 from tf_lesion.files import InputError
 from tf_lesion.restoration import Restorer, detect, restore, step_size_at
-from tf_lesion.restored import RestoredReader
-from tf_lesion.signatures import signatures
-from tf_lesion.slices import SliceCache
-from tf_lesion.training import Trainer
+from tf_lesion.saved_model import export, exported
+from tf_lesion.saved_model import intensity as in_graph
+from tf_lesion.saved_model.exported import read_assets
+from tf_lesion.saved_model.signatures import signatures
+from tf_lesion.scans import intensity as with_numpy
+from tf_lesion.training import runs
+from tf_lesion.training.trainer import Trainer
 
 STEPS = 20
 LAMBDA = 1.3

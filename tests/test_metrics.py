@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eval import benchmark, benchmark_metrics, metrics
-from eval.lesions import lesion_counts, stack_volume
-from eval.metrics import FN, FP, TN, TP, Curve, PooledScores, ThresholdCounter, count_at
+from eval import benchmark, benchmark_metrics
+from tf_lesion.detection.lesions import lesion_counts, stack_volume
+from tf_lesion.evaluation import metrics
+from tf_lesion.evaluation.metrics import (
+    FN,
+    FP,
+    TN,
+    TP,
+    Curve,
+    PooledScores,
+    ThresholdCounter,
+    count_at,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 SAME = 1e-9  # golden numbers

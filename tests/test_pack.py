@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from conftest import make_run
 
-from eval.postprocessing import Postprocessing, read_choice
 from tf_lesion import choices, pack
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import preset
+from tf_lesion.detection.postprocessing import Postprocessing, read_choice
 from tf_lesion.restoration import Restorer, restore
-from tf_lesion.runs import PRETRAINED, load
-from tf_lesion.slices import SliceCache
+from tf_lesion.training.runs import PRETRAINED, load
 
 LAMBDA = 0.7
 

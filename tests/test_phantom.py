@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from preprocessing import anatomy_sources, fields, lesions, phantom, tissues
-from preprocessing.phantom_subject import (
+from preprocessing.phantom import __main__ as phantom
+from preprocessing.phantom import fields, tissues
+from preprocessing.phantom import sources as anatomy_sources
+from preprocessing.phantom import tumors as lesions
+from preprocessing.phantom.subject import (
     HEALTHY,
     PATIENT,
     Grid,

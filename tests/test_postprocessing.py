@@ -10,8 +10,13 @@ import pytest
 from conftest import make_run
 
 import restore_brats
-from eval import compare_postprocessing, evaluate, healthy_residual, thresholds
-from eval.postprocessing import (
+from eval import compare_postprocessing, healthy_residual, thresholds
+from preprocessing import brats, camcan
+from preprocessing.phantom.__main__ import subject_files, write_cohort
+from preprocessing.phantom.subject import PATIENT
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.config import RestorationConfig
+from tf_lesion.detection.postprocessing import (
     CHOICE_FILE,
     HEALTHY_FILE,
     MIDLINE_MM,
@@ -25,14 +30,10 @@ from eval.postprocessing import (
     read_choice,
     save_maps,
 )
-from preprocessing import brats, camcan
-from preprocessing.phantom import subject_files, write_cohort
-from preprocessing.phantom_subject import PATIENT
-from tf_lesion.config import RestorationConfig
+from tf_lesion.evaluation import evaluate
 from tf_lesion.files import InputError
 from tf_lesion.restoration import Restorer, restore
-from tf_lesion.runs import load
-from tf_lesion.slices import SliceCache
+from tf_lesion.training.runs import load
 
 VOXEL_MM = 4
 STEPS = "seeds=2,flip,normalize,signed,median=3,erode=1"

@@ -12,12 +12,13 @@ import pytest
 import tiny_scans
 from scipy import ndimage
 
-from preprocessing import brats, camcan, cohort, intensity
-from preprocessing.discovery import find_scans, scan_names, subject_with_files
-from preprocessing.scan import ScanSettings, prepare_scan, save_like, to_scan_grid
-from preprocessing.volumes import MniGrid
+from preprocessing import brats, camcan, cohort
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.files import InputError
-from tf_lesion.slices import SliceCache
+from tf_lesion.scans import intensity
+from tf_lesion.scans.discovery import find_scans, scan_names, subject_with_files
+from tf_lesion.scans.prepare import ScanSettings, prepare_scan, save_like, to_scan_grid
+from tf_lesion.scans.volumes import MniGrid
 
 VOXEL = tiny_scans.VOXEL_MM
 QUICK = ScanSettings(voxel_size=VOXEL, align="none")  # tiny scans are in MNI space

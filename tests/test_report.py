@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tiny_scans
 
-from eval import report
-from eval.report_data import Result
+from tf_lesion.report import report
+from tf_lesion.report.data import Result
 
 LIMIT = 0.15
 AFFINE_ML = (tiny_scans.VOXEL_MM / 10) ** 3

@@ -13,10 +13,10 @@ from conftest import GOLDEN, small_config, write_cache
 
 import restore_brats
 from tf_lesion import restoration
-from tf_lesion.restored import RestoredReader, RestoredWriter
-from tf_lesion.runs import Run
-from tf_lesion.slices import SliceCache
-from tf_lesion.training import Trainer
+from tf_lesion.caches.restored import RestoredReader, RestoredWriter
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.training.runs import Run
+from tf_lesion.training.trainer import Trainer
 
 STEPS = 12
 

@@ -9,11 +9,11 @@ from conftest import small_config
 
 import restore_brats
 from preprocessing import camcan
-from preprocessing.phantom import subject_files, write_cohort
-from preprocessing.phantom_subject import HEALTHY, PATIENT
-from tf_lesion.runs import Run
-from tf_lesion.slices import SliceCache
-from tf_lesion.training import Trainer
+from preprocessing.phantom.__main__ import subject_files, write_cohort
+from preprocessing.phantom.subject import HEALTHY, PATIENT
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.training.runs import Run
+from tf_lesion.training.trainer import Trainer
 
 VOXEL_SIZE = 4  # mm
 

@@ -13,15 +13,15 @@ import tiny_scans
 from scipy import ndimage
 
 import restore_brats
-from eval import scan_files
-from eval.lesions import find_lesions
-from eval.scan_maps import MapSettings, ScanRestorer
 from eval.thresholds import Threshold
-from preprocessing.intensity import histogram_distance
-from preprocessing.scan import ScanSettings, prepare_scan
-from preprocessing.volumes import load_scan
 from tf_lesion import restoration
-from tf_lesion.runs import load
+from tf_lesion.detection import files as scan_files
+from tf_lesion.detection.lesions import find_lesions
+from tf_lesion.detection.maps import MapSettings, ScanRestorer
+from tf_lesion.scans.intensity import histogram_distance
+from tf_lesion.scans.prepare import ScanSettings, prepare_scan
+from tf_lesion.scans.volumes import load_scan
+from tf_lesion.training.runs import load
 
 RATES = (0.05, 0.2)
 TURNS = {

@@ -9,8 +9,9 @@ import pytest
 import tiny_scans
 from matplotlib import pyplot as plt
 
-from eval import report_pictures, score_scans
-from eval.report_data import Result
+from tf_lesion.evaluation import score_scans
+from tf_lesion.report import pictures as report_pictures
+from tf_lesion.report.data import Result
 
 SHAPE = (14, 16, 12)
 AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])

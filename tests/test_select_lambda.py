@@ -10,16 +10,16 @@ from conftest import make_run
 
 import restore_brats
 from eval import select_lambda, sweep, thresholds
-from eval.metrics import Curve, area
 from eval.select_lambda import measure_change
 from eval.sweep import Kept, parse_grid
 from eval.thresholds import load_thresholds, smallest_threshold
+from tf_lesion.caches.restored import RestoredReader
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.choices import read_lambda, restoration_of
+from tf_lesion.evaluation.metrics import Curve, area
 from tf_lesion.files import InputError
 from tf_lesion.restoration import Restorer
-from tf_lesion.restored import RestoredReader
-from tf_lesion.runs import load
-from tf_lesion.slices import SliceCache
+from tf_lesion.training.runs import load
 
 STEPS = 6
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from conftest import phantom_slices, write_cache
 
+from tf_lesion.caches.slices import RELEASED_CROP, CacheWriter, SliceCache
 from tf_lesion.files import InputError
-from tf_lesion.slices import RELEASED_CROP, CacheWriter, SliceCache
 
 
 def _released_file(path, **datasets):

@@ -11,13 +11,13 @@ from scipy.optimize import minimize
 import restore_brats
 from eval import thresholds
 from tf_lesion import restoration, solvers
+from tf_lesion.caches.restored import RestoredReader
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import SOLVERS, RestorationConfig
 from tf_lesion.noise import slice_noise
 from tf_lesion.restoration import Restorer, elbo_gradient, map_gradient, map_objective, restore
-from tf_lesion.restored import RestoredReader
-from tf_lesion.runs import load
-from tf_lesion.slices import SliceCache
 from tf_lesion.solvers import smoothed_residual
+from tf_lesion.training.runs import load
 
 BELOW = 0.02
 

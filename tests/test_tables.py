@@ -11,12 +11,13 @@ import yaml
 from conftest import write_cache
 from matplotlib import pyplot as plt
 
-from eval import evaluate, figures, paper, tables
+from eval import figures, paper, tables
 from eval.experiment import read_experiment
 from eval.parts import Part, Work, measured_rates, plan
 from eval.pipeline import MethodParts
+from tf_lesion.evaluation import evaluate
 from tf_lesion.files import InputError
-from tf_lesion.training import Trainer
+from tf_lesion.training.trainer import Trainer
 
 EXAMPLES = Path(tables.__file__).parent
 FIGURES = ("fig1", "fig2a", "fig2b", "fig2c", "fig3", "fig4", "fig5", "fig6")

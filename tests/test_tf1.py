@@ -12,7 +12,7 @@ from conftest import GOLDEN, golden
 
 from tf_lesion import tf1
 from tf_lesion.files import InputError
-from tf_lesion.runs import load
+from tf_lesion.training.runs import load
 
 ROOT = Path(__file__).parent.parent
 FILES = ["gmvae_k6_forward", "gmvae_k6_restore", "gmvae_k6_train", "vae_forward", "vae_restore"]

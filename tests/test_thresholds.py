@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from eval import thresholds
-from eval.scores import Cohort
 from eval.thresholds import (
     allowed_positives,
     golden_section_threshold,
@@ -16,8 +15,9 @@ from eval.thresholds import (
     smallest_threshold,
     streamed_thresholds,
 )
+from tf_lesion.caches.slices import CacheWriter
+from tf_lesion.evaluation.scores import Cohort
 from tf_lesion.files import InputError
-from tf_lesion.slices import CacheWriter
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 SAME = 1e-9

@@ -16,10 +16,10 @@ from conftest import phantom_slices, small_config, write_cache
 
 import train_gmvae
 from tf_lesion import config as configuration
+from tf_lesion.caches.slices import CacheWriter, SliceCache
 from tf_lesion.files import InputError
-from tf_lesion.runs import Run, load
-from tf_lesion.slices import CacheWriter, SliceCache
-from tf_lesion.training import NonFiniteLossError, Trainer, batch_rows
+from tf_lesion.training.runs import Run, load
+from tf_lesion.training.trainer import NonFiniteLossError, Trainer, batch_rows
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tiny_scans
 
-from preprocessing.volumes import MniGrid, load_labels, load_scan, save_like
+from tf_lesion.caches.slices import RELEASED_CROP, is_legal_size
 from tf_lesion.files import InputError
-from tf_lesion.slices import RELEASED_CROP, is_legal_size
+from tf_lesion.scans.volumes import MniGrid, load_labels, load_scan, save_like
 
 SHAPE = (6, 7, 8)
 AFFINE = np.array([[1.5, 0, 0, -4], [0, 2.0, 0, -5], [0, 0, 2.5, 3], [0, 0, 0, 1.0]])

@@ -8,8 +8,8 @@ from nilearn import datasets
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from preprocessing.alignment import atlas_mask_on, to_grid
-from preprocessing.volumes import MniGrid
+from tf_lesion.scans.alignment import atlas_mask_on, to_grid
+from tf_lesion.scans.volumes import MniGrid
 
 VOXEL_MM = 4.0
 GRAY, WHITE, CSF = 600.0, 350.0, 1000.0  # T2 order, arbitrary units
@@ -77,9 +77,9 @@ def run(folder, *, steps=3, reference=True, align="center"):
 
     from conftest import small_config, write_cache
 
-    from tf_lesion.runs import Run
-    from tf_lesion.slices import SliceCache
-    from tf_lesion.training import Trainer
+    from tf_lesion.caches.slices import SliceCache
+    from tf_lesion.training.runs import Run
+    from tf_lesion.training.trainer import Trainer
 
     grid = MniGrid(VOXEL_MM)
     cache = write_cache(folder / "healthy.h5", shape=grid.slice_shape, crop=grid.crop, train=4)

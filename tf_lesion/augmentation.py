@@ -10,7 +10,7 @@ import math
 
 import tensorflow as tf
 
-from tf_lesion.slices import BRAIN_FLOOR
+from tf_lesion.caches.slices import BRAIN_FLOOR
 
 BRIGHTEST = 1.2  # highest intensity of a slice with noise; that of the brain is 1
 _DRAWS = 4  # per slice: width of the blobs, their strength, where the field begins along x and y

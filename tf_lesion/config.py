@@ -1,14 +1,11 @@
 """Settings as data: frozen dataclasses, four presets, to and from JSON."""
 
 import dataclasses
-import json
-import subprocess
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tf_lesion import __version__
 from tf_lesion.baselines import METHODS
-from tf_lesion.files import InputError, written_whole
+from tf_lesion.files import InputError
 from tf_lesion.objective import RELEASED_KL_C_FLOOR, RELEASED_PRECISION_OFFSET
 
 SQUARE_STEP = 16  # the baselines halve their square four times
@@ -258,24 +255,3 @@ def check(config):
         if not holds:
             raise InputError(f"Expected {expected}.")
     return config
-
-
-def commit():
-    """Commit of the checkout the package runs from, or None outside one."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
-
-
-def write_json(path, values):
-    """Write `values` as indented JSON, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,17 +1,12 @@
-"""What every command shares about files: errors for people, outputs written whole or not at all."""
+"""Files: errors for people, outputs written whole or not at all."""
 
-import argparse
 import contextlib
 import errno
-import functools
+import json
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
-
-EXIT_BAD_INPUT = 2
-HDF5_WRITE_FAILED = "write failed"
 
 
 class InputError(ValueError):
@@ -70,30 +65,7 @@ def written_whole(path, *, force=True):
             temporary.unlink(missing_ok=True)
 
 
-def command(main):
-    """Decorate `main(argv)`: bad input and full disks become one line and exit status 2."""
-
-    @functools.wraps(main)
-    def wrapped(argv=None):
-        try:
-            return main(argv) or 0
-        except (InputError, OSError) as error:
-            message = str(error)
-        except RuntimeError as error:  # how h5py reports a disk that filled up
-            if HDF5_WRITE_FAILED not in str(error):
-                raise
-            message = f"cannot write, is the disk full? ({error})"
-        print(f"error: {message}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-
-    return wrapped
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help that keeps the line breaks of the example and shows the defaults that say something."""
-
-    def _get_help_string(self, action):
-        told = "default" in (action.help or "")
-        if told or action.default is None or action.default is False:
-            return action.help
-        return super()._get_help_string(action)
+def write_json(path, values):
+    """Write `values` as indented JSON, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")

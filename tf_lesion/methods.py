@@ -9,7 +9,7 @@ from typing import ClassVar
 import keras
 import tensorflow as tf
 
-from tf_lesion.slices import check_slice_shape
+from tf_lesion.caches.slices import check_slice_shape
 
 METHODS = {}  # name -> class; complete once `tf_lesion.baselines` is imported
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from tf_lesion import choices
-from tf_lesion.config import SOLVERS, commit, write_json
-from tf_lesion.files import HelpFormatter, InputError, command, written_whole
+from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.config import SOLVERS
+from tf_lesion.files import InputError, write_json, written_whole
+from tf_lesion.provenance import commit
 
 POSTPROCESSING = "postprocessing.json"
 CHOSEN = (choices.FILE_NAME, *choices.THRESHOLD_FILES.values(), POSTPROCESSING)
@@ -39,7 +41,7 @@ def pack(model_path, out, *, solver=None, align=None, postprocess=None, force=Fa
     """
     import tensorflow as tf
 
-    from tf_lesion.runs import Run, load, named_variables
+    from tf_lesion.training.runs import Run, load, named_variables
 
     loaded, source = load(model_path), Run(Path(model_path))
     if not source.config_path.exists():

@@ -13,12 +13,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from tf_lesion.caches.restored import RestoredWriter, shard_path
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.files import InputError
 from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
 from tf_lesion.objective import total_variation, total_variation_gradient
-from tf_lesion.restored import RestoredWriter, shard_path
-from tf_lesion.slices import SliceCache
 from tf_lesion.solvers import HUBER_CLIP, LEAST_WEIGHT, smoothed_residual
 
 VECTOR_LENGTH = 16  # float32 numbers in the widest CPU vector (AVX-512)

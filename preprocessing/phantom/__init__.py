@@ -1,0 +1,1 @@
+"""Synthetic T2-like scans, healthy and with gliomas."""

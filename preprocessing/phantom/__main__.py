@@ -1,0 +1,275 @@
+"""Synthetic cohorts: healthy T2-like brains, and patients with gliomas, in the layouts users have.
+
+Files:
+    OUT/healthy/sub-CC110033/anat/sub-CC110033_T2w.nii.gz   as in Cam-CAN (BIDS)
+    OUT/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz, ..._seg.nii.gz   as in BRATS 2017
+    OUT/test_subjects.txt   the healthy of the anatomies held out, for camcan --test-list
+    OUT/phantom.json   settings, seed, version, and what was drawn for each subject
+
+With --label-maps the subjects take the anatomies in turn. With --held-out N, patients and the
+--test healthy subjects have the last N anatomies (by name) and the other healthy ones the rest.
+
+Subject i of a kind depends only on the seed, the kind, i, the voxel size and the anatomies: not on
+how many others are made, nor by how many processes. The files are the same byte for byte.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+from tqdm import tqdm
+
+from preprocessing.phantom.sources import find_label_maps
+from preprocessing.phantom.subject import (
+    GRADES,
+    HEALTHY,
+    HELD_OUT,
+    PATIENT,
+    default_settings,
+    make_phantom,
+)
+from tf_lesion import __version__
+from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.files import InputError, refuse_existing, written_whole
+
+SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.5, 4.0
+# Cam-CAN numbers; sub-CC110033 is the usual reference of histogram matching.
+FIRST_NUMBER = {HEALTHY: 110033, HELD_OUT: 710033}
+KIND_NAMES = {HEALTHY: "healthy", HELD_OUT: "healthy, held out", PATIENT: "patient"}
+MOST_SUBJECTS = 9000  # of a kind, so that Cam-CAN numbers go on beginning with 11
+GZIP_LEVEL = 5
+MANIFEST, TEST_LIST = "phantom.json", "test_subjects.txt"
+EXAMPLE = """example:
+  python -m preprocessing.phantom --out cohort --healthy 20 --patients 8 --seed 1 --voxel-size 2
+
+Takes about 4 s per subject at 1 mm and 2 s at 2 mm on one core; a file at 1 mm has about 2 MB."""
+
+
+def write_cohort(
+    out,
+    *,
+    healthy,
+    patients,
+    seed,
+    test=0,
+    held_out=0,
+    voxel_size=1.0,
+    label_maps=None,
+    settings=None,
+    jobs=1,
+    force=False,
+    progress=False,
+):
+    """Write a cohort, whole or not at all.
+
+    Args:
+        out: folder to make.
+        healthy, patients: numbers of subjects.
+        seed: whole number, 0 or more.
+        test: number of further healthy subjects, of the anatomies held out.
+        held_out: number of label maps kept for them and the patients; 0 shares all.
+        voxel_size: mm, 0.5 to 4.
+        label_maps: folder of FreeSurfer label maps; None for the ICBM152 anatomy.
+        settings: `PhantomSettings`; None for `default_settings`.
+        jobs: processes.
+        force: replace an existing folder.
+        progress: show a progress bar.
+
+    Returns:
+        The content of phantom.json.
+
+    Raises:
+        FileExistsError: if `out` exists and `force` is false.
+        InputError: for numbers out of range, or label maps that are missing or of another kind.
+    """
+    counts = {HEALTHY: healthy, HELD_OUT: test, PATIENT: patients}
+    _check_numbers(counts, seed=seed, voxel_size=voxel_size, jobs=jobs)
+    refuse_existing(out, force=force)
+    maps = find_label_maps(label_maps) if label_maps else []
+    anatomies = _split_anatomies(maps, held_out, test)
+    settings = settings or default_settings(maps)
+    make = partial(_make, anatomies, seed=seed, voxel_size=voxel_size, settings=settings)
+    tasks = [(kind, number) for kind, count in counts.items() for number in range(count)]
+    with written_whole(out, force=force) as folder:
+        subjects = _run(partial(_write_subject, make, folder), tasks, jobs, progress)
+        manifest = {
+            "tf_lesion_version": __version__,
+            "seed": seed,
+            "voxel_size": voxel_size,
+            "healthy": healthy,
+            "test": test,
+            "patients": patients,
+            "label_maps": [path.name for path in maps],
+            "held_out": [path.name for path in anatomies[PATIENT]] if held_out else [],
+            "settings": asdict(settings),
+            "subjects": subjects,
+        }
+        text = json.dumps(manifest, indent=1) + "\n"
+        (folder / MANIFEST).write_text(text)
+        if test:
+            names = [f"{_camcan_name(HELD_OUT, number)}\n" for number in range(test)]
+            (folder / TEST_LIST).write_text("".join(names))
+    return json.loads(text)
+
+
+def subject_files(kind, number):
+    """Paths of a subject's scan and segmentation (None if healthy), relative to the cohort."""
+    if kind != PATIENT:
+        name = _camcan_name(kind, number)
+        return Path("healthy", name, "anat", f"{name}_T2w.nii.gz"), None
+    name = f"Brats17_PHA_{number}_1"
+    folder = Path("patients", GRADES[number % len(GRADES)], name)
+    return folder / f"{name}_t2.nii.gz", folder / f"{name}_seg.nii.gz"
+
+
+def _camcan_name(kind, number):
+    return f"sub-CC{FIRST_NUMBER[kind] + number}"
+
+
+def _split_anatomies(maps, held_out, test):
+    """The label maps of each kind of subject: {kind: paths}."""
+    if not 0 <= held_out < max(len(maps), 1):
+        raise InputError(
+            f"Expected --held-out of 0 or more and less than the label maps, got {held_out} of "
+            f"{len(maps)}."
+        )
+    if test and not held_out:
+        raise InputError(
+            "Healthy subjects to --test on need anatomies of their own: give --held-out, and "
+            "--label-maps."
+        )
+    kept = len(maps) - held_out
+    apart = maps[kept:] if held_out else maps
+    return {HEALTHY: maps[:kept], HELD_OUT: apart, PATIENT: apart}
+
+
+def _make(anatomies, kind, number, *, seed, voxel_size, settings):
+    """`make_phantom` with the label maps of a kind."""
+    return make_phantom(
+        seed, kind, number, voxel_size=voxel_size, label_maps=anatomies[kind], settings=settings
+    )
+
+
+def _check_numbers(counts, *, seed, voxel_size, jobs):
+    flags = {HEALTHY: "--healthy", HELD_OUT: "--test", PATIENT: "--patients"}
+    for kind, count in counts.items():
+        if not 0 <= count <= MOST_SUBJECTS:
+            raise InputError(f"Expected {flags[kind]} from 0 to {MOST_SUBJECTS}, got {count}.")
+    if not any(counts.values()):
+        raise InputError("Nothing to make: --healthy, --test and --patients are all 0.")
+    if seed < 0:
+        raise InputError(f"Expected --seed of 0 or more, got {seed}.")
+    if not SMALLEST_VOXEL_MM <= voxel_size <= LARGEST_VOXEL_MM or math.isnan(voxel_size):
+        raise InputError(
+            f"Expected --voxel-size from {SMALLEST_VOXEL_MM} to {LARGEST_VOXEL_MM} mm, "
+            f"got {voxel_size}."
+        )
+    if jobs < 1:
+        raise InputError(f"Expected --jobs of 1 or more, got {jobs}.")
+
+
+def _run(work, tasks, jobs, progress):
+    """Results of `work(task)` in order, by `jobs` processes."""
+    jobs = min(jobs, len(tasks))
+    # Spawned, not forked: a fork of a process that runs TensorFlow's threads can hang.
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=spawn) if jobs > 1 else nullcontext()
+    with pool:
+        results = pool.map(work, tasks) if jobs > 1 else map(work, tasks)
+        bar = tqdm(results, total=len(tasks), desc="phantom", unit="scan", disable=not progress)
+        try:
+            return list(bar)
+        except BaseException:
+            if jobs > 1:
+                pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _write_subject(make, folder, task):
+    """Make and write one subject; returns its entry of phantom.json."""
+    kind, number = task
+    phantom = make(kind, number)
+    scan, segmentation = subject_files(kind, number)
+    _write_nifti(folder / scan, phantom.image, phantom.affine)
+    entry = {"kind": KIND_NAMES[kind], "scan": scan.as_posix()}
+    if segmentation:
+        _write_nifti(folder / segmentation, phantom.label, phantom.affine)
+        entry["segmentation"] = segmentation.as_posix()
+    return {**entry, **phantom.facts}
+
+
+def _write_nifti(path, values, affine):
+    """Write a .nii.gz whose bytes depend on nothing but its content (no time, no file name)."""
+    image = nib.Nifti1Image(values, affine, dtype=values.dtype)
+    image.header.set_xyzt_units("mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=GZIP_LEVEL, mtime=0))
+
+
+def parse_arguments(argv=None):
+    """Command line -> namespace."""
+    parser = argparse.ArgumentParser(
+        prog="python -m preprocessing.phantom",
+        description="Synthesize healthy T2-like scans and patients with gliomas, as NIfTI files.",
+        epilog=EXAMPLE,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to make"
+    )
+    parser.add_argument(
+        "--healthy",
+        type=int,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="number of healthy subjects",
+    )
+    parser.add_argument(
+        "--patients", type=int, required=True, default=argparse.SUPPRESS, help="number of patients"
+    )
+    parser.add_argument(
+        "--seed", type=int, required=True, default=argparse.SUPPRESS, help="same seed, same files"
+    )
+    parser.add_argument(
+        "--label-maps",
+        type=Path,
+        help="folder of FreeSurfer label maps to use as anatomies instead of ICBM152",
+    )
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=0,
+        help="label maps, the last by name, kept for patients and for --test",
+    )
+    parser.add_argument(
+        "--test", type=int, default=0, help="further healthy subjects, of the label maps held out"
+    )
+    parser.add_argument("--voxel-size", type=float, default=1.0, help="mm, 0.5 to 4")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None):
+    """Write a cohort; returns the exit status."""
+    options = vars(parse_arguments(argv))
+    manifest = write_cohort(options.pop("out"), **options, progress=True)
+    print(
+        f"{manifest['healthy'] + manifest['test']} healthy subjects and "
+        f"{manifest['patients']} patients, "
+        f"{manifest['voxel_size']:g} mm, seed {manifest['seed']}."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,339 @@
+"""Brain anatomies that paint noise-free T2-like images of themselves.
+
+An `Anatomy` also carries the coarse maps that deformation, skull stripping and tumors need. Its
+space is RAS, in mm, with the middle of the brain about where MNI space has it.
+`preprocessing.anatomy_sources` makes anatomies from the ICBM152 maps and from label maps.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from preprocessing.phantom.fields import random_field
+from preprocessing.phantom.tissues import TISSUE_INDEX, TISSUES
+
+FINEST_MM = 1
+COARSE_MM = 2  # grid of the coarse maps
+
+
+@dataclass(frozen=True)
+class Painting:
+    """How wide, sharp, bright and uneven fluid is painted.
+
+    Of pairs of numbers each subject draws one in between. Lengths in mm; the rest are shares of a
+    tissue, of the intensity of fluid, or of the standard deviation of a random field. No source
+    gives these numbers: they bring slices near real ones in `preprocessing.cohort_figure` (three
+    patients with multiple sclerosis, Lesjak et al., Neuroinformatics 2017, and one with a stroke,
+    outside their lesions).
+
+    Attributes:
+        csf_cut: share of CSF from which on a voxel counts as CSF: how wide sulci are.
+        csf_edge: softness of that cut.
+        csf_wobble, wobble_mm: how far the cut wanders from place to place, and over what distance.
+        sulcal_csf: intensity of CSF outside the ventricles.
+        csf_patches: (scale, spread) of its unevenness: flow, vessels, membranes.
+        csf_range: darkest and brightest of it.
+        falx_mm, falx_darkness: half width of the falx, and what it takes from CSF.
+        folia_mm, folia_csf: distance between folia of the cerebellum as a scan at 1 mm shows them,
+            and the share of CSF between them.
+        folia_center, folia_flattening: what they curve around (MNI, the roof of the fourth
+            ventricle), and how much flatter from left to right.
+        ventricle_core: of the smoothed ventricles, from which on CSF has its full intensity.
+    """
+
+    csf_cut: tuple
+    csf_edge: float
+    csf_wobble: float
+    sulcal_csf: tuple
+    csf_patches: tuple
+    folia_csf: tuple
+    wobble_mm: float = 7.0
+    csf_range: tuple = (0.1, 1.1)
+    falx_mm: float = 1.0
+    falx_darkness: tuple = (0.3, 0.7)
+    folia_mm: float = 5.0
+    folia_center: tuple = (0.0, -40.0, -32.0)
+    folia_flattening: float = 0.7
+    ventricle_core: float = 0.25
+
+
+@dataclass(frozen=True)
+class AtlasPainting(Painting):
+    """Besides, for the averaged maps of ICBM152, which have neither crisp edges nor all sulci.
+
+    Attributes:
+        white_cut, white_edge, white_wobble: as those of CSF, between gray and white matter.
+        deep_white_edge: softness among the deep nuclei.
+        iron: factor on the darkness of nuclei rich in iron.
+        fold_mm, fold_width: distance between sulci that are added, and their width.
+        fold_csf, fold_gray: what a fold adds to CSF and takes from white matter.
+    """
+
+    csf_cut: tuple = (0.34, 0.5)
+    csf_edge: float = 0.06
+    csf_wobble: float = 0.07
+    sulcal_csf: tuple = (0.75, 0.95)
+    csf_patches: tuple = ((12.0, 0.12), (3.0, 0.16))
+    folia_csf: tuple = (0.04, 0.14)
+    white_cut: tuple = (0.36, 0.48)
+    white_edge: float = 0.08
+    white_wobble: float = 0.08
+    deep_white_edge: float = 0.28
+    iron: tuple = (0.7, 1.2)
+    fold_mm: float = 13.0
+    fold_width: float = 0.25
+    fold_csf: tuple = (0.25, 0.45)
+    fold_gray: float = 0.5
+
+
+@dataclass(frozen=True)
+class LabelPainting(Painting):
+    """Besides, for label maps.
+
+    Attributes:
+        blur_mm: standard deviation of the blur of CSF before its cut.
+        vessel_mm, vessel_width, vessel_darkness: of vessels in the CSF around the brain, dark
+            because their blood flows: tubes where two random fields of this scale are both near 0.
+    """
+
+    csf_cut: tuple = (0.48, 0.73)
+    csf_edge: float = 0.085
+    csf_wobble: float = 0.06
+    sulcal_csf: tuple = (0.75, 1.0)
+    csf_patches: tuple = ((12.0, 0.05), (3.0, 0.08))
+    folia_csf: tuple = (0.08, 0.22)
+    blur_mm: float = 0.65
+    vessel_mm: float = 9.0
+    vessel_width: float = 0.22
+    vessel_darkness: tuple = (0.7, 1.0)
+
+
+@dataclass(frozen=True)
+class CoarseMaps:
+    """Smooth maps of an anatomy on a grid of 2 mm, [X, Y, Z] float32.
+
+    Attributes:
+        affine: [4, 4], voxel -> mm.
+        outside: signed distance from the closed brain, mm, negative inside.
+        ventricle: smoothed indicator of the ventricles.
+        cerebrum: share of cerebral white and gray matter.
+        midline: distance from the plane between the hemispheres, mm.
+    """
+
+    affine: np.ndarray
+    outside: np.ndarray
+    ventricle: np.ndarray
+    cerebrum: np.ndarray
+    midline: np.ndarray
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What both kinds of anatomy share.
+
+    Attributes:
+        name: for the records.
+        affine: [4, 4] of the painted image, voxel -> mm, without rotation.
+        spacing: mm, of the painted image.
+        coarse: `CoarseMaps`.
+        pose: [4, 4], mm in MNI space -> mm in the anatomy's own space; rigid.
+    """
+
+    name: str
+    affine: np.ndarray
+    spacing: int
+    coarse: CoarseMaps
+    pose: np.ndarray
+
+    def bounds(self):
+        """Center [3] and extent [3] of the bounding box of the closed brain, mm in MNI space."""
+        affine = np.linalg.inv(self.pose) @ self.coarse.affine
+        return brain_bounds(self.coarse.outside, affine)
+
+    def in_pose(self, points):
+        """Places [..., 3] in MNI space -> in the anatomy's own space, both in mm."""
+        return points @ self.pose[:3, :3].T + self.pose[:3, 3]
+
+    def random_field(self, rng, scale_mm):
+        """Smooth random field on the painted grid, mean 0, standard deviation 1."""
+        return random_field(rng, self.shape, scale_mm / self.spacing)
+
+    def from_coarse(self, values):
+        """Linear interpolation of a coarse map on the painted grid, [X, Y, Z] float32."""
+        values = np.asarray(values, dtype=np.float32)
+        return resample(values, self.coarse.affine, self.affine, self.shape)
+
+    def _fluid(self, rng, intensities):
+        """Intensity of CSF by place: full in the ventricles, weaker and uneven elsewhere."""
+        how = self.painting
+        deep = np.clip(self.from_coarse(self.coarse.ventricle) / how.ventricle_core, 0, 1)
+        share = rng.uniform(*how.sulcal_csf)
+        for scale_mm, spread in how.csf_patches:
+            share = share + spread * self.random_field(rng, scale_mm)
+        falx = np.exp(-((self.from_coarse(self.coarse.midline) / how.falx_mm) ** 2))
+        share = share - rng.uniform(*how.falx_darkness) * falx
+        share = np.clip(share, *how.csf_range) * (1 - self._vessels(rng))
+        return intensities["ventricle"] * deep + intensities["csf"] * share * (1 - deep)
+
+    def _vessels(self, rng):
+        """Share of the signal of CSF that vessels take; none here."""
+        return 0.0
+
+    def _folia(self, rng, wobble):
+        """Share of CSF between the folia of a cerebellum: wavy shells around its hilum."""
+        how = self.painting
+        x, y, z = (
+            axis - middle
+            for axis, middle in zip(grid_mm(self.affine, self.shape), how.folia_center, strict=True)
+        )
+        radius = np.sqrt((how.folia_flattening * x) ** 2 + y**2 + z**2)
+        phase = 2 * np.pi * (radius / how.folia_mm + rng.random()) + wobble
+        visible = self.spacing <= FINEST_MM
+        return rng.uniform(*how.folia_csf) * np.clip(np.cos(phase), 0, 1) * visible
+
+
+@dataclass(frozen=True)
+class AtlasAnatomy(Anatomy):
+    """ICBM152: fractional gray and white matter, sharpened afresh for each subject.
+
+    The maps are averages of many brains, so their sulci are vague. Thresholds that vary smoothly
+    from place to place, and random folds of the cortex, give every subject crisp sulci of its own.
+
+    Attributes, all [X, Y, Z] float32:
+        gray, white: shares.
+        iron: factor on the intensity of tissue; nuclei rich in iron are dark.
+        cerebellum: indicator.
+        depth: 0 in the cortex, 1 among the deep nuclei.
+    """
+
+    gray: np.ndarray
+    white: np.ndarray
+    iron: np.ndarray
+    cerebellum: np.ndarray
+    depth: np.ndarray
+    painting = AtlasPainting()
+
+    @property
+    def shape(self):
+        """(X, Y, Z) of the painted image."""
+        return self.gray.shape
+
+    def paint(self, rng, intensities):
+        """T2-like image [X, Y, Z] float32 in units of white matter; `intensities` by tissue."""
+        how = self.painting
+        wobble = self.random_field(rng, how.wobble_mm)
+        wobble = wobble + 0.5 * self.random_field(rng, how.wobble_mm / 2)
+        fold = np.exp(-((self.random_field(rng, how.fold_mm) / how.fold_width) ** 2))
+        fold *= self.gray * (1 - self.depth)
+        tissue = self.gray + self.white
+        csf = 1 - tissue + rng.uniform(*how.fold_csf) * np.clip(2 * fold - 1, 0, 1)
+        csf = sigmoid((csf - rng.uniform(*how.csf_cut) + how.csf_wobble * wobble) / how.csf_edge)
+        white = self.white / np.maximum(tissue, 1e-3) - how.fold_gray * fold
+        edge = how.white_edge + (how.deep_white_edge - how.white_edge) * self.depth
+        white = sigmoid((white - rng.uniform(*how.white_cut) - how.white_wobble * wobble) / edge)
+        csf += self._folia(rng, wobble) * self.cerebellum * (1 - white) * (1 - csf)
+        gray_level = intensities["cortex"]
+        solid = gray_level + (intensities["white"] - gray_level) * white
+        solid *= 1 + (self.iron - 1) * rng.uniform(*how.iron)
+        return _float32(solid + csf * (self._fluid(rng, intensities) - solid))
+
+
+@dataclass(frozen=True)
+class LabelAnatomy(Anatomy):
+    """A label map: one tissue per voxel of 1 mm, indices of `TISSUES`."""
+
+    tissue: np.ndarray  # [X, Y, Z] uint8
+    painting = LabelPainting()
+
+    @property
+    def shape(self):
+        """(X, Y, Z) of the painted image."""
+        return tuple(n // self.spacing for n in self.tissue.shape)
+
+    def paint(self, rng, intensities):
+        """T2-like image [X, Y, Z] float32 in units of white matter; `intensities` by tissue.
+
+        Label maps show sulci one voxel wide or not at all. A cut on the blurred share of CSF makes
+        them wider or narrower than a voxel, by subject and by place.
+        """
+        levels = {**intensities, "csf": intensities["cortex"], "background": intensities["cortex"]}
+        solid = self._mean_of([levels[name] for name in TISSUES])
+        csf = self._mean_of([name in ("csf", "background") for name in TISSUES])
+        how = self.painting
+        wobble = self.random_field(rng, how.wobble_mm)
+        csf = ndimage.gaussian_filter(csf, how.blur_mm / self.spacing)
+        cut = rng.uniform(*how.csf_cut)
+        csf = sigmoid((csf - cut + how.csf_wobble * wobble) / how.csf_edge)
+        cerebellar = self._mean_of([name == "cerebellar_cortex" for name in TISSUES])
+        csf += self._folia(rng, wobble) * cerebellar * (1 - csf)
+        return _float32(solid + csf * (self._fluid(rng, intensities) - solid))
+
+    def _vessels(self, rng):
+        how = self.painting
+        fields = [self.random_field(rng, how.vessel_mm) for _ in range(2)]
+        tubes = np.exp(-sum((field / how.vessel_width) ** 2 for field in fields))
+        return rng.uniform(*how.vessel_darkness) * tubes
+
+    def _mean_of(self, values):
+        """Mean over painted voxels of one value per tissue, float32."""
+        return block_mean(np.asarray(values, dtype=np.float32)[self.tissue], self.spacing)
+
+
+def indicator(tissue, *names):
+    """Float32 indicator of voxels whose tissue has one of the names."""
+    return np.isin(tissue, [TISSUE_INDEX[name] for name in names]).astype(np.float32)
+
+
+def block_mean(values, step):
+    """Mean over cubes of `step` voxels, float32; a rest at the end of an axis is left out."""
+    values = np.asarray(values, dtype=np.float32)
+    if step == 1:
+        return values
+    X, Y, Z = (n // step for n in values.shape)
+    cubes = values[: X * step, : Y * step, : Z * step].reshape(X, step, Y, step, Z, step)
+    return cubes.mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def coarser_affine(affine, step):
+    """Affine of the grid whose voxels are cubes of `step` voxels."""
+    result = np.array(affine, dtype=float)
+    result[:3, :3] *= step
+    result[:3, 3] += affine[:3, :3] @ np.full(3, (step - 1) / 2)
+    return result
+
+
+def to_voxels(points, affine):
+    """Voxel coordinates of places in mm, [..., 3], for an affine without rotation."""
+    return (points - affine[:3, 3]) / np.diag(affine)[:3]
+
+
+def grid_mm(affine, shape):
+    """Place in mm of each voxel of a grid without rotation: three arrays that broadcast."""
+    axes = [affine[k, k] * np.arange(n) + affine[k, 3] for k, n in enumerate(shape)]
+    return np.meshgrid(*[axis.astype(np.float32) for axis in axes], indexing="ij", sparse=True)
+
+
+def resample(values, affine, to_affine, to_shape):
+    """Linear interpolation of a volume on another grid; neither is rotated."""
+    ratio = np.diag(to_affine)[:3] / np.diag(affine)[:3]
+    offset = to_voxels(to_affine[:3, 3], affine)
+    return ndimage.affine_transform(
+        values, ratio, offset, output_shape=to_shape, order=1, mode="nearest"
+    )
+
+
+def brain_bounds(outside, affine):
+    """Center [3] and extent [3], in mm, of the box around voxels with a negative `outside`."""
+    places = np.argwhere(outside < 0) @ affine[:3, :3].T + affine[:3, 3]
+    low, high = places.min(axis=0), places.max(axis=0)
+    return (low + high) / 2, high - low + COARSE_MM
+
+
+def sigmoid(values):
+    """1 / (1 + exp(-values)), without overflow."""
+    return 1 / (1 + np.exp(np.clip(-values, -30, 30)))
+
+
+def _float32(values):
+    return values.astype(np.float32)

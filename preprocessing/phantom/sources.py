@@ -1,0 +1,291 @@
+"""Where anatomies come from: the ICBM152 maps shipped with nilearn, or FreeSurfer label maps."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nilearn import datasets
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from preprocessing.phantom.anatomy import (
+    COARSE_MM,
+    FINEST_MM,
+    AtlasAnatomy,
+    CoarseMaps,
+    LabelAnatomy,
+    block_mean,
+    brain_bounds,
+    coarser_affine,
+    grid_mm,
+    indicator,
+    resample,
+    sigmoid,
+)
+from preprocessing.phantom.tissues import (
+    FREESURFER,
+    HEMISPHERES,
+    TISSUE_INDEX,
+    tissue_of_labels,
+)
+from tf_lesion.files import InputError
+from tf_lesion.scans.volumes import load_scan
+
+LABEL_MAP_PATTERNS = ("*.nii.gz", "*.nii")
+VOXEL_TOLERANCE_MM = 0.1
+MNI_BRAIN_CENTER = (0.0, -18.0, 6.0)  # mm, middle of the bounding box of the ICBM152 brain
+# Where `preprocessing.alignment` puts the right centroids of tissues in MNI space, mm; the left are
+# their mirror images. Medians of 20 label maps (those SynthSeg was trained with). The pose from
+# these differs from the alignment of one anatomy by 1.1 degrees and 0.7 mm per axis (RMS).
+LANDMARKS = {
+    "white": (26.6, -18.5, 17.1),
+    "cortex": (30.2, -17.8, 14.9),
+    "thalamus": (12.3, -17.6, 6.4),
+    "caudate": (15.5, 7.8, 9.0),
+    "putamen": (25.6, -0.3, 0.1),
+    "pallidum": (20.4, -4.0, -1.2),
+    "hippocampus": (24.6, -21.5, -12.0),
+    "amygdala": (22.7, -4.7, -16.4),
+    "cerebellar_white": (16.3, -51.3, -27.3),
+    "cerebellar_cortex": (22.6, -60.5, -31.1),
+}
+FEWEST_LANDMARKS = 4  # for a rotation
+BOX_MARGIN_MM = 12
+# Sulci and cisterns narrower than twice this belong to the brain mask.
+CLOSING_MM, LABEL_CLOSING_MM = 6.0, 12.0
+DISTANCE_BLUR, MIDLINE_BLUR = 0.8, 1.0  # coarse voxels
+VENTRICLE_BLUR_MM = 6.0
+DEPTH_RAMP_MM = (22.0, 34.0)  # below the surface, from cortex to deep nuclei
+
+
+@dataclass(frozen=True)
+class Nucleus:
+    """A structure that the ICBM152 maps do not delineate: a soft ellipsoid on either side, MNI mm.
+
+    Attributes:
+        center: (|x|, y, z).
+        radii: half axes.
+        factor: on the intensity at its center.
+        softness: width of its edge, in half axes.
+    """
+
+    center: tuple
+    radii: tuple
+    factor: float = 1.0
+    softness: float = 0.1
+
+
+# Places read off the ICBM152 2009a T1 template.
+IRON_NUCLEI = (
+    Nucleus((19.0, -5.0, -1.0), (5.0, 8.5, 6.0), factor=0.7, softness=0.25),  # pallidum
+    Nucleus((25.5, 3.0, 1.0), (5.0, 13.0, 8.5), factor=0.88, softness=0.3),  # putamen
+    Nucleus((13.0, 11.0, 9.0), (5.0, 9.0, 9.0), factor=0.92, softness=0.3),  # caudate
+    Nucleus((12.0, -18.0, 8.0), (9.0, 13.0, 8.0), factor=0.9, softness=0.3),  # thalamus
+    Nucleus((5.0, -20.0, -8.5), (3.2, 3.5, 4.0), factor=0.75, softness=0.4),  # red nucleus
+    Nucleus((10.0, -17.0, -12.0), (5.0, 4.5, 3.0), factor=0.78, softness=0.4),  # nigra
+    Nucleus((15.0, -57.0, -34.0), (6.0, 7.0, 5.0), factor=0.85, softness=0.4),  # dentate
+)
+CEREBELLUM = Nucleus((0.0, -62.0, -38.0), (54.0, 38.0, 27.0))
+BRAINSTEM = Nucleus((0.0, -30.0, -35.0), (20.0, 16.0, 32.0))
+
+
+@functools.lru_cache(maxsize=2)
+def load_atlas(spacing):
+    """The ICBM152 2009a anatomy, painted at `spacing` 1 or 2 mm."""
+    loaders = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
+    images = [load(resolution=FINEST_MM) for load in loaders]
+    hull = np.asarray(datasets.load_mni152_brain_mask(resolution=FINEST_MM).dataobj) > 0
+    gray, white = (image.get_fdata(dtype=np.float32) * hull for image in images)
+    box = _brain_box(gray + white > 0.5)
+    fine_affine = _boxed(images[0].affine, box)
+    coarse = _atlas_maps(block_mean((gray + white)[box], COARSE_MM), fine_affine)
+    gray, white = (block_mean(share[box], spacing) for share in (gray, white))
+    affine = coarser_affine(fine_affine, spacing)
+    place = grid_mm(affine, gray.shape)
+    depth = -resample(coarse.outside, coarse.affine, affine, gray.shape)
+    darkness = [1 + (n.factor - 1) * _ellipsoids(place, n) for n in IRON_NUCLEI]
+    return AtlasAnatomy(
+        name="icbm152_2009a",
+        affine=affine,
+        spacing=spacing,
+        coarse=coarse,
+        pose=np.eye(4),
+        gray=gray,
+        white=white,
+        iron=functools.reduce(np.multiply, darkness),
+        cerebellum=_ellipsoids(place, CEREBELLUM),
+        depth=np.interp(depth, DEPTH_RAMP_MM, (0, 1)).astype(np.float32),
+    )
+
+
+def _atlas_maps(tissue, fine_affine):
+    """Coarse maps from the share of gray and white matter [X, Y, Z]."""
+    affine = coarser_affine(fine_affine, COARSE_MM)
+    outside = _signed_distance(tissue > 0.5)
+    x, y, z = place = grid_mm(affine, tissue.shape)
+    # Deep CSF is ventricle, but for the cistern behind the third ventricle.
+    cistern = (np.abs(x) < 10) & (y < -27) & (z < 22)
+    ventricular = (outside < -18) & (np.abs(x) < 45) & (z > -25) & ~cistern
+    behind = np.maximum(_ellipsoids(place, CEREBELLUM), _ellipsoids(place, BRAINSTEM))
+    return CoarseMaps(
+        affine=affine,
+        outside=outside,
+        ventricle=_smooth_ventricle((1 - tissue) * ventricular),
+        cerebrum=tissue * (1 - behind),
+        midline=np.broadcast_to(np.abs(x), tissue.shape).astype(np.float32),
+    )
+
+
+def find_label_maps(folder):
+    """Sorted paths of the label maps in `folder`; none is an `InputError` naming the pattern."""
+    folder = Path(folder)
+    found = sorted({path for pattern in LABEL_MAP_PATTERNS for path in folder.glob(pattern)})
+    if not found:
+        raise InputError(
+            f"Expected FreeSurfer label maps {' or '.join(LABEL_MAP_PATTERNS)} in {folder}, found "
+            "none; give the folder that holds them as --label-maps."
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=32)
+def load_label_map(path, spacing):
+    """Anatomy of a FreeSurfer label map, painted at `spacing` 1 or 2 mm.
+
+    Args:
+        path: whole numbers, any orientation, voxels of 1 mm. Of the labels
+            from FIRST_EXTRACEREBRAL on, only bone counts, where the closed brain reaches it.
+        spacing: mm.
+
+    Raises:
+        InputError: if the file is not such a volume, or lacks cerebral white matter or cortex.
+    """
+    labels = _read_labels(path)
+    tissue = tissue_of_labels(labels)
+    _check_tissues(tissue, path)
+    solid = _largest_part(indicator(tissue, "background", "csf", "bone") == 0)
+    box = _brain_box(solid)
+    coarse = _label_maps(tissue[box], labels[box], solid[box])
+    fine_affine = _boxed(np.eye(4), box)
+    coarse_affine = coarser_affine(fine_affine, COARSE_MM)
+    center, _ = brain_bounds(coarse["outside"], coarse_affine)
+    for affine in (fine_affine, coarse_affine):
+        affine[:3, 3] += np.array(MNI_BRAIN_CENTER) - center
+    return LabelAnatomy(
+        name=Path(path).name.removesuffix(".gz").removesuffix(".nii"),
+        affine=coarser_affine(fine_affine, spacing),
+        spacing=spacing,
+        coarse=CoarseMaps(affine=coarse_affine, **coarse),
+        pose=_pose(labels[box], fine_affine),
+        tissue=tissue[box],
+    )
+
+
+def _pose(labels, affine):
+    """Rigid [4, 4], mm in MNI space -> mm of a label map: the best fit of LANDMARKS (Kabsch)."""
+    numbers = [n for name in LANDMARKS for n in FREESURFER[name][:2]]
+    wanted = np.array([(s * x, y, z) for x, y, z in LANDMARKS.values() for s in (-1, 1)])
+    present = np.isin(numbers, labels)
+    pose = np.eye(4)
+    if present.sum() < FEWEST_LANDMARKS:
+        return pose
+    numbers, wanted = np.array(numbers)[present], wanted[present]
+    found = np.array(ndimage.center_of_mass(np.ones_like(labels), labels, numbers))
+    found = found @ affine[:3, :3].T + affine[:3, 3]
+    middles = wanted.mean(axis=0), found.mean(axis=0)
+    turn, _ = Rotation.align_vectors(found - middles[1], wanted - middles[0])
+    pose[:3, :3] = turn.as_matrix()
+    pose[:3, 3] = middles[1] - pose[:3, :3] @ middles[0]
+    return pose
+
+
+def _label_maps(tissue, labels, solid):
+    """Coarse maps of a label map, by name."""
+    share = block_mean(solid, COARSE_MM)
+    ventricle = block_mean(indicator(tissue, "ventricle", "choroid"), COARSE_MM)
+    behind = indicator(tissue, "brainstem", "cerebellar_white", "cerebellar_cortex")
+    return {
+        "outside": _signed_distance(share > 0.5, LABEL_CLOSING_MM),
+        "ventricle": _smooth_ventricle(ventricle),
+        "cerebrum": share - ventricle - block_mean(behind, COARSE_MM),
+        "midline": _midline(labels),
+    }
+
+
+def _read_labels(path):
+    """Labels [X, Y, Z] int32, RAS; negative numbers are 0."""
+    scan = load_scan(path)
+    if np.abs(scan.voxel_sizes - FINEST_MM).max() > VOXEL_TOLERANCE_MM:
+        raise InputError(
+            f"{path}: expected a label map with voxels of {FINEST_MM} mm, got voxels of "
+            f"{np.round(scan.voxel_sizes, 2)} mm; resample it (mri_convert --conform -rt nearest)."
+        )
+    if not np.array_equal(scan.data, np.rint(scan.data)):
+        raise InputError(f"{path}: expected whole numbers (a label map), got fractions.")
+    return np.maximum(scan.data, 0).astype(np.int32)
+
+
+def _check_tissues(tissue, path):
+    for name in ("white", "cortex"):
+        if not (tissue == TISSUE_INDEX[name]).any():
+            raise InputError(
+                f"{path}: expected a FreeSurfer label map, but it has no cerebral {name} (labels "
+                f"{FREESURFER[name][:2]}); was it made by recon-all or SynthSeg?"
+            )
+
+
+def _largest_part(mask):
+    parts, count = ndimage.label(mask)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    return parts == sizes.argmax()
+
+
+def _brain_box(mask):
+    """Slices of the bounding box of a mask at 1 mm, with a margin, of even lengths."""
+    box = []
+    for axis in range(3):
+        used = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+        low = max(used[0] - BOX_MARGIN_MM, 0)
+        high = min(used[-1] + 1 + BOX_MARGIN_MM, mask.shape[axis])
+        box.append(slice(low, high - (high - low) % COARSE_MM))
+    return tuple(box)
+
+
+def _boxed(affine, box):
+    """Affine of a volume after `volume[box]`."""
+    moved = np.array(affine, dtype=float)
+    moved[:3, 3] += moved[:3, :3] @ [part.start for part in box]
+    return moved
+
+
+def _ellipsoids(place, nucleus):
+    """Indicator of a `Nucleus`, [X, Y, Z] float32 in [0, 1]."""
+    x, y, z = place
+    offsets = (np.abs(x) - nucleus.center[0], y - nucleus.center[1], z - nucleus.center[2])
+    radius = np.sqrt(sum((d / r) ** 2 for d, r in zip(offsets, nucleus.radii, strict=True)))
+    return sigmoid((1 - radius) / (nucleus.softness / 2)).astype(np.float32)
+
+
+def _signed_distance(mask, closing_mm=CLOSING_MM):
+    """Signed distance in mm from the closing of a coarse mask, negative inside, smooth."""
+    wide = ndimage.distance_transform_edt(~mask) * COARSE_MM <= closing_mm
+    closed = ndimage.distance_transform_edt(wide) * COARSE_MM > closing_mm
+    closed = ndimage.binary_fill_holes(closed | mask)
+    distance = ndimage.distance_transform_edt(~closed) - ndimage.distance_transform_edt(closed)
+    return (ndimage.gaussian_filter(distance, DISTANCE_BLUR) * COARSE_MM).astype(np.float32)
+
+
+def _smooth_ventricle(share):
+    return ndimage.gaussian_filter(share.astype(np.float32), VENTRICLE_BLUR_MM / COARSE_MM)
+
+
+def _midline(labels):
+    """Half the difference of the distances from the two hemispheres, mm, on the coarse grid."""
+    left, right = (
+        ndimage.distance_transform_edt(block_mean(np.isin(labels, side), COARSE_MM) < 0.5)
+        for side in HEMISPHERES
+    )
+    difference = ndimage.gaussian_filter(left - right, MIDLINE_BLUR)
+    return (np.abs(difference) * COARSE_MM / 2).astype(np.float32)

@@ -1,0 +1,352 @@
+"""One synthetic subject: an anatomy deformed, painted, given tumors, and seen by a scanner."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from preprocessing.phantom import tumors as lesions
+from preprocessing.phantom.anatomy import COARSE_MM, FINEST_MM, to_voxels
+from preprocessing.phantom.fields import lattice_positions, random_field, upsample
+from preprocessing.phantom.sources import load_atlas, load_label_map
+from preprocessing.phantom.tissues import bounded_normal, draw_intensities
+
+HEALTHY, PATIENT, HELD_OUT = 0, 1, 2  # kinds of subjects, the second word of a subject's seed
+GRADES = ("HGG", "LGG")  # patients alternate
+
+PAINT_COARSELY_FROM_MM = 3.0  # voxels of this size and more are sampled from a painting at 2 mm
+LATTICE_MM = 4.0  # between control points of the deformation
+STEEPEST_QUANTILE, STEEPEST_SHARE = 0.995, 1.5  # what counts as the wall of a ventricle
+FAR_OUTSIDE_MM = 20.0  # distance from the brain off the map: ICBM152 ends within the brainstem
+SKULL_GAP_MM = 1.0  # tumors end this far inside the brain
+CEREBRAL_SHARE = 0.7  # of a place where a tumor may start
+# Standard deviations, in voxels, of the blur of a voxel and of linear interpolation.
+VOXEL_BLUR, LINEAR_BLUR, LEAST_BLUR = 0.3, 0.4, 0.05
+# Standard deviation of a slice profile in its thickness: box (1/sqrt(12)) and linear interpolation
+# (1/sqrt(6)) in a row, sqrt(1/12 + 1/6).
+SLICE_BLUR = 0.5
+
+
+@dataclass(frozen=True)
+class PhantomSettings:
+    """How subjects vary. Lengths in mm, angles in degrees; pairs are the ends of a range.
+
+    Attributes:
+        margin: around the anatomy in a scan: room for pose, size and deformation.
+        rotation, shift: half ranges about and along each axis.
+        size_spread, axis_spread: of the logarithm of the head's size, and of each axis besides.
+        bend_scales, bend_spreads: distance and standard deviation of independent displacements.
+        ventricle_growth: shift of the walls of the ventricles.
+        texture_scales, texture_spread: of the unevenness within tissues.
+        psf: standard deviation of the scanner's blur.
+        thick_share, slice_mm: share of the scans that have thick axial slices, and their thickness.
+        rim, rim_scales, rim_spreads: how far the brain mask reaches beyond the closed brain: its
+            mean, and the scale and standard deviation of how it varies from place to place.
+        edge, edge_scales: depth to which a stripped brain is dark in places, size of the places.
+        edge_darkness: mean and spread of it, share of the intensity.
+        bias_scale, bias_spread: of the logarithm of the bias field.
+        noise: relative to white matter, at 1 mm.
+        white_level: intensity of white matter in scanner units, log-uniform.
+    """
+
+    margin: float = 22.0
+    rotation: float = 5.0
+    shift: float = 4.0
+    size_spread: float = 0.025
+    axis_spread: float = 0.02
+    bend_scales: tuple = (40.0, 20.0, 10.0)
+    bend_spreads: tuple = (2.5, 1.0, 0.5)
+    ventricle_growth: tuple = (-1.5, 5.0)
+    texture_scales: tuple = (2.0, 10.0)
+    texture_spread: float = 0.028
+    psf: tuple = (0.4, 0.6)
+    thick_share: float = 0.0
+    slice_mm: tuple = (2.0, 5.0)
+    rim: tuple = (0.0, 2.5)
+    rim_scales: tuple = (8.0,)
+    rim_spreads: tuple = (0.4,)
+    edge: float = 2.5
+    edge_scales: tuple = (9.0, 3.0)
+    edge_darkness: tuple = (0.4, 0.4)
+    bias_scale: float = 70.0
+    bias_spread: float = 0.06
+    noise: tuple = (0.015, 0.055)
+    white_level: tuple = (150.0, 450.0)
+
+
+# For label maps: they vary among themselves, and they come in the pose of MNI space, so that what
+# is left of rotation and shift is the error of rigid alignment.
+LABEL_MAP_SETTINGS = PhantomSettings(
+    margin=14.0,
+    rotation=2.5,
+    shift=2.0,
+    ventricle_growth=(-5.0, 0.5),
+    texture_scales=(2.0, 6.0, 16.0),
+    texture_spread=0.042,
+    psf=(0.25, 0.55),
+    thick_share=0.35,
+    slice_mm=(2.0, 4.0),
+    rim=(-1.0, 1.5),
+    edge=2.0,
+    edge_darkness=(0.3, 0.35),
+    rim_scales=(30.0, 8.0),
+    rim_spreads=(0.7, 0.3),
+)
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One synthetic scan.
+
+    Attributes:
+        image: [X, Y, Z] int16, scanner units, 0 outside the brain and only there.
+        label: [X, Y, Z] uint8, BRATS labels 0, 1, 2, 4; 0 throughout in the healthy.
+        affine: [4, 4], voxel -> mm.
+        facts: what was drawn, JSON-serializable.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    affine: np.ndarray
+    facts: dict
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The voxels of a scan, RAS, without rotation; `origin` [3] is the center of voxel 0 in mm."""
+
+    shape: tuple
+    voxel_size: float
+    origin: np.ndarray
+
+    @classmethod
+    def around(cls, anatomy, voxel_size, margin):
+        """The grid that holds an anatomy and a margin in mm."""
+        center, extent = anatomy.bounds()
+        shape = np.ceil((extent + 2 * margin) / voxel_size).astype(int)
+        origin = np.round(center - (shape - 1) / 2 * voxel_size)
+        return cls(tuple(shape.tolist()), voxel_size, origin)
+
+    @property
+    def affine(self):
+        """[4, 4], voxel -> mm."""
+        affine = np.diag([self.voxel_size] * 3 + [1.0])
+        affine[:3, 3] = self.origin
+        return affine
+
+    @property
+    def lattice_step(self):
+        """Distance of the deformation's control points in voxels."""
+        return LATTICE_MM / self.voxel_size
+
+    def lattice(self):
+        """[a, b, c, 3] places in mm of the control points of the deformation."""
+        axes = [lattice_positions(n, self.lattice_step) * self.voxel_size for n in self.shape]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1) + self.origin
+
+    @property
+    def lattice_affine(self):
+        """[4, 4], control point of the deformation -> mm."""
+        affine = np.diag([LATTICE_MM] * 3 + [1.0])
+        affine[:3, 3] = self.origin - LATTICE_MM  # the first lies one step before voxel 0
+        return affine
+
+    def random_field(self, rng, scale_mm):
+        """Smooth random field [X, Y, Z], mean 0, standard deviation 1."""
+        return random_field(rng, self.shape, scale_mm / self.voxel_size)
+
+
+def make_phantom(seed, kind, number, *, voxel_size=1.0, label_maps=(), settings=None):
+    """Synthesize one subject, from (seed, kind, number) alone.
+
+    Args:
+        seed: of the cohort.
+        kind: HEALTHY, PATIENT, or HELD_OUT for the healthy to test on.
+        number: index among its kind, from 0.
+        voxel_size: mm.
+        label_maps: paths of FreeSurfer label maps to take in turn; if empty, the ICBM152 maps.
+        settings: `PhantomSettings`; None for `default_settings`.
+
+    Returns:
+        A `Phantom`.
+
+    Raises:
+        InputError: if a label map cannot be used.
+    """
+    settings = settings or default_settings(label_maps)
+    rng = np.random.default_rng([seed, kind, number])
+    shape_rng, paint_rng, scan_rng, tumor_rng = rng.spawn(4)
+    anatomy = _choose_anatomy(number, label_maps, voxel_size)
+    grid = Grid.around(anatomy, voxel_size, settings.margin)
+    points = grid.lattice()
+    source = _deform(shape_rng, anatomy, points, settings)
+    tumors = []
+    if kind == PATIENT:
+        tumors = _draw_tumors(tumor_rng, anatomy, points, source, GRADES[number % len(GRADES)])
+        source = _push(tumors, anatomy, grid, source)
+    image = _paint(paint_rng, anatomy, grid, source, settings)
+    coarse = anatomy.coarse
+    outside = _sample(coarse.outside, coarse.affine, grid, source, beyond=FAR_OUTSIDE_MM)
+    outside -= scan_rng.uniform(*settings.rim)
+    rim = zip(settings.rim_scales, settings.rim_spreads, strict=True)
+    ragged = sum(spread * grid.random_field(scan_rng, scale) for scale, spread in rim)
+    brain = _largest_part(outside < ragged)
+    label = _grow(tumor_rng, tumors, image, brain & (outside < -SKULL_GAP_MM), grid)
+    image *= _edge(scan_rng, outside, grid, settings)
+    scan, facts = _scan(scan_rng, image, brain, grid, settings)
+    facts = {"anatomy": anatomy.name, **facts, **_lesion_facts(tumors, label, voxel_size)}
+    return Phantom(image=scan, label=label, affine=grid.affine, facts=facts)
+
+
+def default_settings(label_maps):
+    """The `PhantomSettings` for label maps, or for ICBM152 if there are none."""
+    return LABEL_MAP_SETTINGS if label_maps else PhantomSettings()
+
+
+def _choose_anatomy(number, label_maps, voxel_size):
+    spacing = COARSE_MM if voxel_size >= PAINT_COARSELY_FROM_MM else FINEST_MM
+    if not label_maps:
+        return load_atlas(spacing)
+    return load_label_map(str(label_maps[number % len(label_maps)]), spacing)
+
+
+def _deform(rng, anatomy, points, settings):
+    """Where each place of the scan [a, b, c, 3] lies in the anatomy, both in mm."""
+    center, _ = anatomy.bounds()
+    source = points - center - rng.uniform(-settings.shift, settings.shift, 3)
+    angles = rng.uniform(-settings.rotation, settings.rotation, 3)
+    source = source @ Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    log_size = settings.size_spread * bounded_normal(rng)
+    log_size = log_size + settings.axis_spread * bounded_normal(rng, 3)
+    mirror = [rng.choice([-1.0, 1.0]), 1.0, 1.0]  # doubles the number of anatomies
+    source = source * mirror / np.exp(log_size) + center
+    for scale, spread in zip(settings.bend_scales, settings.bend_spreads, strict=True):
+        bend = [random_field(rng, source.shape[:3], scale / LATTICE_MM) for _ in range(3)]
+        source = source + spread * np.stack(bend, axis=-1)
+    source = anatomy.in_pose(source)
+    growth = rng.uniform(*settings.ventricle_growth)
+    return source + _grow_ventricles(anatomy.coarse, source, growth)
+
+
+def _grow_ventricles(coarse, points, growth):
+    """Shift of the sampled places, toward the ventricles to make them larger, [a, b, c, 3] mm."""
+    slopes = np.gradient(coarse.ventricle)
+    steepest = np.quantile(np.sqrt(sum(slope**2 for slope in slopes)), STEEPEST_QUANTILE)
+    slopes = [_at(slope / steepest, coarse.affine, points) for slope in slopes]
+    return growth * np.clip(np.stack(slopes, axis=-1), -STEEPEST_SHARE, STEEPEST_SHARE)
+
+
+def _draw_tumors(rng, anatomy, points, source, grade):
+    depth = -_at(anatomy.coarse.outside, anatomy.coarse.affine, source)
+    cerebral = _at(anatomy.coarse.cerebrum, anatomy.coarse.affine, source) > CEREBRAL_SHARE
+    return lesions.draw_tumors(rng, grade, places=points[cerebral], depth=depth[cerebral])
+
+
+def _push(tumors, anatomy, grid, source):
+    """Mass effect of all tumors: where the places of the scan lie in the anatomy because of it."""
+    points = grid.lattice()
+    outside = _at(anatomy.coarse.outside, anatomy.coarse.affine, source)
+    pulled = points + sum(lesions.pull_back(tumor, points, outside) for tumor in tumors)
+    axes = [_at(axis, grid.lattice_affine, pulled) for axis in np.moveaxis(source, -1, 0)]
+    return np.stack(axes, axis=-1)
+
+
+def _paint(rng, anatomy, grid, source, settings):
+    """The subject without noise, in units of white matter, on the grid of the scan."""
+    painted = anatomy.paint(rng, draw_intensities(rng))
+    for scale_mm in settings.texture_scales:
+        painted *= 1 + settings.texture_spread * anatomy.random_field(rng, scale_mm)
+    blur = np.hypot(rng.uniform(*settings.psf), VOXEL_BLUR * grid.voxel_size)
+    blur = np.sqrt(max(blur**2 - (LINEAR_BLUR * anatomy.spacing) ** 2, LEAST_BLUR**2))
+    painted = ndimage.gaussian_filter(painted, blur / anatomy.spacing, truncate=3)
+    return _sample(painted, anatomy.affine, grid, source)
+
+
+def _at(values, affine, points):
+    """Linear interpolation of a map at places in mm, [..., 3] -> [...]."""
+    voxels = np.moveaxis(to_voxels(points, affine), -1, 0)
+    return ndimage.map_coordinates(values, voxels, order=1, mode="nearest")
+
+
+def _sample(values, affine, grid, source, *, beyond=None):
+    """Linear interpolation of a map on the whole grid, from the lattice of places `source`.
+
+    Off the map, the nearest value holds, or `beyond` if given.
+    """
+    lattice = np.moveaxis(to_voxels(source, affine), -1, 0)
+    voxels = np.stack([upsample(axis, grid.shape, grid.lattice_step) for axis in lattice])
+    mode = "nearest" if beyond is None else "constant"
+    return ndimage.map_coordinates(values, voxels, order=1, mode=mode, cval=beyond or 0)
+
+
+def _largest_part(mask):
+    parts, count = ndimage.label(mask)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    return parts == sizes.argmax()
+
+
+def _grow(rng, tumors, image, brain, grid):
+    """Paint all tumors into `image`; returns their labels [X, Y, Z] uint8."""
+    label = np.zeros(grid.shape, np.uint8)
+    for tumor in tumors:
+        lesions.grow(
+            rng,
+            tumor,
+            image=image,
+            label=label,
+            brain=brain,
+            voxel_size=grid.voxel_size,
+            origin=grid.origin,
+        )
+    return label
+
+
+def _edge(rng, outside, grid, settings):
+    """Factor on the intensity at the edge of the stripped brain: dark dura and bone in places."""
+    near = np.clip(1 + outside / settings.edge, 0, 1)
+    mean, spread = settings.edge_darkness
+    fields = [grid.random_field(rng, scale) for scale in settings.edge_scales]
+    return 1 - near * np.clip(mean + spread * sum(fields), 0, 0.95)
+
+
+def _scan(rng, image, brain, grid, settings):
+    """The scanner's view [X, Y, Z] int16: slices, bias, Rician noise, 0 outside the brain."""
+    bias = np.exp(settings.bias_spread * grid.random_field(rng, settings.bias_scale))
+    # Noise falls with the volume of a voxel in a real scan; its square root is a compromise.
+    noise = np.float32(rng.uniform(*settings.noise) / np.sqrt(grid.voxel_size))
+    slice_mm = rng.uniform(*settings.slice_mm) if rng.random() < settings.thick_share else 0.0
+    blur = SLICE_BLUR * slice_mm / grid.voxel_size
+    real, imaginary = (rng.standard_normal(grid.shape, dtype=np.float32) for _ in range(2))
+    if blur > LEAST_BLUR:
+        image = ndimage.gaussian_filter1d(image, blur, axis=2)
+        real, imaginary = (_smooth_noise(field, blur) for field in (real, imaginary))
+    real, imaginary = image * bias + noise * real, noise * imaginary
+    white_level = float(np.exp(rng.uniform(*np.log(settings.white_level))))
+    scan = np.clip(np.rint(white_level * np.hypot(real, imaginary)), 1, np.iinfo(np.int16).max)
+    facts = {"white_level": round(white_level, 2), "noise": round(float(noise), 4)}
+    facts["slice_mm"] = round(slice_mm, 2)
+    return np.where(brain, scan, 0).astype(np.int16), facts
+
+
+def _smooth_noise(noise, blur):
+    """White noise along the third axis as interpolation between slices leaves it, same strength."""
+    smooth = ndimage.gaussian_filter1d(noise, blur, axis=2)
+    return smooth / np.float32(smooth.std())
+
+
+def _lesion_facts(tumors, label, voxel_size):
+    """Grade, volumes in ml by label, and the tumors; {} for the healthy."""
+    if not tumors:
+        return {}
+    milliliters = {
+        name: round(float((label == number).sum() * voxel_size**3 / 1000), 3)
+        for name, number in lesions.LABELS.items()
+    }
+    return {
+        "grade": tumors[0].grade,
+        "lesion_ml": round(sum(milliliters.values()), 3),
+        "label_ml": milliliters,
+        "tumors": [tumor.to_json() for tumor in tumors],
+    }

@@ -1,0 +1,1 @@
+"""HDF5 files of slices: what goes in, what comes out."""

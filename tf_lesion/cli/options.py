@@ -1,0 +1,139 @@
+"""Every option of every command, declared once: a command takes those it needs by name.
+
+    parser = parser_for("tf-lesion train", DESCRIPTION)
+    add(parser, "--cache", "--out", "--crop")
+    add(parser, "--steps", help="of training; default: the preset's")
+
+A command may give a help, a default or `required` of its own; type and form are the table's.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tf_lesion.cli.command import HelpFormatter
+
+METHOD_NAMES = "gmvae, vae, vae-256, vae-128, aae-128 or anogan"
+PRESET_NAMES = ("released", "paper", "practical", "denoising")
+SOLVER_NAMES = ("released", "paper", "multirate", "huber")
+PRECISION_NAMES = ("float32", "bfloat16", "tf32")
+ALIGN_NAMES = ("rigid", "center", "none")
+MASK_NAMES = ("auto", "nonzero", "atlas")
+CROP = ("X0", "X1", "Y0", "Y1")
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """(i, n) from "i/n", 1 <= i <= n."""
+    number, count = (int(part) for part in text.split("/"))
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, got {text}")
+    return number, count
+
+
+def counted(text: str) -> int:
+    """A whole number of 1 or more."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text}")
+    return number
+
+
+def _flag(text):
+    return {"action": "store_true", "help": text}
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    # files
+    "--model": {"help": "pretrained, a run, a folder of a TF1 checkpoint, or a SavedModel"},
+    "--cache": {"type": Path, "help": "HDF5 cache of slices"},
+    "--input": {"help": "T2 scan (NIfTI, any grid and orientation), a folder of scans, or BIDS"},
+    "--restored": {"type": Path, "help": "restored slices of restore_brats.py"},
+    "--results": {"type": Path, "help": "maps of restore_brats.py --input or tf-lesion detect"},
+    "--out": {"type": Path, "help": "file or folder to write"},
+    "--calibration": {"type": Path, "help": "of tf-lesion calibrate; default: the model's own"},
+    "--config": {"type": Path, "help": "YAML, see eval/experiment.yaml"},
+    "--force": _flag("overwrite --out"),
+    "--dry-run": _flag("say what would be done, and leave"),
+    # devices
+    "--device": {"default": "auto", "help": "cpu, gpu, gpu:N or auto"},
+    "--threads": {"type": counted, "help": "most processor threads; default: all cores"},
+    "--precision": {"choices": PRECISION_NAMES, "default": "float32", "help": "of convolutions"},
+    "--distribute": {
+        "choices": ["none", "mirrored", "multi-worker"],
+        "default": "none",
+        "help": "mirrored: all GPUs of this machine; multi-worker: this is one of several "
+        "processes that TF_CONFIG or SLURM names; the batch size is that of all together",
+    },
+    "--jobs": {"type": counted, "default": 1, "help": "processes"},
+    # slices
+    "--crop": {
+        "type": int,
+        "nargs": 4,
+        "metavar": CROP,
+        "help": "window, pixels; default: the cache's",
+    },
+    "--subjects": {"type": Path, "help": "slices per subject (.npy), for a released cache"},
+    "--labels": {"type": Path, "help": "file with Label, for a cache without"},
+    "--max-slices": {"type": counted, "help": "a random subset, drawn with --seed; default: all"},
+    "--batch-size": {"type": counted, "default": 16, "help": "slices at once"},
+    "--shard": {"type": shard_of, "metavar": "I/N", "help": "only the I-th of N parts (--cache)"},
+    "--merge": _flag("put the shards of --out together"),
+    "--save-every": {"type": counted, "help": "keep the images every so many steps (gmvae, vae)"},
+    "--slice-step": {"type": counted, "default": 1, "help": "take every n-th axial slice"},
+    "--seed": {"type": int, "default": 0, "help": "of the noise"},
+    # training
+    "--preset": {"choices": PRESET_NAMES, "help": "settings (default: released)"},
+    "--steps": {"type": int, "help": "of the restoration or search; default: the preset's"},
+    "--learning-rate": {"type": float, "help": "of Adam"},
+    "--clusters": {"type": int, "help": "K, clusters of the mixture"},
+    "--checkpoint-every": {"type": counted, "help": "steps between checkpoints"},
+    "--resume": _flag("go on from the newest checkpoint in --out"),
+    # restoration
+    "--tv-weight": {"help": "lambda, per unit intensity, or auto: that of the calibration"},
+    "--solver": {
+        "choices": SOLVER_NAMES,
+        "help": "released: 500 steps; multirate: the same with 100 gradients of the ELBO; huber: "
+        "50 long steps without jitter; default: the preset's (gmvae, vae)",
+    },
+    "--postprocess": {
+        "metavar": "STEPS",
+        "help": "such as seeds=4,signed,median=3, none, or auto: what the model comes with",
+    },
+    # calibration
+    "--grid": {"help": "lambdas, start:stop:step without the stop, or a,b,c"},
+    "--targets": {"type": float, "nargs": "+", "help": "largest healthy false positive rates"},
+    "--method": {
+        "choices": ["exact", "golden"],
+        "default": "exact",
+        "help": "thresholds by order statistics, or by the released search",
+    },
+    # scans
+    "--pattern": {"help": "glob of the scans in a folder; default: BIDS and BRATS names"},
+    "--mask-pattern": {"help": "glob of their brain masks, with {subject} and {folder}"},
+    "--seg-pattern": {"help": "the same for true segmentations"},
+    "--align": {"choices": ALIGN_NAMES, "help": "to MNI space; default: as the training scans"},
+    "--bids-out": _flag("write --out as BIDS derivatives"),
+    "--voxel-size": {"type": float, "help": "mm of the grid"},
+    # evaluation
+    "--seg": {"type": Path, "help": "segmentation of the one scan, NIfTI on its grid"},
+}
+
+
+def parser_for(prog: str | None, description: str, *, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser with the house's help."""
+    return argparse.ArgumentParser(
+        prog=prog, description=description, epilog=epilog, formatter_class=HelpFormatter
+    )
+
+
+def add(parser: Any, *names: str, **changes: Any) -> None:
+    """Add options of `OPTIONS` to a parser or group, all with the same `changes`.
+
+    Raises:
+        KeyError: if a name is not in the table.
+    """
+    for name in names:
+        parser.add_argument(name, **{**OPTIONS[name], **changes})

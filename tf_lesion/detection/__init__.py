@@ -1,0 +1,1 @@
+"""From a scan to lesion maps on its own grid."""

@@ -1,0 +1,241 @@
+"""The files of restored scans: which scans, where the maps go, one scan after the other."""
+
+import json
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tf_lesion import __version__
+from tf_lesion.detection.layout import DONE, FAILED, SKIPPED, SUMMARY, Layout, read_facts, stem_of
+from tf_lesion.files import InputError, refuse_existing, write_json
+from tf_lesion.scans import discovery
+from tf_lesion.scans.volumes import save_like
+
+PATTERNS = ("**/*_T2w.nii*", *(f"**/*{suffix}.nii*" for suffix in discovery.SUFFIXES))
+DERIVATIVES = "derivatives"  # of a BIDS dataset: results, no scans
+BIDS_VERSION = "1.10.0"
+BIDS_SCAN = re.compile(r"(?P<entities>(?P<sub>sub-[A-Za-z0-9]+)(_[a-z]+-[A-Za-z0-9]+)*)_T2w")
+BIDS_SESSION = re.compile(r"_(ses-[A-Za-z0-9]+)")
+
+
+# Which scans ------------------------------------------------------------------------------------
+
+
+def one_scan(path, *, mask=None):
+    """The `Subject` of a single scan, with the segmentation of the BRATS layout if it is there."""
+    path = Path(path)
+    return discovery.Subject(
+        _name(path), path, mask=mask, label=discovery.segmentation_beside(path)
+    )
+
+
+def find_scans(folder, *, pattern=None, mask_pattern=None, seg_pattern=None, out=None):
+    """The `Subject`s of a folder or BIDS dataset, sorted by path.
+
+    Args:
+        folder: where to look, at any depth; `derivatives` folders are left out.
+        pattern: glob of the scans; by default BIDS (`_T2w`) and BRATS (`_t2`, `-t2w`) names.
+        mask_pattern: glob of the brain masks, with {subject} and {folder}.
+        seg_pattern: the same for segmentations; by default those of the BRATS layout, if any.
+        out: a folder of results, left out.
+
+    Raises:
+        FileNotFoundError, InputError: without a folder or scans, or with two scans of one name.
+    """
+    folder = Path(folder)
+    found = discovery.find_scans(folder, [pattern] if pattern else PATTERNS)
+    scans = [scan for scan in found if not _is_result(scan, folder, out)]
+    if not scans:
+        raise InputError(f"No scans found in {folder}, only results; give the right --input.")
+    patterns = {"mask_pattern": mask_pattern, "seg_pattern": seg_pattern}
+    names = discovery.scan_names(scans, folder, suffixes=discovery.SUFFIXES)
+    subjects = [
+        discovery.subject_with_files(_name(scan, name), scan, folder, **patterns)
+        for scan, name in zip(scans, names, strict=True)
+    ]
+    discovery.check_unique(subjects)
+    return [
+        replace(subject, label=subject.label or discovery.segmentation_beside(subject.scan))
+        for subject in subjects
+    ]
+
+
+def _name(scan, otherwise=None):
+    """The BIDS entities of a scan's name, all of them: a subject may have many scans."""
+    bids = BIDS_SCAN.fullmatch(stem_of(scan))
+    return bids["entities"] if bids else otherwise or stem_of(scan)
+
+
+def _is_result(scan, folder, out):
+    inside_out = out is not None and scan.resolve().is_relative_to(Path(out).resolve())
+    return inside_out or DERIVATIVES in scan.relative_to(folder).parts
+
+
+# Where the files go -----------------------------------------------------------------------------
+
+
+def layout_of(subject, out, *, bids=False, many=False):
+    """The `Layout` of a subject in the folder `out`: a sub-folder of its own, if there are many."""
+    out = Path(out)
+    if not bids:
+        return Layout(out / subject.name if many else out, stem_of(subject.scan))
+    entities = subject.name
+    if not BIDS_SCAN.fullmatch(f"{entities}_T2w"):
+        entities = "sub-" + re.sub(r"[^A-Za-z0-9]", "", entities)
+    session = BIDS_SESSION.search(entities)
+    folder = out / entities.split("_")[0] / (session[1] if session else "") / "anat"
+    return Layout(folder, entities, bids=True)
+
+
+def write_dataset_description(out, source):
+    """Write `dataset_description.json` of BIDS derivatives, and what validators must ignore."""
+    write_json(
+        Path(out) / "dataset_description.json",
+        {
+            "Name": "Restored scans and lesion masks",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "tf_lesion", "Version": __version__}],
+            "SourceDatasets": [{"URL": Path(source).resolve().as_uri()}],
+        },
+    )
+    (Path(out) / ".bidsignore").write_text(f"{SUMMARY}\n*.html\n")
+
+
+# One scan, many scans ---------------------------------------------------------------------------
+
+
+def restore_one(restorer, subject, layout, *, command="", force=False):
+    """Restore a scan and write its files, the JSON last; returns the facts.
+
+    Args:
+        restorer: `ScanRestorer`.
+        subject: `Subject`; its segmentation is not looked at, only its path is noted.
+        layout: `Layout`.
+        command: the command line, for the facts.
+        force: overwrite.
+
+    Raises:
+        FileExistsError, InputError, OSError: before anything is written, if the scan cannot be
+            used; or if a file is there.
+    """
+    if subject.problem:
+        raise InputError(subject.problem)
+    paths = layout.volumes(restorer.volume_names)
+    for path in (*paths.values(), layout.facts):
+        refuse_existing(path, force=force)
+    maps = restorer.maps_of(subject.scan, mask_path=subject.mask)
+    for name, path in paths.items():
+        save_like(maps.prepared.scan, maps.volumes[name], path)
+    facts = {
+        "name": subject.name,
+        "command": command,
+        **maps.facts,
+        "brain_mask": _absolute(subject.mask),
+        "truth": _absolute(subject.label),
+        "files": {name: path.name for name, path in paths.items()},
+    }
+    if layout.bids:
+        facts |= _write_sidecars(paths, facts)
+    write_json(layout.facts, facts)
+    return facts
+
+
+def _absolute(path):
+    return None if path is None else str(Path(path).resolve())
+
+
+def _write_sidecars(paths, facts):
+    """Write the JSON beside each volume but the first; returns the fields of that one."""
+    common = {"Sources": [Path(facts["input"]).as_uri()], "SpatialReference": "orig"}
+    what = {
+        "restored": {"Description": "restored towards healthy", "SkullStripped": True},
+        "residual": {"Description": "abs(observed - restored)", "SkullStripped": True},
+        "score": {"Description": "the residual, post-processed", "SkullStripped": True},
+    }
+    for name, lesions in facts["lesions"].items():
+        about = "residual above the threshold that a share of healthy voxels exceeds"
+        what[name] = {"Type": "Lesion", "Description": about, **lesions}
+    for name in list(paths)[1:]:
+        sidecar = paths[name].with_name(f"{stem_of(paths[name])}.json")
+        write_json(sidecar, {**common, **what[name]})
+    return {**common, **what["restored"]}
+
+
+def restore_many(restorer, subjects, out, *, bids=False, command="", force=False):
+    """Restore scan after scan; one that fails does not stop the rest, one that is done is skipped.
+
+    Writes `OUT/summary.json` after every scan.
+
+    Returns:
+        [{name, input, status, reason, facts}], one per subject; `facts` relative to `out`.
+
+    Raises:
+        InputError: if two scans would get the same files.
+    """
+    layouts = [layout_of(subject, out, bids=bids, many=True) for subject in subjects]
+    if len({layout.facts for layout in layouts}) < len(layouts):
+        raise InputError("Expected names that differ in letters or digits; use --pattern.")
+    rows = []
+    for number, (subject, layout) in enumerate(zip(subjects, layouts, strict=True), start=1):
+        print(f"[{number}/{len(subjects)}] {subject.name}", flush=True)
+        status, reason = _attempt(restorer, subject, layout, command=command, force=force)
+        if status == FAILED:
+            print(f"error: {subject.name}: {reason}", file=sys.stderr)
+        rows.append(
+            {
+                "name": subject.name,
+                "input": str(subject.scan),
+                "status": status,
+                "reason": reason,
+                "facts": os.path.relpath(layout.facts, out),
+            }
+        )
+        write_json(Path(out) / SUMMARY, {"command": command, "scans": rows})
+    return rows
+
+
+def _attempt(restorer, subject, layout, *, command, force):
+    """(status, reason) of one scan among many."""
+    try:
+        if not force and is_done(restorer, subject, layout):
+            return SKIPPED, ""
+        # Without its JSON a scan was interrupted: what lies there is half of it.
+        facts = restore_one(restorer, subject, layout, command=command, force=True)
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        known = isinstance(error, InputError | OSError)
+        return FAILED, reason if known else f"{type(error).__name__}: {reason}"
+    tell_warnings(facts)
+    return DONE, ""
+
+
+def tell_warnings(facts):
+    """Print the warnings of a scan."""
+    for warning in facts["warnings"]:
+        print(f"warning: {facts['name']}: {warning}", file=sys.stderr)
+
+
+def is_done(restorer, subject, layout):
+    """Whether a scan's files are there, made by the same model with the same settings.
+
+    Raises:
+        InputError: if they were made otherwise.
+    """
+    if not layout.facts.exists():
+        return False
+    facts = read_facts(layout.facts)
+    now = {
+        **json.loads(json.dumps(restorer.described)),
+        "input": _absolute(subject.scan),
+        "brain_mask": _absolute(subject.mask),
+    }
+    other = [name for name, value in now.items() if facts.get(name) != value]
+    if other:
+        raise InputError(
+            f"{layout.facts} was made with another {', '.join(other)}; pass --force, or choose "
+            "another --out."
+        )
+    return all(path.exists() for path in layout.volumes(restorer.volume_names).values())

@@ -1,0 +1,289 @@
+"""Restore one scan: maps on the scan's own grid, and what a reader must know about them."""
+
+import math
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+
+import numpy as np
+
+from tf_lesion import __version__
+from tf_lesion.detection.lesions import find_lesions
+from tf_lesion.detection.postprocessing import (
+    HEALTHY_FILE,
+    Postprocessing,
+    anomaly_score,
+    axes_mm,
+    load_maps,
+)
+from tf_lesion.files import InputError
+from tf_lesion.provenance import commit
+from tf_lesion.scans.prepare import PreparedScan, ScanSettings, prepare_scan, to_scan_grid
+
+NO_REFERENCE = "no reference histogram comes with this model: intensities not matched."
+SEEN_SHARE = 0.95  # of the brain; below it a warning says so
+DIGITS = 3  # of milliliters and millimeters
+PACKAGES = ("tensorflow", "numpy", "scipy", "nibabel", "SimpleITK", "nilearn")
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """What decides the maps of a scan beside the model; `dataclasses.asdict` makes JSON of it.
+
+    Attributes:
+        seed: of the noise.
+        batch_size: slices at once; it changes speed and memory, not the maps.
+        slice_step: restore every n-th axial slice and interpolate the change in between.
+        postprocessing: `Postprocessing`; with any step there is a map `score` beside the residual.
+    """
+
+    seed: int = 0
+    batch_size: int = 16
+    slice_step: int = 1
+    postprocessing: Postprocessing = field(default_factory=Postprocessing)
+
+
+@dataclass(frozen=True)
+class ScanMaps:
+    """What was found in one scan.
+
+    Attributes:
+        prepared: the `PreparedScan`.
+        volumes: {name: array} on the scan file's own grid: `restored` and `residual` float32,
+            normalized intensity, `score` float32 if there is post-processing, and one uint8 mask
+            for each threshold (`fpr_0.05`).
+        facts: JSON-serialisable; what `restoration.json` says.
+    """
+
+    prepared: PreparedScan
+    volumes: dict = field(repr=False)
+    facts: dict
+
+
+class ScanRestorer:
+    """A loaded model, set up once for any number of scans.
+
+    Args:
+        loaded: `runs.LoadedModel`.
+        restoration: `RestorationConfig`.
+        points: [`eval.thresholds.Threshold`] of the score, or of the residual where there is no
+            post-processing; possibly none.
+        settings: `MapSettings`.
+        align: "rigid", "center" or "none"; by default as the training cache.
+    """
+
+    def __init__(self, loaded, restoration, *, points=(), settings=None, align=None):
+        from tf_lesion.restoration import Restorer, describe
+
+        self.settings = settings or MapSettings()
+        self.points = {f"fpr_{point.target_fpr:g}": point for point in points}
+        self.scan_settings = scan_settings(loaded, align=align)
+        self._loaded = loaded
+        steps = self.settings.postprocessing
+        restoration = steps.restoration(restoration)
+        self._restorer = Restorer(loaded.model, restoration, seed=self.settings.seed)
+        self.described = {
+            **describe(loaded, restoration, seed=self.settings.seed),
+            "slice_step": self.settings.slice_step,
+            "postprocessing": str(steps),
+            "scan_settings": asdict(self.scan_settings),
+            "points": {name: asdict(point) for name, point in self.points.items()},
+        }
+
+    @property
+    def volume_names(self):
+        """Names of the maps of every scan."""
+        score = ("score",) if self._scored else ()
+        return ("restored", "residual", *score, *self.points)
+
+    @property
+    def _scored(self):
+        return self.settings.postprocessing != Postprocessing()
+
+    def maps_of(self, path, *, mask_path=None):
+        """The `ScanMaps` of a scan, optionally with its brain mask.
+
+        Raises:
+            FileNotFoundError, InputError: if the scan cannot be used, or its restoration diverges.
+        """
+        prepared = prepare_scan(
+            path,
+            settings=self.scan_settings,
+            mask_path=mask_path,
+            reference=self._loaded.reference,
+        )
+        restored, slices = self.restore_volume(prepared)
+        residual = np.abs(prepared.image - restored) * prepared.mask
+        volumes = {"restored": restored, "residual": residual}
+        if self._scored:
+            volumes["score"] = self.score_volume(prepared, restored)
+        for name, point in self.points.items():
+            volumes[name] = volumes.get("score", residual) > np.float64(point.threshold)
+        volumes = {
+            name: to_scan_grid(volume, prepared, order=0 if volume.dtype == bool else 1)
+            for name, volume in volumes.items()
+        }
+        return ScanMaps(prepared, volumes, self._facts(prepared, volumes, slices))
+
+    def restore_volume(self, prepared):
+        """Restore the axial slices with brain of a `PreparedScan`.
+
+        Returns:
+            (volume [X, Y, Z] on the grid, indices of the restored slices). The change of slices
+            left out is interpolated from their neighbors; outside the crop it is the observed
+            volume.
+        """
+        from tqdm import tqdm
+
+        from tf_lesion.restoration import restore
+
+        window = crop_of(self._loaded, prepared.grid)
+        observed = np.moveaxis(prepared.image[window], 2, 0)[..., None]
+        mask = np.moveaxis(prepared.mask[window], 2, 0)[..., None]
+        slices = np.flatnonzero(mask.any(axis=(1, 2, 3)))[:: self.settings.slice_step]
+        if slices.size == 0:
+            raise InputError(
+                f"{prepared.scan.path}: expected brain inside the model's window, found none; is "
+                "it aligned? Try --align rigid."
+            )
+        change = np.zeros((len(slices), *observed.shape[1:3]), np.float32)
+        ascent = self._restorer.restoration
+        total = len(slices) * ascent.steps * ascent.repeats
+        with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
+            for start in range(0, len(slices), self.settings.batch_size):
+                part = slice(start, start + self.settings.batch_size)
+                chosen = slices[part]
+                restored, _ = restore(
+                    self._restorer,
+                    observed[chosen],
+                    mask[chosen],
+                    chosen,
+                    on_progress=progress.update,
+                )
+                change[part] = (restored - observed[chosen])[..., 0]
+        volume = prepared.image.copy()
+        volume[window] += _between(change, slices, len(mask)) * prepared.mask[window]
+        return volume, slices
+
+    def score_volume(self, prepared, restored):
+        """The post-processed anomaly score [X, Y, Z] on the grid."""
+        images = (prepared.image, restored, prepared.mask)
+        settings, healthy = self.settings.postprocessing, None
+        axes = axes_mm(prepared.grid.shape, prepared.grid.voxel_size)
+        if settings.needs_healthy:
+            healthy = load_maps(self._loaded.extras / HEALTHY_FILE, axes)
+        slices = (np.moveaxis(volume, 2, 0) for volume in images)
+        score = anomaly_score(*slices, settings=settings, healthy=healthy, axes=axes)
+        return np.moveaxis(score, 0, 2)
+
+    def _facts(self, prepared, volumes, slices):
+        seen = self._seen(prepared)
+        brain_ml = _milliliters(prepared.scan_mask, prepared.scan)
+        examined = _milliliters(seen, prepared.scan) / brain_ml
+        warnings = list(prepared.warnings)
+        if self._loaded.reference is None:
+            warnings.append(NO_REFERENCE)
+        if examined < SEEN_SHARE:
+            warnings.append(f"only {examined:.0%} of the brain were examined.")
+        return {
+            "tf_lesion_version": __version__,
+            "commit": commit(),
+            "versions": versions(),
+            "input": str(prepared.scan.path.resolve()),
+            **self.described,
+            "scan": _scan_facts(prepared.scan),
+            "scan_from_grid": prepared.scan_from_grid.tolist(),
+            "brain_ml": brain_ml,
+            "examined_fraction": examined,
+            "slices_restored": len(slices),
+            "mutual_information": _number(prepared.mutual_information),
+            "atlas_overlap": prepared.atlas_overlap,
+            "histogram_distance": _number(prepared.histogram_distance),
+            "lesions": {
+                name: self._lesion_facts(name, volumes, prepared.scan) for name in self.points
+            },
+            "warnings": warnings,
+        }
+
+    def _seen(self, prepared):
+        """[x, y, z] bool on `scan.data`: brain that was inside the model's window."""
+        window = crop_of(self._loaded, prepared.grid)
+        seen = np.zeros_like(prepared.mask)
+        seen[window] = prepared.mask[window]
+        return to_scan_grid(seen, prepared, order=0) > 0
+
+    def _lesion_facts(self, name, volumes, scan):
+        found = find_lesions(volumes[name], volumes["residual"], scan.file_affine)
+        largest = found[0] if found else None
+        point = self.points[name]
+        return {
+            "threshold": point.threshold,
+            "target_fpr": point.target_fpr,
+            "healthy_fpr": point.fpr,
+            "volume_ml": _rounded(sum(lesion.volume_ml for lesion in found)),
+            "count": len(found),
+            "largest_ml": _rounded(largest.volume_ml) if largest else 0.0,
+            "largest_center_mm": [_rounded(mm) for mm in largest.center_mm] if largest else None,
+        }
+
+
+def scan_settings(loaded, *, align=None):
+    """`ScanSettings` of the training cache; those of the released code where the run has none."""
+    stored = dict(loaded.data.get("preprocessing", {}).get("scan", {}))
+    stored["align"] = align or stored.get("align", "rigid")
+    return ScanSettings(**stored)
+
+
+def crop_of(loaded, grid):
+    """The window (x, y) of the grid's slices that the model was trained on.
+
+    Raises:
+        InputError: if the grid's is of another size than the model's slices.
+    """
+    network = loaded.config.network
+    x0, x1, y0, y1 = loaded.data.get("crop", grid.crop)
+    if (x1 - x0, y1 - y0) != (network.height, network.width):
+        raise InputError(
+            f"{loaded.path} restores {network.height} x {network.width} slices, the grid of "
+            f"{grid.voxel_size:g} mm is cropped to {x1 - x0} x {y1 - y0}."
+        )
+    return slice(x0, x1), slice(y0, y1)
+
+
+def versions():
+    """{package: version} of what the maps depend on."""
+    found = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def _between(change, slices, count):
+    """Changes [n, H, W] of some axial slices -> [H, W, count], linear in between."""
+    from scipy.interpolate import interp1d
+
+    if len(slices) == 1:
+        return np.repeat(change[0][..., None], count, axis=2)
+    ends = (change[0], change[-1])
+    line = interp1d(slices, change, axis=0, bounds_error=False, fill_value=ends)
+    return np.moveaxis(line(np.arange(count)).astype(np.float32), 0, 2)
+
+
+def _scan_facts(scan):
+    from nibabel import aff2axcodes
+
+    return {
+        "shape": list(scan.file_shape),
+        "voxel_sizes_mm": [round(float(size), 4) for size in scan.voxel_sizes],
+        "orientation": "".join(aff2axcodes(scan.file_affine)),
+    }
+
+
+def _milliliters(mask, scan):
+    return float(np.count_nonzero(mask)) * abs(np.linalg.det(scan.affine[:3, :3])) / 1e3
+
+
+def _rounded(value):
+    return round(value, DIGITS)
+
+
+def _number(value):
+    return None if math.isnan(value) else value

@@ -1,0 +1,230 @@
+"""Pictures of a report, as pieces of HTML that need no other file: montage, curves, viewer."""
+
+import base64
+import io
+import re
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+from tf_lesion.evaluation.plots import BAR_LABELS, DASHES, WINDOW_PERCENTILE, as_seen
+from tf_lesion.scans.alignment import world_aligned
+
+MONTAGE_SLICES = 7
+MONTAGE_SHARE = (0.12, 0.88)  # of the brain's height; the ends show little
+MONTAGE_MARGIN_MM = 6.0  # around the brain
+MONTAGE_INCHES = 1.7  # width of a slice
+MONTAGE_DPI = 140
+MASK_COLOR, TRUTH_COLOR = "#ffd400", "#00d0ff"
+RESIDUAL_MAP = "inferno"
+CURVE_INCHES = (4.2, 3.4)
+MOST_CURVE_POINTS = 400
+VIEWER_VOXELS = 4e6  # more is resampled: the page stays small
+SHOWN_PERCENTILE = 99.0  # of the residual in the brain, without thresholds
+FAVICON = re.compile(r"<link[^>]*icon[^>]*>")  # the one thing nilearn's page asks the network for
+SVG_HEADER = re.compile(r"^.*?(?=<svg)", re.DOTALL)
+
+
+def montage(result):
+    """PNG data URI of `montage_figure`."""
+    return _png(montage_figure(result, montage_slices(result.brain, result.mask)))
+
+
+def montage_figure(result, chosen):
+    """Figure of axial slices: scan, restored, residual, score if there; contours on the scan.
+
+    Args:
+        result: `report_data.Result`.
+        chosen: [n] ascending axial indices.
+    """
+    window = _window_around(result.brain, result.scan.voxel_sizes)
+    scan, residual = result.scan.data, result.residual
+    rows = {
+        "scan": (scan, "gray", _limits(scan[result.brain])),
+        "restored": (result.restored, "gray", _limits(result.restored[result.brain])),
+        "residual": (residual, RESIDUAL_MAP, _limits(residual[result.brain])),
+    }
+    if "score" in result.facts["files"]:
+        score = result.volume("score")
+        rows["score"] = (score, RESIDUAL_MAP, _limits(score[result.brain]))
+    sizes = result.scan.voxel_sizes
+    extent_mm = [(part.stop - part.start) * size for part, size in zip(window, sizes, strict=False)]
+    height = MONTAGE_INCHES * extent_mm[1] / extent_mm[0]
+    figure, axes = plt.subplots(
+        len(rows),
+        len(chosen),
+        figsize=(MONTAGE_INCHES * len(chosen) + 0.9, height * len(rows) + 0.3),
+        gridspec_kw={"wspace": 0.02, "hspace": 0.02},
+        layout="constrained",
+        squeeze=False,
+        facecolor="black",
+    )
+    for row, (name, (volume, cmap, limits)) in zip(axes, rows.items(), strict=True):
+        for axis, z in zip(row, chosen, strict=True):
+            picture = axis.imshow(
+                as_seen(volume[(*window, z)]),
+                cmap=cmap,
+                vmin=limits[0],
+                vmax=limits[1],
+                aspect=sizes[1] / sizes[0],
+            )
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name, fontsize=9, color="white")
+        if cmap == RESIDUAL_MAP:
+            _color_bar(figure, picture, row, BAR_LABELS.get(name, name))
+    for axis, z in zip(axes[0], chosen, strict=True):
+        _outline(axis, result.mask[(*window, z)], MASK_COLOR, "-")
+        if result.truth is not None:
+            _outline(axis, result.truth[(*window, z)], TRUTH_COLOR, "--")
+        axis.set_title(f"z = {_height_mm(result, z):.0f} mm", fontsize=8, color="white")
+    return figure
+
+
+def montage_slices(brain, mask, *, count=MONTAGE_SLICES):
+    """[n] ascending axial indices: evenly through the brain, one moved to the largest detection."""
+    height = np.flatnonzero(brain.any(axis=(0, 1)))
+    low, high = (height[0] + share * (height[-1] - height[0]) for share in MONTAGE_SHARE)
+    chosen = np.unique(np.rint(np.linspace(low, high, count)).astype(int))
+    area = mask.sum(axis=(0, 1))
+    if area.any():
+        worst = int(area.argmax())
+        chosen[np.abs(chosen - worst).argmin()] = worst
+    return np.unique(chosen)
+
+
+def _window_around(brain, voxel_sizes):
+    """Pair of slices (x, y) that hold the brain and a margin."""
+    window = []
+    for axis in (0, 1):
+        inside = np.flatnonzero(brain.any(axis=(1 - axis, 2)))
+        margin = round(MONTAGE_MARGIN_MM / voxel_sizes[axis])
+        window.append(slice(max(inside[0] - margin, 0), inside[-1] + margin + 1))
+    size = [min(part.stop, length) for part, length in zip(window, brain.shape, strict=False)]
+    return tuple(slice(part.start, stop) for part, stop in zip(window, size, strict=True))
+
+
+def _limits(values):
+    return 0.0, max(float(np.percentile(values, WINDOW_PERCENTILE)), np.finfo(np.float32).tiny)
+
+
+def _height_mm(result, z):
+    center = (np.array(result.scan.data.shape) - 1) / 2
+    return (result.scan.affine @ [*center[:2], z, 1.0])[2]
+
+
+def _outline(axis, mask, color, style):
+    if mask.any():
+        axis.contour(as_seen(mask), levels=[0.5], colors=color, linewidths=0.8, linestyles=style)
+
+
+def _color_bar(figure, picture, row, label):
+    bar = figure.colorbar(picture, ax=row, fraction=0.03, pad=0.01)
+    bar.set_label(label, color="white", fontsize=7)
+    bar.ax.tick_params(colors="white", labelsize=7)
+    bar.outline.set_visible(False)
+
+
+def roc(series):
+    """SVG of ROC curves, {name: (fpr, tpr)}."""
+    figure, axis = plt.subplots(figsize=CURVE_INCHES, layout="constrained")
+    for (name, (fpr, tpr)), style in zip(series.items(), DASHES, strict=False):
+        rows = _thinned(len(fpr))
+        axis.plot(np.asarray(fpr)[rows], np.asarray(tpr)[rows], label=name, **style)
+    axis.plot([0, 1], [0, 1], color="0.75", linewidth=0.8, label="chance")
+    axis.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1))
+    return _svg(figure, axis)
+
+
+def threshold_curves(curve, marked):
+    """SVG of Dice, true and false positive rate against the threshold.
+
+    Args:
+        curve: `metrics.Curve`.
+        marked: {label: threshold} drawn as vertical lines.
+    """
+    inside = (curve.threshold >= 0) & (curve.tp + curve.fp > 0)
+    rows = np.flatnonzero(inside)[_thinned(int(inside.sum()), curve.threshold[inside])]
+    tp, fp = curve.tp[rows], curve.fp[rows]
+    lines = {
+        "Dice": 2 * tp / (tp + fp + curve.positives),
+        "true positive rate": curve.tpr[rows],
+        "false positive rate": curve.fpr[rows],
+    }
+    figure, axis = plt.subplots(figsize=CURVE_INCHES, layout="constrained")
+    for (name, values), style in zip(lines.items(), DASHES, strict=False):
+        axis.plot(curve.threshold[rows], values, label=name, **style)
+    for label, threshold in marked.items():
+        axis.axvline(threshold, color="0.8", linewidth=0.8, zorder=0)
+        axis.text(threshold, 1.01, label, fontsize=7, ha="center", color="0.3")
+    axis.set(xlabel="threshold (normalized intensity)", ylabel="fraction", ylim=(0, 1))
+    axis.set_xlim(left=0)
+    return _svg(figure, axis)
+
+
+def _thinned(count, values=None):
+    """Indices of at most `MOST_CURVE_POINTS` of `count` points, equally far apart in `values`."""
+    if count <= MOST_CURVE_POINTS:
+        return np.arange(count)
+    if values is None:
+        return np.unique(np.linspace(0, count - 1, MOST_CURVE_POINTS).astype(int))
+    wanted = np.linspace(values[0], values[-1], MOST_CURVE_POINTS)
+    return np.unique(np.searchsorted(values, wanted).clip(0, count - 1))
+
+
+def viewer(result):
+    """HTML of nilearn's viewer: the scan, and over it the residual above the threshold."""
+    import nibabel as nib
+    from nilearn.plotting import view_img
+
+    extent = np.prod(np.array(result.scan.data.shape) * result.scan.voxel_sizes)
+    voxel_mm = float(max(result.scan.voxel_sizes.min(), np.cbrt(extent / VIEWER_VOXELS)))
+    images = []
+    scan = np.clip(result.scan.data, *_limits(result.scan.data[result.brain]))
+    for volume in (scan, result.residual):
+        images.append(nib.Nifti1Image(*world_aligned(volume, result.scan.affine, voxel_mm)))
+    lowest, highest = shown_range(result)
+    view = view_img(
+        images[1],
+        bg_img=images[0],
+        threshold=lowest,
+        vmin=0.0,
+        vmax=highest,
+        symmetric_cmap=False,
+        cmap=RESIDUAL_MAP,
+        cut_coords=result.lesions[0].center_mm if result.lesions else None,
+        radiological=True,
+        black_bg=True,
+        opacity=0.8,
+        title="",
+    )
+    return FAVICON.sub("", view.get_standalone())
+
+
+def shown_range(result):
+    """(least, largest) residual that the viewer colors: from the threshold, or the top percent."""
+    inside = result.residual[result.brain]
+    if result.point:
+        lowest = result.facts["lesions"][result.point]["threshold"]
+    else:
+        lowest = float(np.percentile(inside, SHOWN_PERCENTILE))
+    return lowest, max(float(np.percentile(inside, 99.9)), 1.5 * lowest, 1e-6)
+
+
+def _png(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=MONTAGE_DPI, facecolor=figure.get_facecolor())
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _svg(figure, axis):
+    axis.grid(color="0.92", linewidth=0.6)
+    axis.legend(fontsize=8, frameon=False)
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return SVG_HEADER.sub("", buffer.getvalue())

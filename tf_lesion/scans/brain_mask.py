@@ -1,0 +1,111 @@
+"""Where the brain is: from the non-zero voxels of a skull-stripped scan, or from the atlas.
+
+The rule of `--mask auto`. A scan counts as skull-stripped when both hold:
+
+* at least `BACKGROUND_SHARE` of its voxels equal the background, the most frequent value on the
+  faces of the volume, to within `NEAR_BACKGROUND` of the brightest voxels (real air has noise; a
+  stripped scan may hold a few specks and small negative values);
+* what is left, largest connected piece, holes filled, faint voxels not counted, is at most
+  `LARGEST_BRAIN_LITERS`. A head is more than twice a brain, even when its air was set to zero.
+
+Faint voxels differ from the background by less than `FAINT_SHARE` of the piece's median. The rim of
+the mask of a brain lies where the scan rises through half of its median (`RIM_SHARE`), as it does
+in a scan of any voxel size: interpolation spreads a brain by a voxel, and splines ring around it.
+
+Any other scan has its skull, and its mask is that of the atlas.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+from tf_lesion.files import InputError
+from tf_lesion.scans.volumes import load_labels
+
+MASK_MODES = ("auto", "nonzero", "atlas")
+
+BACKGROUND_SHARE = 0.3  # a brain fills about half of the smallest box around it
+NEAR_BACKGROUND = 1e-3  # of the 99.9th percentile of the distance to the background
+LARGEST_BRAIN_LITERS = 2.2  # intracranial volume of adults: 1.1 to 1.9
+SMALLEST_BRAIN_LITERS = 0.2  # less is a fragment; half a brain in a slab passes
+FAINT_SHARE = 0.2
+RIM_SHARE = 0.5
+MM3_PER_LITER = 1e6
+
+
+def liters(mask, affine):
+    """Volume of a mask."""
+    return float(np.count_nonzero(mask)) * abs(np.linalg.det(affine[:3, :3])) / MM3_PER_LITER
+
+
+def find_brain(scan, *, mode="auto", mask_path=None):
+    """The brain of a scan before any alignment.
+
+    Args:
+        scan: a `Scan`.
+        mode: "auto" (the rule above), "nonzero" (take the scan for skull-stripped) or "atlas".
+        mask_path: a mask on the scan's own grid, brain > 0; goes before `mode`.
+
+    Returns:
+        [X, Y, Z] bool, or None if the atlas is to tell once the scan is aligned.
+
+    Raises:
+        InputError: if the mask is on another grid than the scan or holds too little.
+    """
+    if mask_path is not None:
+        mask = load_labels(mask_path, scan) > 0
+        _check_volume(mask, scan.affine, mask_path)
+        return mask
+    if mode not in MASK_MODES:
+        raise InputError(f"Expected --mask to be one of {', '.join(MASK_MODES)}, got {mode!r}.")
+    if mode == "atlas":
+        return None
+    distance = distance_from_background(scan.data)
+    foreground = distance > NEAR_BACKGROUND * np.percentile(distance, 99.9)
+    piece = largest_piece(foreground)
+    median = np.median(distance[piece])
+    full = piece & (distance >= FAINT_SHARE * median)
+    if mode == "nonzero":
+        _check_volume(full, scan.affine, scan.path)
+    elif not _is_brain(foreground, full, scan.affine):
+        return None
+    return largest_piece(piece & (distance >= RIM_SHARE * median))
+
+
+def _is_brain(foreground, piece, affine):
+    return (
+        1 - foreground.mean() >= BACKGROUND_SHARE
+        and SMALLEST_BRAIN_LITERS <= liters(piece, affine) <= LARGEST_BRAIN_LITERS
+    )
+
+
+def _check_volume(mask, affine, path):
+    volume = liters(mask, affine)
+    if volume < SMALLEST_BRAIN_LITERS:
+        raise InputError(
+            f"{path}: expected a brain mask of at least {SMALLEST_BRAIN_LITERS} liters, got "
+            f"{volume:.3f}; give another with --mask-pattern, or --mask atlas."
+        )
+
+
+def distance_from_background(volume):
+    """[X, Y, Z], absolute difference of each voxel from the most frequent value on the faces."""
+    faces = [volume.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
+    found, counts = np.unique(np.concatenate(faces), return_counts=True)
+    return np.abs(volume - found[counts.argmax()])
+
+
+def largest_piece(foreground):
+    """The largest connected piece of a mask, specks cut off, holes filled; empty stays empty.
+
+    Bridges one voxel thick are cut before the pieces are compared (specks often hang on by one),
+    and the rim that this takes off is put back.
+    """
+    core = ndimage.binary_opening(foreground)
+    if not core.any():
+        core = foreground
+    labels, count = ndimage.label(core)
+    if count == 0:
+        return np.zeros_like(foreground)
+    largest = np.bincount(labels.ravel())[1:].argmax() + 1
+    piece = ndimage.binary_dilation(labels == largest, mask=foreground)
+    return ndimage.binary_fill_holes(piece)

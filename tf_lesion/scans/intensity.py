@@ -1,0 +1,109 @@
+"""Intensities: bias correction, min-max normalisation, histogram matching inside the brain."""
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813, the usual name
+from skimage.exposure import match_histograms
+
+from tf_lesion.caches.slices import BRAIN_FLOOR, HIGHEST_PERCENTILE, LOWEST_PERCENTILE
+from tf_lesion.files import InputError
+from tf_lesion.scans import itk
+
+QUANTILES = 1001  # of the reference: 0, 0.1, ... 100 %
+N4_SPACING_MM = 4.0  # the bias field is smooth, so it is estimated on voxels of about this size
+N4_STEPS = (50, 50, 30)  # at each of three resolutions of the spline
+
+
+def correct_bias(volume, mask, voxel_sizes):
+    """N4 bias correction (Tustison et al., IEEE TMI 2010) of the brain.
+
+    Args:
+        volume: [X, Y, Z] intensity.
+        mask: [X, Y, Z] bool, brain.
+        voxel_sizes: [3] mm.
+
+    Returns:
+        [X, Y, Z] float32, `volume` divided by the field (which is 1 where nothing is known).
+    """
+    shrink = [max(1, round(N4_SPACING_MM / size)) for size in voxel_sizes]
+    image = itk.to_image(volume.astype(np.float32), spacing=voxel_sizes)
+    # N4 takes logarithms: voxels of the brain that are 0 or below say nothing about the field.
+    inside = itk.to_image((mask & (volume > 0)).astype(np.uint8), spacing=voxel_sizes)
+    method = sitk.N4BiasFieldCorrectionImageFilter()
+    method.SetMaximumNumberOfIterations(list(N4_STEPS))
+    with itk.one_thread():
+        method.Execute(sitk.Shrink(image, shrink), sitk.Shrink(inside, shrink))
+        field = np.exp(itk.to_array(method.GetLogBiasFieldAsImage(image)))
+    return (volume / np.maximum(field, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def normalize(volume, mask):
+    """Min-max inside the brain, between the 0.1th and the 99.9th percentile of the brain.
+
+    Args:
+        volume: [X, Y, Z] intensity.
+        mask: [X, Y, Z] bool, brain.
+
+    Returns:
+        [X, Y, Z] float32: 1e-3 to 1 in the brain, exactly 0 outside.
+
+    Raises:
+        InputError: if the brain is empty or constant.
+    """
+    values = volume[mask]
+    if values.size == 0:
+        raise InputError("the brain mask holds no voxel of the scan.")
+    low, high = np.percentile(values, [LOWEST_PERCENTILE, HIGHEST_PERCENTILE])
+    if not high > low:
+        raise InputError(f"the brain is constant ({low:g}); expected a scan with contrast.")
+    return _inside(np.clip((values - low) / (high - low), BRAIN_FLOOR, 1.0), mask)
+
+
+def brain_quantiles(volume, mask):
+    """[1001] float32 quantiles of the brain's intensities, from least to largest."""
+    return np.quantile(volume[mask], np.linspace(0, 1, QUANTILES)).astype(np.float32)
+
+
+def histogram_distance(volume, mask, reference):
+    """How far the brain's histogram is from the reference's: the 1-Wasserstein distance.
+
+    The mean over the quantiles of their absolute difference, in normalized intensity: 0 for equal
+    histograms; what `match_to_reference` has to move a voxel by on average.
+
+    Args:
+        volume: [X, Y, Z] intensity, normalized, not matched yet.
+        mask: [X, Y, Z] bool, brain.
+        reference: [Q] quantiles of the reference's brain; or any intensities of it.
+    """
+    steps = np.linspace(0, 1, QUANTILES)
+    return float(np.abs(np.quantile(volume[mask], steps) - np.quantile(reference, steps)).mean())
+
+
+def match_to_reference(volume, mask, reference):
+    """Match the histogram of the brain to that of the reference subject.
+
+    Only brain voxels take part: background in either histogram moves all ranks, which is what makes
+    black patches. The map is monotone and stays in the reference's range.
+
+    Args:
+        volume: [X, Y, Z] intensity.
+        mask: [X, Y, Z] bool, brain.
+        reference: [Q] quantiles of the reference's brain, as `brain_quantiles` gives.
+
+    Returns:
+        [X, Y, Z] float32, above 0 in the brain, exactly 0 outside.
+
+    Raises:
+        InputError: if the reference has no quantiles, or values that are not finite or vary not.
+    """
+    reference = np.asarray(reference, dtype=np.float64).ravel()
+    if reference.size < 2 or not np.isfinite(reference).all() or np.ptp(reference) == 0:
+        raise InputError("expected a Reference of finite, varied brain intensities.")
+    matched = match_histograms(volume[mask].astype(np.float64), reference)
+    low = max(reference.min(), BRAIN_FLOOR)
+    return _inside(np.clip(matched, low, max(reference.max(), low)), mask)
+
+
+def _inside(values, mask):
+    whole = np.zeros(mask.shape, dtype=np.float32)
+    whole[mask] = values
+    return whole

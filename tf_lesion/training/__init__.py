@@ -1,0 +1,1 @@
+"""Training: a GradientTape loop, runs on disk, several devices."""

@@ -1,0 +1,181 @@
+"""A training run on disk, and how a model is loaded from one.
+
+RUN/config.json         resolved settings, version, commit, the cache it was trained on
+RUN/reference.npy       brain intensities to which scans are histogram-matched, [Q]
+RUN/checkpoints/        weights and optimizer, TensorFlow checkpoints `ckpt-STEP`
+RUN/losses.csv, RUN/test_losses.csv, RUN/tensorboard/, RUN/pictures/
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tf_lesion import tf1
+from tf_lesion.config import Config
+from tf_lesion.files import InputError, write_json
+from tf_lesion.methods import make_model
+from tf_lesion.provenance import commit
+
+IDENTITY_DIGITS = 12
+PRETRAINED = {"pretrained": "gmvae", "pretrained-vae": "vae"}  # name -> folder in the package
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a training run."""
+
+    folder: Path
+
+    @property
+    def config_path(self):
+        """The file with the resolved settings."""
+        return self.folder / "config.json"
+
+    @property
+    def checkpoints(self):
+        """The folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def reference_path(self):
+        """The file with the reference intensities."""
+        return self.folder / "reference.npy"
+
+    def write(self, config, cache):
+        """Save the settings and what later steps must know of the training cache."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            self.config_path, {**config.to_dict(), "commit": commit(), "data": describe(cache)}
+        )
+        if cache.reference is not None:
+            np.save(self.reference_path, cache.reference)
+
+    def read(self):
+        """(`Config`, what the run knows of its data) as written.
+
+        Raises:
+            InputError: if the folder is not that of a run.
+        """
+        if not self.config_path.exists():
+            raise InputError(
+                f"Expected a run of train_gmvae.py (with config.json), a folder with a TF1 "
+                f"checkpoint (model.ckpt-STEP.index) or a SavedModel of tf_lesion.export, got "
+                f"{self.folder}."
+            )
+        try:
+            values = json.loads(self.config_path.read_text())
+            return Config.from_dict(values), values.get("data", {})
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.config_path} is not a run's configuration: {error}."
+            ) from error
+
+    def latest_checkpoint(self):
+        """Prefix of the newest checkpoint, or None."""
+        return tf.train.latest_checkpoint(str(self.checkpoints))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model and what goes with it."""
+
+    model: object
+    config: Config
+    data: dict  # what `describe` says of the training cache; {} for a TF1 checkpoint
+    reference: np.ndarray | None  # [Q] intensities for histogram matching
+    path: str
+
+    @property
+    def identity(self):
+        """Short hash of the weights: results made with one model are told from another's."""
+        digest = hashlib.sha256()
+        for weight in self.model.weights:
+            digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+        return digest.hexdigest()[:IDENTITY_DIGITS]
+
+    @property
+    def extras(self):
+        """The folder of what was chosen for this model, such as `lambda.json`."""
+        return Path(self.path)
+
+
+def describe(cache):
+    """What restoring a scan must know of the cache a model was trained on, JSON-serialisable."""
+    affine = cache.grid_affine
+    return {
+        "cache": str(cache.path),
+        "slice_shape": list(cache.slice_shape),
+        "crop": list(cache.crop),
+        "grid_affine": None if affine is None else affine.tolist(),
+        "preprocessing": cache.settings,
+    }
+
+
+def load(path, *, precision="float32"):
+    """Load a model for restoring or evaluating.
+
+    Args:
+        path: a run of `train_gmvae.py`, a folder with a TF1 checkpoint, a SavedModel of
+            `tf_lesion.export`, or one of `PRETRAINED`.
+        precision: of the convolutions, whatever the model was trained in; a SavedModel has its own.
+
+    Returns:
+        `LoadedModel`.
+
+    Raises:
+        InputError: if `path` is none of them, its checkpoint does not fit its configuration, or its
+            precision is another.
+    """
+    from tf_lesion import exported  # which makes a `LoadedModel` too
+
+    if str(path) in PRETRAINED and not Path(path).exists():
+        path = Path(__file__).parent.parent / "pretrained" / PRETRAINED[str(path)]
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"No model at {path}; make one with train_gmvae.py.")
+    if exported.is_exported(path):
+        return exported.load(path, precision=precision)
+    if tf1.is_checkpoint(path):
+        _, config = tf1.read_config(path)
+        config = config.replace(network={"precision": precision})
+        model, _ = tf1.load(path, config=config)
+        return LoadedModel(model, config, {}, None, str(path))
+    run = Run(path)
+    config, data = run.read()
+    config = config.replace(network={"precision": precision})
+    model = make_model(config)
+    restore_weights(model, run)
+    reference = np.load(run.reference_path) if run.reference_path.exists() else None
+    return LoadedModel(model, config, data, reference, str(path))
+
+
+def named_variables(variables):
+    """{path: tf.Variable} of Keras variables, for checkpoints.
+
+    A checkpoint of a Keras 3 model leaves out, silently, the layers that it keeps in lists.
+    """
+    return {variable.path: variable.value for variable in variables}
+
+
+def restore_weights(model, run):
+    """Read the weights of the run's newest checkpoint into the model.
+
+    Raises:
+        InputError: if there is none, or it is that of another model.
+    """
+    prefix = run.latest_checkpoint()
+    if prefix is None:
+        raise InputError(f"{run.folder} has no checkpoint yet; train it with train_gmvae.py.")
+    try:
+        status = tf.train.Checkpoint(model=named_variables(model.weights)).restore(prefix)
+        status.expect_partial().assert_existing_objects_matched()
+    except (ValueError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{prefix} does not fit {run.config_path}: {reason}; is it a checkpoint of another "
+            f"--model or --clusters?"
+        ) from error

@@ -1,0 +1,272 @@
+"""Training: a GradientTape loop that logs, checkpoints, resumes bitwise, and stops cleanly."""
+
+import csv
+import functools
+import signal
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from tf_lesion.training.distribution import WORKER_ERRORS, make_placement
+from tf_lesion.training.runs import named_variables
+from tf_lesion.training.update import GRADIENT_NORM, Updater
+
+TEST_SLICES = 64  # fixed slices of `Test` on which the test losses are measured
+PREFETCHED_BATCHES = 4
+TERMS_SHOWN = 2  # in the progress bar
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or gradient became NaN or infinite."""
+
+
+class WorkerLostError(RuntimeError):
+    """Another process of a distributed training died."""
+
+
+def batch_rows(step, *, num_rows, batch_size, seed):
+    """Rows of the batch of `step`: each epoch is a permutation of its own; [batch_size].
+
+    A pure function, so that a resumed run sees the batches of the uninterrupted one.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, places = np.divmod(positions, num_rows)
+    return np.array(
+        [
+            _permutation(num_rows, seed, int(epoch))[place]
+            for epoch, place in zip(epochs, places, strict=True)
+        ]
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(num_rows, seed, epoch):
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+def batches(cache, config, start, placement):
+    """Dataset of (rows [B], images [B, H, W, 1]) from step `start` on, read ahead.
+
+    B slices are the part of the batch that this process takes.
+    """
+    training = config.training
+
+    def generate():
+        for step in range(start, training.steps):
+            rows = batch_rows(
+                step, num_rows=len(cache), batch_size=training.batch_size, seed=config.seed
+            )
+            rows = placement.local(rows)
+            yield rows, cache.read(rows)
+
+    size = training.batch_size // placement.workers
+    signature = (
+        tf.TensorSpec([size], tf.int64),
+        tf.TensorSpec([size, *cache.shape, 1], tf.float32),
+    )
+    dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    return dataset.prefetch(PREFETCHED_BATCHES)
+
+
+def _fixed_rows(cache, count):
+    """Up to `count` rows spread evenly over the cache."""
+    return np.unique(np.linspace(0, len(cache) - 1, min(count, len(cache))).astype(int))
+
+
+class Trainer:
+    """Trains one model in a run folder.
+
+    Args:
+        run: `runs.Run` to write to.
+        config: `Config`.
+        train, test: `SliceCache` of `Train` and `Test`.
+        resume: go on from the newest checkpoint of the run.
+        placement: `distribution.Placement`; one device by default.
+    """
+
+    def __init__(self, run, config, *, train, test, resume=False, placement=None):
+        self.run, self.config, self.train_cache, self.test_cache = run, config, train, test
+        self.placement = placement or make_placement()
+        self.update = Updater(config, self.placement)
+        self.model, self.step = self.update.model, self.update.step
+        self._checkpoint = tf.train.Checkpoint(
+            model=named_variables(self.model.weights),
+            optimizer=named_variables(
+                variable
+                for optimizer in self.update.optimizers.values()
+                for variable in optimizer.variables
+            ),
+            step=self.step,
+        )
+        self._manager = tf.train.CheckpointManager(
+            self._checkpoint, str(run.checkpoints), config.training.checkpoints_kept
+        )
+        if resume and self._manager.latest_checkpoint:
+            self._checkpoint.restore(self._manager.latest_checkpoint).assert_consumed()
+        self._evaluate = tf.function(self._test_step)
+        self._reconstruct = tf.function(self.model.reconstruct)
+        self._stopped_by = None
+
+    def fit(self):
+        """Train to the end, or until Ctrl-C or SIGTERM; either way the last step is saved.
+
+        Returns:
+            The number of the signal that ended the training, or None.
+
+        Raises:
+            NonFiniteLossError: naming the step and the terms; the last good checkpoint is kept.
+            WorkerLostError: if another process of the training died.
+        """
+        start, total = int(self.step.numpy()), self.config.training.steps
+        chief = self.placement.chief
+        logs = _Logs(self.run, start=start, grid=self.model.grid) if chief else None
+        previous = {
+            number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        if chief and start == 0:
+            logs.write("test_losses", 0, self.test_losses())
+        try:
+            with tqdm(
+                total=total, initial=start, desc="training", unit="step", disable=not chief
+            ) as progress:
+                for rows, images in batches(self.train_cache, self.config, start, self.placement):
+                    self._one_step(rows, images, logs, progress)
+                    if self._stopped_by:
+                        break
+        except WORKER_ERRORS as error:
+            if self.placement.workers == 1:
+                raise
+            raise WorkerLostError(
+                f"Training stopped after step {int(self.step.numpy())}: a worker is gone "
+                f"({type(error).__name__}). The last checkpoint is "
+                f"{self._manager.latest_checkpoint or 'none'}; start all workers again with "
+                f"--resume."
+            ) from error
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            if chief:
+                logs.close()
+        self.save()
+        return self._stopped_by
+
+    def save(self):
+        """Write a checkpoint of weights, optimizer and step, unless there is one of this step."""
+        if not self.placement.chief:
+            return
+        step = int(self.step.numpy())
+        newest = self._manager.latest_checkpoint
+        if newest is None or not newest.endswith(f"-{step}"):
+            self._manager.save(checkpoint_number=step)
+
+    def test_losses(self):
+        """Terms of the loss on fixed test slices with fixed noise, means over slices, by name."""
+        rows = _fixed_rows(self.test_cache, TEST_SLICES)
+        size = self.config.training.batch_size
+        sums = {}
+        for chunk in np.array_split(rows, -(-len(rows) // size)):
+            terms = self._evaluate(
+                tf.constant(self.test_cache.read(chunk)), tf.constant(chunk, tf.int64)
+            )
+            for name, values in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(tf.reduce_sum(values))
+        return {name: value / len(rows) for name, value in sums.items()}
+
+    def _stop(self, number, _frame):
+        self._stopped_by = number
+
+    def _one_step(self, rows, images, logs, progress):
+        step = int(self.step.numpy())
+        losses = self.update(images, rows)
+        limited = self.config.training.gradient_norm_limit is not None  # a bad one was left out
+        checked = [
+            v for name, v in losses.items() if not (limited and name.startswith(GRADIENT_NORM))
+        ]
+        if not np.isfinite(checked).all():
+            terms = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+            kept = self._manager.latest_checkpoint or "none"
+            raise NonFiniteLossError(
+                f"Training stopped at step {step}: a loss is not finite ({terms}). The last good "
+                f"checkpoint is {kept}. A lower --learning-rate may help."
+            )
+        done = step + 1
+        progress.update()
+        if self.placement.chief:
+            self._report(done, losses, logs, progress)
+
+    def _report(self, done, losses, logs, progress):
+        training = self.config.training
+        last = done == training.steps
+        if done % training.log_every == 0 or last:
+            shown = list(losses.items())[:TERMS_SHOWN]
+            progress.set_postfix({name: f"{value:.4g}" for name, value in shown})
+            logs.write("losses", done, losses)
+        if done % training.test_every == 0 or last:
+            logs.write("test_losses", done, self.test_losses())
+        if done % training.picture_every == 0 or last:
+            logs.picture(done, *self._reconstructions())
+        if done % training.checkpoint_every == 0:
+            self.save()
+
+    def _test_step(self, images, rows):
+        return self.model.terms(images, self.update.noise(rows, 0, "test"))
+
+    def _reconstructions(self):
+        rows = _fixed_rows(self.test_cache, self.config.training.num_pictures)
+        images = self.test_cache.read(rows)
+        return images, self._reconstruct(images, self.update.noise(rows, 0, "test")).numpy()
+
+
+class _Logs:
+    """CSV files, TensorBoard and pictures of one run; rows after the resumed step are dropped."""
+
+    def __init__(self, run, *, start, grid):
+        self._folder, self._start = run.folder, start
+        self._positions = grid[0] * grid[1]
+        self._board = tf.summary.create_file_writer(str(run.folder / "tensorboard"))
+        self._files, self._writers = {}, {}
+
+    def write(self, name, step, losses):
+        """Append a row: every loss as it is, and the nats per position of a latent grid."""
+        row = {"step": step, **losses}
+        for term, value in losses.items():
+            if self._positions > 1 and not term.startswith(GRADIENT_NORM):
+                row[f"{term}_per_position"] = value / self._positions
+        if name not in self._writers:
+            self._open(name, list(row))
+        self._writers[name].writerow(row)
+        self._files[name].flush()
+        with self._board.as_default():
+            for term, value in row.items():
+                if term != "step":
+                    tf.summary.scalar(f"{name}/{term}", value, step=step)
+
+    def picture(self, step, images, reconstructions):
+        """Save test slices above their reconstructions, as PNG and to TensorBoard."""
+        rows = [np.concatenate(list(stack[..., 0]), axis=0) for stack in (images, reconstructions)]
+        # [X, Y] slices: transposed and flipped, anterior is up and left is left.
+        montage = np.concatenate([row.T[::-1] for row in rows], axis=0)
+        pixels = np.round(255 * np.clip(montage, 0, 1)).astype(np.uint8)[..., None]
+        folder = self._folder / "pictures"
+        folder.mkdir(exist_ok=True)
+        tf.io.write_file(str(folder / f"reconstructions-{step:07d}.png"), tf.io.encode_png(pixels))
+        with self._board.as_default():
+            tf.summary.image("reconstructions", pixels[None], step=step)
+
+    def close(self):
+        """Flush and close everything."""
+        for file in self._files.values():
+            file.close()
+        self._board.close()
+
+    def _open(self, name, columns):
+        path = self._folder / f"{name}.csv"
+        kept = []
+        if self._start and path.exists():
+            with path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= self._start]
+        self._files[name] = path.open("w", newline="")
+        self._writers[name] = csv.DictWriter(self._files[name], columns)
+        self._writers[name].writeheader()
+        self._writers[name].writerows(kept)
