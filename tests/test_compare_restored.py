@@ -1,6 +1,7 @@
 """Restored slices against those of a run of the released code, in the files it writes."""
 
 import json
+import re
 
 import h5py
 import numpy as np
@@ -78,7 +79,7 @@ def test_batches_of_the_released_code_equal_ours_with_the_repeated_slice_left_ou
 
 def test_repeated_slice_is_found_when_batches_divide_the_slices(tmp_path):
     images = np.arange(10.0)[:, None, None] * np.ones((1, *SHAPE))
-    released = ReleasedSlices.open(write_batches(tmp_path / "theirs", images))
+    released = ReleasedSlices(write_batches(tmp_path / "theirs", images))
     assert len(released) == 11
     np.testing.assert_array_equal(released.read(released.positions(10))[:, 0, 0], np.arange(10))
 
@@ -87,13 +88,13 @@ def test_an_empty_last_batch_is_no_obstacle(tmp_path):
     images = np.arange(10.0)[:, None, None] * np.ones((1, *SHAPE))
     folder = write_batches(tmp_path / "theirs", images)
     np.save(folder / "restored_images2.npy", np.zeros((0, *SHAPE, 1)))
-    released = ReleasedSlices.open(folder)
+    released = ReleasedSlices(folder)
     np.testing.assert_array_equal(released.read(released.positions(10))[:, 0, 0], np.arange(10))
 
 
 def test_more_than_ten_batches_are_read_in_the_order_of_their_numbers(tmp_path):
     images = np.arange(25.0)[:, None, None] * np.ones((1, *SHAPE))
-    released = ReleasedSlices.open(write_batches(tmp_path / "theirs", images, batch=2))
+    released = ReleasedSlices(write_batches(tmp_path / "theirs", images, batch=2))
     np.testing.assert_array_equal(released.read(released.positions(25))[:, 0, 0], np.arange(25))
 
 
@@ -106,7 +107,7 @@ def test_hdf5_of_the_released_code_is_read_with_and_without_the_repeated_slice(t
         with h5py.File(folder / "restored_images.hdf5", "w") as file:
             file["Restore"] = stored
         for path in (folder, folder / "restored_images.hdf5"):
-            released = ReleasedSlices.open(path)
+            released = ReleasedSlices(path)
             found = released.read(released.positions(121))
             np.testing.assert_array_equal(found[:, 0, 0], np.arange(121))
 
@@ -120,7 +121,7 @@ def test_differences_are_reported_slice_by_slice(cohort, capsys):
     assert np.flatnonzero(found["largest_difference"]).tolist() == [7]
     assert found["largest_difference"][7] == pytest.approx(DIFFERENCE, rel=1e-4)
     assert found["mean_difference"][7] == pytest.approx(DIFFERENCE / (38 * 42), rel=1e-4)
-    assert "largest 5.00e-02" in capsys.readouterr().out
+    assert re.search(r"largest_difference .* 0\.05", capsys.readouterr().out)
 
 
 def test_a_shuffled_subset_of_ours_is_matched_by_row(cohort):
@@ -156,7 +157,7 @@ def test_statistics_and_thresholds_of_the_released_run_are_compared(cohort):
     assert found["LGsta.npy: pooled_auc"] == found["pooled_auc"]
     assert found["LGsta.npy: mean_subject_dsc_auc"] == found["mean_subject_dsc_auc"]
     assert found["pooled_auc"][0] > found["pooled_auc"][1]
-    assert 0 < found["LGsta.npy: share_of_voxels_counted_otherwise"] < 1
+    assert 0 < found["LGsta.npy: share_of_voxels_counted_otherwise"][1] < 1
     ours, worse = found["mean_subject_dice_at_0.2000"]
     assert ours > worse
     assert found["residual_correlation"] < 0.95
@@ -200,4 +201,4 @@ def test_files_that_do_not_fit_are_refused(cohort, capsys, damage, message):
 def test_a_batch_of_one_axis_too_few_is_refused(tmp_path):
     np.save(tmp_path / "restored_images0.npy", np.zeros(SHAPE))
     with pytest.raises(InputError, match=r"expected slices \[n, H, W, 1\]"):
-        ReleasedSlices.open(tmp_path)
+        ReleasedSlices(tmp_path)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, golden
 
+from eval.compare_numbers import compare, quantities
 from tf_lesion import tf1
 from tf_lesion.files import InputError
 from tf_lesion.training.runs import load
@@ -51,6 +52,24 @@ def test_a_changed_number_fails_the_comparison_and_is_named(tmp_path):
     assert run.returncode == 1
     failed = [line.split()[0] for line in run.stdout.splitlines() if line.endswith("NO")]
     assert failed == ["z_mean"]
+
+
+def test_log_precision_is_compared_where_the_released_code_clips_it():
+    model, config = tf1.load(GOLDEN / "gmvae_k6_ckpt")
+    head = model.decoder.log_precision_head.bias
+    head.assign(head + 33)  # the largest of .4 to 8.7 pass 36.84, the sigma of 1e-8
+    reference = golden("gmvae_k6_forward.npz")
+    inside = reference["y_logvarinv"] + 33
+    found = quantities(model, config, reference)
+    assert found["y_logvarinv"].numpy().max() > 40
+    for values, passes in (
+        (np.clip(inside, 0, 36.841361), True),  # as the released graph has it
+        (inside, True),
+        (np.where(inside < 35, inside + 0.01, inside), False),
+        (np.clip(inside, 0, 36), False),
+    ):
+        row = compare(found, {"y_logvarinv": values})
+        assert row.passed.tolist() == [passes], row
 
 
 def test_a_quantity_nobody_computes_fails_the_comparison(tmp_path):

@@ -117,6 +117,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--align": {"choices": ALIGN_NAMES, "help": "to MNI space; default: as the training scans"},
     "--bids-out": _flag("write --out as BIDS derivatives"),
     "--voxel-size": {"type": float, "help": "mm of the grid"},
+    # comparison with TensorFlow 1
+    "--tf1-checkpoint": {"type": Path, "help": "folder of model.ckpt-STEP.*"},
+    "--reference": {"type": Path, "help": "what to compare with, or to match intensities to"},
+    "--tf1-restored": {"type": Path, "help": "HDF5 file, or folder of .npy batches"},
+    "--tf1-statistics": {"type": Path, "help": "LGsta.npy, HGsta.npy or the folder of one of them"},
+    # benchmark
+    "--rounds": {"type": counted, "help": "times each way is timed; default: 3 to 9"},
+    "--size": {"type": int, "nargs": 2, "metavar": ("H", "W"), "help": "of slices, pixels"},
+    "--voxels": {"type": counted, "help": "number of voxels (metrics)"},
+    # export
+    "--verify": _flag("compare with the model in a fresh interpreter"),
+    "--as": {"choices": ["savedmodel", "run"], "default": "savedmodel", "help": "what to write"},
     # evaluation
     "--seg": {"type": Path, "help": "segmentation of the one scan, NIfTI on its grid"},
 }
