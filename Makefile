@@ -10,11 +10,11 @@ CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
 .PHONY: demo test test-slow lint clean pretrained
 
-$(VENV)/installed: setup.py tf_lesion/__init__.py
+$(VENV)/installed: setup.py constraints.txt tf_lesion/__init__.py
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[scripts,test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[scripts,test]"
 	touch $@
 
 test: $(VENV)/installed lint

@@ -1,33 +1,36 @@
-"""Packaging: `pip install .` installs the library `tf_lesion`; the scripts run from a checkout."""
+"""Packaging: `pip install .` installs the library `tf_lesion` and the command `tf-lesion`."""
 
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "tf_lesion" / "__init__.py").read_text())[1]
 
+# What is tested together is in constraints.txt. Upper bounds only where a next version breaks us:
+# tensorflow-probability names the TensorFlow and the tf-keras that it works with.
 LIBRARY = [
-    "tensorflow>=2.18",
-    "tensorflow-probability[tf]>=0.25",
-    "numpy",
-    "h5py",
+    "tensorflow>=2.18,<2.22",
+    "tensorflow-probability[tf]>=0.25,<0.26",
+    "keras>=3.5,<4",
+    "numpy>=2",
+    "h5py>=3.11",
+    "jinja2>=3.1",
+    "joblib>=1.3",
+    "markupsafe>=2",
+    "matplotlib>=3.9",
+    "nibabel>=5.2",
+    "nilearn>=0.11",
+    "pandas>=2.2",
+    "scikit-image>=0.24",
+    "scipy>=1.13",
+    "SimpleITK>=2.4",
     "tensorboard",
     "tqdm",
 ]
-SCRIPTS = [
-    "nibabel",
-    "scikit-image",
-    "SimpleITK",
-    "nilearn",
-    "jinja2",
-    "scikit-learn",
-    "scipy",
-    "matplotlib",
-    "pyyaml",
-]
-TEST = ["pytest", "ruff"]
+SCRIPTS = ["pyyaml"]  # eval.tables reads its experiments from it
+TEST = ["pytest", "ruff", "setuptools>=64", "wheel"]
 
 setup(
     name="tf_lesion",
@@ -36,8 +39,18 @@ setup(
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=["tf_lesion", "tf_lesion.baselines"],
-    package_data={"tf_lesion": ["pretrained/*.md", "pretrained/*/*", "pretrained/*/checkpoints/*"]},
+    packages=find_packages(include=["tf_lesion", "tf_lesion.*"]),
+    package_data={
+        "tf_lesion": [
+            "py.typed",
+            "pretrained/*.md",
+            "pretrained/*/*",
+            "pretrained/*/checkpoints/*",
+            "report/*.html",
+            "report/*.css",
+        ]
+    },
+    entry_points={"console_scripts": ["tf-lesion = tf_lesion.cli.main:main"]},
     python_requires=">=3.11",
     install_requires=LIBRARY,
     extras_require={"scripts": SCRIPTS, "test": TEST},
