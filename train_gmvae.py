@@ -83,8 +83,8 @@ _MAY_CHANGE = ("steps", "checkpoint_every")  # on --resume
 
 def resolve(options, shape):
     """`Config` from the preset, the options that were given and the size of the slices."""
-    from tf_lesion import config as configuration
-    from tf_lesion.methods import METHODS
+    from tf_lesion import presets as configuration
+    from tf_lesion.baselines import METHODS
 
     given = vars(options)
     model = given.get("model", "gmvae")
@@ -105,7 +105,7 @@ def _with_options(config, given, only=tuple(_FIELDS)):
 
 def resumed(options, run):
     """`Config` of an existing run; an option that contradicts it is an `InputError`."""
-    from tf_lesion import config as configuration
+    from tf_lesion import presets as configuration
 
     config, _ = run.read()
     given = vars(options)

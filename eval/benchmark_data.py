@@ -8,7 +8,7 @@ import numpy as np
 from eval.benchmark_models import made_up_slices
 from eval.benchmark_timing import as_rows, interleaved
 from tf_lesion.caches.slices import RELEASED_CROP, RELEASED_SLICE_SHAPE, CacheWriter, SliceCache
-from tf_lesion.config import preset
+from tf_lesion.presets import preset
 from tf_lesion.training.distribution import make_placement
 from tf_lesion.training.trainer import batch_rows, batches
 

@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from eval.benchmark_timing import as_rows, graph_gflop, interleaved, matrix_peak
-from tf_lesion.config import preset
-from tf_lesion.methods import make_model
+from tf_lesion.baselines import make_model
 from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
+from tf_lesion.presets import preset
 from tf_lesion.restoration import Restorer
 from tf_lesion.training.distribution import make_placement
 from tf_lesion.training.update import Updater

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_lesion import objective, tf1
 from tf_lesion.config import Config, preset
 from tf_lesion.files import InputError
-from tf_lesion.models import elbo
+from tf_lesion.objective import elbo
 from tf_lesion.restoration import elbo_gradient, map_gradient, restoration_step
 
 # Values and gradients relative to the tensor's largest magnitude, images as they are.
@@ -131,7 +131,7 @@ def _gradient(model, image, noise, reference):
 
 def _stepped(image, gradient, model, reference, *, step_size):
     """The image after a step; clipped as the file says, or else as the released code does."""
-    released = preset("released", model.network.model).restoration.gradient_clip
+    released = preset("released", model.network.model).restoration.solver.gradient_clip
     return restoration_step(
         image,
         gradient,

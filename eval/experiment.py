@@ -10,11 +10,11 @@ from pathlib import Path
 import yaml
 
 from eval.sweep import parse_grid
-from tf_lesion import config as configuration
-from tf_lesion.caches.slices import SliceCache
-from tf_lesion.evaluation.scores import Cohort, read_counts
+from tf_lesion import presets as configuration
+from tf_lesion.baselines import METHODS
+from tf_lesion.caches.slices import SliceCache, read_counts
+from tf_lesion.evaluation.scores import Cohort
 from tf_lesion.files import InputError
-from tf_lesion.methods import METHODS
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import math
 
 from eval import figures, paper
 from eval.runner import parser, prepare, stoppable
+from tf_lesion.baselines import METHODS
 from tf_lesion.cli.command import command
 from tf_lesion.evaluation.measurement import YOUDEN
 from tf_lesion.files import written_whole
-from tf_lesion.methods import METHODS
 
 OURS = "this experiment"
 BASELINES = {"equalized": "histogram-equalized intensity", "intensity": "intensity"}

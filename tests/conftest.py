@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tf_lesion.caches.slices import CacheWriter
-from tf_lesion.config import preset
+from tf_lesion.presets import preset
 
 GOLDEN = Path(__file__).parent / "golden"
 HEIGHT, WIDTH = 38, 42  # the smallest comfortable slices

@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 
 from tf_lesion.augmentation import augment, noise_shapes
-from tf_lesion.config import TrainingConfig, preset
+from tf_lesion.config import TrainingConfig
 from tf_lesion.noise import slice_noise
+from tf_lesion.presets import preset
 from tf_lesion.training.update import Updater
 
 SIZE = (158, 198)

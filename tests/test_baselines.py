@@ -13,12 +13,12 @@ from conftest import phantom_slices, small_config
 import restore_brats
 import train_gmvae
 from eval import select_lambda, thresholds
+from tf_lesion.baselines import METHODS, make_model
 from tf_lesion.baselines.adversarial import gradient_penalty, uniform
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import SliceCache
-from tf_lesion.config import preset
-from tf_lesion.methods import METHODS, make_model
 from tf_lesion.noise import slice_noise
+from tf_lesion.presets import preset
 from tf_lesion.restoration import Restorer, restore
 from tf_lesion.training.runs import LoadedModel, Run, load
 from tf_lesion.training.trainer import Trainer

@@ -5,11 +5,11 @@ import json
 import h5py
 import numpy as np
 import pytest
+from eval.thresholds import Threshold, Thresholds
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eval.thresholds import Threshold, Thresholds
 from tf_lesion.caches.slices import CacheWriter
 from tf_lesion.evaluation import evaluate, metrics, plots
 from tf_lesion.evaluation.evaluate import main

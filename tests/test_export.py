@@ -15,8 +15,8 @@ from conftest import HEIGHT, WIDTH, phantom_slices, small_config
 import restore_brats
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import SliceCache
-from tf_lesion.config import preset
 from tf_lesion.files import InputError
+from tf_lesion.presets import preset
 from tf_lesion.restoration import Restorer, detect, restore, step_size_at
 from tf_lesion.saved_model import export, exported
 from tf_lesion.saved_model import intensity as in_graph

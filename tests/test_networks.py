@@ -6,12 +6,12 @@ import pytest
 import tensorflow as tf
 from conftest import phantom_slices, small_config
 
+from tf_lesion.baselines import make_model
 from tf_lesion.caches.slices import is_legal_size
-from tf_lesion.config import preset
 from tf_lesion.files import InputError
-from tf_lesion.models import make_model
 from tf_lesion.networks import Decoder, Encoder, PriorNetwork, latent_size, upsample_and_pad
 from tf_lesion.noise import slice_noise
+from tf_lesion.presets import preset
 
 
 def _randomized(model, seed=0):

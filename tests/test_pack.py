@@ -8,8 +8,8 @@ from conftest import make_run
 
 from tf_lesion import choices, pack
 from tf_lesion.caches.slices import SliceCache
-from tf_lesion.config import preset
 from tf_lesion.detection.postprocessing import Postprocessing, read_choice
+from tf_lesion.presets import preset
 from tf_lesion.restoration import Restorer, restore
 from tf_lesion.training.runs import PRETRAINED, load
 

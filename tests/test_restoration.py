@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from conftest import phantom_slices, small_config
 
+from tf_lesion.baselines import make_model
 from tf_lesion.files import InputError
-from tf_lesion.models import make_model
 from tf_lesion.noise import slice_noise
 from tf_lesion.restoration import (
     Restorer,

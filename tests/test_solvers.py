@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from conftest import make_run
 from scipy.optimize import minimize
+from tf_lesion.solvers import smoothed_residual
 
 import restore_brats
 from eval import thresholds
@@ -16,7 +17,6 @@ from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import SOLVERS, RestorationConfig
 from tf_lesion.noise import slice_noise
 from tf_lesion.restoration import Restorer, elbo_gradient, map_gradient, map_objective, restore
-from tf_lesion.solvers import smoothed_residual
 from tf_lesion.training.runs import load
 
 BELOW = 0.02

@@ -6,8 +6,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-
-from eval import thresholds
 from eval.thresholds import (
     allowed_positives,
     golden_section_threshold,
@@ -15,6 +13,8 @@ from eval.thresholds import (
     smallest_threshold,
     streamed_thresholds,
 )
+
+from eval import thresholds
 from tf_lesion.caches.slices import CacheWriter
 from tf_lesion.evaluation.scores import Cohort
 from tf_lesion.files import InputError

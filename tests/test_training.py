@@ -15,7 +15,7 @@ import tensorflow as tf
 from conftest import phantom_slices, small_config, write_cache
 
 import train_gmvae
-from tf_lesion import config as configuration
+from tf_lesion import presets as configuration
 from tf_lesion.caches.slices import CacheWriter, SliceCache
 from tf_lesion.files import InputError
 from tf_lesion.training.runs import Run, load

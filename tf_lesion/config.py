@@ -1,14 +1,14 @@
-"""Settings as data: frozen dataclasses, four presets, to and from JSON."""
+"""Settings as data: frozen dataclasses, to and from JSON. No TensorFlow."""
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from tf_lesion import __version__
-from tf_lesion.baselines import METHODS
 from tf_lesion.files import InputError
-from tf_lesion.objective import RELEASED_KL_C_FLOOR, RELEASED_PRECISION_OFFSET
 
-SQUARE_STEP = 16  # the baselines halve their square four times
+RELEASED_PRECISION_OFFSET = 1e-6  # released code: added to the prior's precision in KL(z)
+RELEASED_KL_C_FLOOR = 0.5  # nats per latent position (`c_lambda`); not in the paper
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class TrainingConfig:
     checkpoints_kept: int = 30
     num_pictures: int = 16  # test slices
 
-    def kl_weight(self, step):
+    def kl_weight(self, step: int) -> float:
         """Weight of the KL terms at `step` (0-based)."""
         start, end = (fraction * self.steps for fraction in self.kl_ramp)
         if step >= end:
@@ -75,58 +75,115 @@ class TrainingConfig:
         risen = max(0.0, (step - start) / (end - start))
         return self.kl_weight_start + risen * (self.kl_weight_end - self.kl_weight_start)
 
-    def learning_rate_at(self, step):
+    def learning_rate_at(self, step: int) -> float:
         """Learning rate at `step` (0-based)."""
         dropped = step >= self.drop_at * self.steps
         return self.learning_rate * (self.learning_rate_drop if dropped else 1.0)
 
 
-SOLVERS = {  # name -> schedule
-    "released": {
-        "steps": 500,
-        "steps_per_gradient": 1,
-        "step_sizes": ((0, 5e-3), (100, 2e-3)),
-    },
-    # The last of its 500 small steps is half as long: it settles half of the jitter.
-    "multirate": {
-        "steps": 100,
-        "steps_per_gradient": 5,
-        "step_sizes": ((0, 5e-3), (100, 2e-3), (499, 1e-3)),
-    },
-    "huber": {"steps": 50, "steps_per_gradient": 1, "step_sizes": ((0, 0.026),)},
+@dataclass(frozen=True)
+class Solver:
+    """How Algorithm 1 walks: a schedule and the step that it was made for.
+
+    Attributes:
+        name: key of `SOLVERS`.
+        steps: gradients of the ELBO.
+        step_sizes: ((from this small step on, step size), ...).
+        steps_per_gradient: small steps, each with a total variation of its own.
+        gradient_clip: None: no clipping; a proximal step has its own.
+        step: "ascent", or "proximal" (see `tf_lesion.restoration.STEPS`).
+        schedule: the one whose length it walks; it may take the place of that one alone.
+    """
+
+    name: str
+    steps: int = 500
+    step_sizes: tuple = ((0, 5e-3), (100, 2e-3))
+    steps_per_gradient: int = 1
+    gradient_clip: float | None = 100.0
+    step: str = "ascent"
+    schedule: str = "released"
+
+    def step_size(self, step: int) -> float:
+        """Size of a small step (0-based)."""
+        return [size for start, size in self.step_sizes if step >= start][-1]
+
+
+# The steps of those on the released schedule add up to its 1.3, but for a settling last.
+SOLVERS = {
+    solver.name: solver
+    for solver in (
+        Solver("released"),
+        Solver("paper", step_sizes=((0, 1e-3),), gradient_clip=None, schedule="paper"),
+        # The last of its 500 small steps is half as long: it settles half of the jitter.
+        Solver(
+            "multirate",
+            steps=100,
+            steps_per_gradient=5,
+            step_sizes=((0, 5e-3), (100, 2e-3), (499, 1e-3)),
+        ),
+        Solver("huber", steps=50, step_sizes=((0, 0.026),), step="proximal"),
+    )
 }
+_SOLVER_FIELDS = ("steps", "steps_per_gradient", "step_sizes", "gradient_clip")
 
 
 @dataclass(frozen=True)
 class RestorationConfig:
     """Gradient ascent on ELBO(x) - tv_weight * TV(observed - x)."""
 
-    steps: int = 500  # gradients of the ELBO
-    steps_per_gradient: int = 1  # small ones, each with a total variation of its own
-    step_sizes: tuple = ((0, 5e-3), (100, 2e-3))  # (from this small step on, step size)
-    gradient_clip: float | None = 100.0  # None: no clipping; `huber` has its own
+    solver: Solver = SOLVERS["released"]
     tv_weight: float = 1.8  # lambda, per unit intensity
-    solver: str = "released"  # or another of SOLVERS, see `tf_lesion.solvers`
     seeds: int = 1  # restorations with noise of their own, averaged
     flip: bool = False  # average with the restorations of the mirrored slices
 
     @property
-    def repeats(self):
+    def steps(self) -> int:
+        """Gradients of the ELBO."""
+        return self.solver.steps
+
+    @property
+    def repeats(self) -> int:
         """How many restorations of a slice are averaged."""
         return self.seeds * (1 + self.flip)
 
-    def with_solver(self, name):
-        """A copy that follows the schedule of another solver.
+    def changed(self, **fields: Any) -> "RestorationConfig":
+        """A copy with other fields, those of the solver's schedule among them."""
+        of_solver = {name: fields.pop(name) for name in _SOLVER_FIELDS if name in fields}
+        solver = dataclasses.replace(fields.pop("solver", self.solver), **of_solver)
+        return dataclasses.replace(self, solver=solver, **fields)
 
-        The steps of each add up to the 1.3 of the released one, but for a settling last.
+    def with_solver(self, name: str) -> "RestorationConfig":
+        """A copy that takes the steps of another solver of the same schedule.
+
+        Raises:
+            InputError: if it was made for another schedule: it would walk another length.
         """
-        if name == self.solver:
+        if name == self.solver.name:
             return self
-        return dataclasses.replace(self, solver=name, **SOLVERS[name])
+        other = SOLVERS[name]
+        if other.schedule != self.solver.schedule:
+            raise InputError(
+                f"Expected a solver of the {self.solver.schedule} schedule, got {name}, which "
+                f"walks the length of the {other.schedule} one."
+            )
+        return self.changed(solver=other, gradient_clip=self.solver.gradient_clip)
 
-    def step_size(self, step):
-        """Size of a small step (0-based)."""
-        return [size for start, size in self.step_sizes if step >= start][-1]
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serializable, flat."""
+        solver = {name: getattr(self.solver, name) for name in _SOLVER_FIELDS}
+        solver["step_sizes"] = [list(pair) for pair in self.solver.step_sizes]
+        averages = {"tv_weight": self.tv_weight, "seeds": self.seeds, "flip": self.flip}
+        return {**solver, "solver": self.solver.name, **averages}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RestorationConfig":
+        """Inverse of `to_dict`; the paper's schedule was once called released, too."""
+        values = dict(values)
+        sizes = tuple(tuple(pair) for pair in values.pop("step_sizes"))
+        name = values.pop("solver", "released")
+        if name == "released" and sizes == SOLVERS["paper"].step_sizes:
+            name = "paper"
+        return cls().changed(solver=SOLVERS[name], step_sizes=sizes, **values)
 
 
 @dataclass(frozen=True)
@@ -140,118 +197,35 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     restoration: RestorationConfig = field(default_factory=RestorationConfig)
 
-    def replace(self, **sections):
+    def replace(self, **sections: Any) -> "Config":
         """A copy; a dict given for a section replaces single fields of it."""
-        return dataclasses.replace(
-            self,
-            **{
-                name: dataclasses.replace(getattr(self, name), **value)
-                if isinstance(value, dict)
-                else value
-                for name, value in sections.items()
-            },
-        )
+        changed = {}
+        for name, value in sections.items():
+            section = getattr(self, name)
+            if isinstance(value, dict):
+                change = getattr(section, "changed", None)
+                value = change(**value) if change else dataclasses.replace(section, **value)
+            changed[name] = value
+        return dataclasses.replace(self, **changed)
 
-    def to_dict(self):
-        """JSON-serialisable form, with the version of the package."""
-        return {"tf_lesion_version": __version__, **dataclasses.asdict(self)}
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serializable form, with the version of the package."""
+        values = {**dataclasses.asdict(self), "restoration": self.restoration.to_dict()}
+        return {"tf_lesion_version": __version__, **values}
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
         """Inverse of `to_dict`."""
-        network, training, restoration = (
-            dict(values[section]) for section in ("network", "training", "restoration")
-        )
+        network, training = (dict(values[section]) for section in ("network", "training"))
         if network.get("cluster_start"):
             network["cluster_start"] = tuple(network["cluster_start"])
         for name in ("kl_ramp", "coarse_noise_width"):
             training[name] = tuple(training.get(name, getattr(TrainingConfig, name)))
-        restoration["step_sizes"] = tuple(tuple(pair) for pair in restoration["step_sizes"])
         return cls(
             preset=values["preset"],
             seed=values["seed"],
             network=NetworkConfig(**network),
             objective=ObjectiveConfig(**values["objective"]),
             training=TrainingConfig(**training),
-            restoration=RestorationConfig(**restoration),
+            restoration=RestorationConfig.from_dict(values["restoration"]),
         )
-
-
-_EXACT = ObjectiveConfig(responsibilities="bayes", kl_c_floor=0.0, precision_offset=0.0)
-_PRESETS = {
-    "released": Config(preset="released"),
-    "paper": Config(
-        preset="paper",
-        network=NetworkConfig(num_clusters=9),
-        objective=_EXACT,
-        restoration=RestorationConfig(step_sizes=((0, 1e-3),), gradient_clip=None),
-    ),
-    # Budgets of minutes to hours: with the released initialization and learning rate the posterior
-    # collapses before anything is learned. The KL weight ends above 1 because the restoration fixes
-    # sigma at 1/sqrt(2), far above what is learned: there, at weight 1, the KL terms outweigh the
-    # likelihood, and all of the brain darkens. Gradient norms are heavy-tailed without the limit.
-    "practical": Config(
-        preset="practical",
-        network=NetworkConfig(num_clusters=9, initializer="he_normal", precision="bfloat16"),
-        objective=_EXACT,
-        training=TrainingConfig(
-            steps=5_000,
-            batch_size=8,
-            learning_rate=5e-4,
-            kl_weight_start=1.0,
-            kl_weight_end=10.0,
-            kl_ramp=(0.4, 0.7),
-            learning_rate_drop=0.2,
-            drop_at=0.7,
-            gradient_norm_limit=5e3,
-            checkpoint_every=500,
-            picture_every=1_000,
-        ),
-    ),
-}
-# The shipped prior: clusters that start apart, and noise to be removed (`tf_lesion.augmentation`).
-_PRESETS["denoising"] = _PRESETS["practical"].replace(
-    preset="denoising",
-    network={"cluster_start": (3.0, 0.3)},
-    training={
-        "steps": 2_000,
-        "kl_weight_end": 1.0,
-        "image_noise": 0.03,
-        "coarse_noise": 0.3,
-    },
-)
-PRESET_NAMES = tuple(_PRESETS)
-
-
-def preset(name, model="gmvae"):
-    """The preset `name` for the method `model`: "released", "paper", "practical" or "denoising"."""
-    config = _PRESETS[name].replace(network={"model": model})
-    return config.replace(**METHODS[model].settings.get(name, {}))
-
-
-def check(config):
-    """Raise `InputError` for values that cannot be trained or restored with; returns the config."""
-    network, training, restoration = config.network, config.training, config.restoration
-    rules = [
-        (network.num_clusters >= 1, f"--clusters 1 or more, got {network.num_clusters}"),
-        (network.dim_z >= 1 and network.dim_omega >= 1, "latents of 1 channel or more"),
-        (
-            network.square is None or (network.square > 0 and network.square % SQUARE_STEP == 0),
-            f"a square of {SQUARE_STEP} pixels or a multiple, got {network.square}",
-        ),
-        (training.steps >= 1, f"--steps 1 or more, got {training.steps}"),
-        (training.batch_size >= 1, f"--batch-size 1 or more, got {training.batch_size}"),
-        (training.learning_rate > 0, f"--learning-rate above 0, got {training.learning_rate}"),
-        (restoration.steps >= 0, f"--steps 0 or more, got {restoration.steps}"),
-        (restoration.seeds >= 1, f"seeds of 1 or more, got {restoration.seeds}"),
-        (restoration.tv_weight >= 0, f"--tv-weight 0 or more, got {restoration.tv_weight}"),
-        (
-            not training.coarse_noise or METHODS[network.model].has_lambda,
-            f"--preset denoising for gmvae or vae alone, got {network.model}",
-        ),
-        (config.seed >= 0, f"--seed 0 or more, got {config.seed}"),
-    ]
-    for holds, expected in rules:
-        if not holds:
-            raise InputError(f"Expected {expected}.")
-    return config

@@ -4,17 +4,21 @@ A method is a `Method` with a name: `@register("name")` makes it a `--model` of 
 file in `tf_lesion/baselines/` is imported by itself, so that one file adds a method.
 """
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
 
+from tf_lesion import restoration
 from tf_lesion.caches.slices import check_slice_shape
 
-METHODS = {}  # name -> class; complete once `tf_lesion.baselines` is imported
+METHODS: dict[
+    str, type["Method"]
+] = {}  # name -> class; complete once `tf_lesion.baselines` is imported
 
 
-def register(name):
+def register(name: str) -> Callable[[type["Method"]], type["Method"]]:
     """Decorator of a `Method`: its name on the command line, in runs and in configurations."""
 
     def keep(method):
@@ -28,8 +32,8 @@ class Method(keras.Model):
     """Base of all methods; a subclass gives what is marked.
 
     Trained by `update`: by default one Adam on all weights, on the objective that `objectives`
-    makes of `terms`. Detects by `restored`; a method with `has_lambda` gives `restoration_terms`
-    instead, which `tf_lesion.restoration` ascends. All weights have names of their own, because
+    makes of `terms`. Detects by `restored`, in one call; a method that restores step by step
+    overrides `stretch` and `stops` instead. All weights have names of their own, because
     checkpoints go by name.
 
     Args:
@@ -40,15 +44,15 @@ class Method(keras.Model):
     """
 
     title = "a method"  # for people
-    settings: ClassVar[
-        dict
-    ] = {}  # {preset: {section of `Config`: fields that differ from the GMVAE's}}
-    has_lambda = False  # restored by ascent with a total variation
-    has_clusters = False  # a mixture with K clusters
-    has_steps = False  # detection is a search, whose steps can be chosen
+    # {preset: {section of `Config`: fields that differ from the GMVAE's}}
+    settings: ClassVar[dict[str, dict]] = {}
+    # Fields of the sections of `Config` that mean something to it, of those that not all share.
+    network_settings: ClassVar[frozenset] = frozenset()  # of num_clusters
+    training_settings: ClassVar[frozenset] = frozenset()  # of coarse_noise
+    restoration_settings: ClassVar[frozenset] = frozenset()  # of tv_weight, steps, solver
     grid = (1, 1)  # latent positions (h, w)
 
-    def __init__(self, network, objective_config, *, name):
+    def __init__(self, network: Any, objective_config: Any, *, name: str):
         check_slice_shape((network.height, network.width), where="the network configuration")
         super().__init__(name=name)
         self.network, self.objective_config = network, objective_config
@@ -56,23 +60,36 @@ class Method(keras.Model):
     # What a method gives ------------------------------------------------------------------------
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
         """{name: shape} of the noise that one image needs in one training step."""
         raise NotImplementedError
 
-    def terms(self, images, noise, *, training=False):
+    def terms(
+        self, images: tf.Tensor, noise: dict[str, tf.Tensor], *, training: bool = False
+    ) -> dict[str, tf.Tensor]:
         """What is logged, by name, each [B]; the first two are shown in the progress bar."""
         raise NotImplementedError
 
-    def objectives(self, terms, *, kl_weight):
+    def objectives(
+        self, terms: dict[str, tf.Tensor], *, kl_weight: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
         """{optimizer: scalar that it minimizes} from `terms`; the keys are those of `trained`."""
         raise NotImplementedError
 
-    def reconstruct(self, images, noise):
+    def reconstruct(self, images: tf.Tensor, noise: dict[str, tf.Tensor]) -> tf.Tensor:
         """Images [B, H, W, 1] for the pictures of a run."""
         raise NotImplementedError
 
-    def restored(self, observed, mask, *, slices, seed, steps, tv_weight):
+    def restored(
+        self,
+        observed: tf.Tensor,
+        mask: tf.Tensor,
+        *,
+        slices: tf.Tensor,
+        seed: tf.Tensor,
+        steps: tf.Tensor,
+        tv_weight: tf.Tensor,
+    ) -> tf.Tensor:
         """Healthy images [B, H, W, 1]; outside the mask the observed ones.
 
         Args:
@@ -84,12 +101,46 @@ class Method(keras.Model):
 
     # What may be changed ------------------------------------------------------------------------
 
+    def stretch(self, solver: Any, image: tf.Tensor, **inputs: tf.Tensor) -> tuple:
+        """Restore a batch from step `start` to `stop`: here in one go, whatever `start` and solver.
+
+        Args:
+            solver: `config.Solver`.
+            image: [B, H, W, 1], where to go on.
+            inputs: observed, mask [B, H, W, 1], slices [B], scalars start, stop, tv_weight, seed.
+
+        Returns:
+            (images [B, H, W, 1], the objective before the last step [B], 0 without one).
+        """
+        del solver
+        inputs.pop("start")
+        restored = self.restored(steps=inputs.pop("stop"), **inputs)
+        return restored, tf.zeros(tf.shape(image)[:1], image.dtype)
+
+    def compiled_restoration(self, solver: Any) -> Callable:
+        """`stretch` for a batch of any size; see `restoration.compiled`."""
+        return restoration.compiled(self, solver)
+
+    def stops(self, steps: int, every: int | None = None) -> list[int]:
+        """Steps after which a restoration comes back to the host; the last is `steps`."""
+        del every
+        return [steps]
+
     @property
-    def trained(self):
+    def trained(self) -> dict[str, list]:
         """{optimizer: the weights that it changes}."""
         return {"adam": self.trainable_variables}
 
-    def update(self, images, noise, *, step, kl_weight, descend, **options):
+    def update(
+        self,
+        images: tf.Tensor,
+        noise: dict[str, tf.Tensor],
+        *,
+        step: tf.Tensor,
+        kl_weight: tf.Tensor,
+        descend: Callable,
+        **options: Any,
+    ) -> dict[str, tf.Tensor]:
         """One training step.
 
         Args:
@@ -109,14 +160,9 @@ class Method(keras.Model):
         norms = descend(tape, objectives)
         return {name: tf.reduce_mean(values) for name, values in terms.items()} | norms
 
-    def build_weights(self):
+    def build_weights(self) -> "Method":
         """Create every weight, so that a checkpoint can be read or written; returns the model."""
         kind, size = self.variable_dtype, (self.network.height, self.network.width)
         noise = {name: tf.zeros([1, *shape], kind) for name, shape in self.noise_shapes.items()}
         self.terms(tf.zeros([1, *size, 1], kind), noise)
         return self
-
-
-def make_model(config):
-    """The method that a `Config` describes, with its weights created."""
-    return METHODS[config.network.model](config.network, config.objective).build_weights()

@@ -1,14 +1,12 @@
 """GMVAE and VAE: the networks wired together. Noise is passed in, never drawn here."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from tf_lesion import objective
-from tf_lesion.methods import Method, make_model, register
+from tf_lesion import objective, restoration
+from tf_lesion.methods import Method, register
 from tf_lesion.networks import Decoder, Encoder, PriorNetwork, latent_size
-
-__all__ = ["GMVAE", "VAE", "elbo", "make_model", "sample"]
 
 
 def sample(mean, logvar, noise):
@@ -24,8 +22,8 @@ class _VariationalModel(Method):
         objective_config: `ObjectiveConfig` (which form of the terms).
     """
 
-    has_lambda = True
-    has_steps = True
+    training_settings = frozenset({"coarse_noise"})
+    restoration_settings = frozenset({"tv_weight", "steps", "solver"})
 
     def __init__(self, network, objective_config, *, dim_omega, name):
         super().__init__(network, objective_config, name=name)
@@ -63,11 +61,11 @@ class _VariationalModel(Method):
         """`nelbo` and the terms of the ELBO, each [B], nats."""
         del training
         terms = self.elbo_terms(images, noise, shown=shown)
-        return {"nelbo": -elbo(terms), **terms}
+        return {"nelbo": -objective.elbo(terms), **terms}
 
     def objectives(self, terms, *, kl_weight):
         """The negative ELBO with weighted KL terms, mean over the batch."""
-        return {"adam": -tf.reduce_mean(elbo(terms, kl_weight=kl_weight))}
+        return {"adam": -tf.reduce_mean(objective.elbo(terms, kl_weight=kl_weight))}
 
     def reconstruct(self, images, noise):
         """The mean of p(x | z) for one sample of z."""
@@ -80,6 +78,14 @@ class _VariationalModel(Method):
             image, y_mean=self.decoder.mean(outputs["z"])
         )
         return {"log_likelihood": log_likelihood, **self.kl_terms(outputs)}
+
+    def stretch(self, solver: Any, image: tf.Tensor, **inputs: tf.Tensor) -> tuple:
+        """Steps `start` to `stop` of Algorithm 1."""
+        return restoration.ascend(self, solver, image, **inputs)
+
+    def stops(self, steps: int, every: int | None = None) -> list[int]:
+        """For the progress bar, and for a trajectory of every so many steps."""
+        return restoration.stops(steps, every)
 
 
 @register("gmvae")
@@ -94,7 +100,7 @@ class GMVAE(_VariationalModel):
     """
 
     title = "GMVAE(TV)"
-    has_clusters = True
+    network_settings = frozenset({"num_clusters"})
 
     def __init__(self, network, objective_config, *, name="gmvae"):
         super().__init__(network, objective_config, dim_omega=network.dim_omega, name=name)
@@ -178,9 +184,3 @@ class VAE(_VariationalModel):
     def kl_terms(self, outputs):
         """kl_z from the outputs of `latents`, [B], nats."""
         return {"kl_z": objective.kl_standard_normal(outputs["z_mean"], outputs["z_logvar"])}
-
-
-def elbo(terms, *, kl_weight=1.0):
-    """ELBO [B] from named terms: log_likelihood - kl_weight * (sum of the KL terms)."""
-    divergence = tf.add_n([term for name, term in terms.items() if name.startswith("kl_")])
-    return terms["log_likelihood"] - kl_weight * divergence

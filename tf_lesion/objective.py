@@ -16,8 +16,6 @@ tfd = tfp.distributions
 SIGMA_RANGE = (1e-8, 1.0)  # released code: sigma of p(x | z) is kept between these
 LOG_PRECISION_RANGE = (-2 * math.log(SIGMA_RANGE[1]), -2 * math.log(SIGMA_RANGE[0]))
 LOG_EPSILON = 1e-8  # released code: inside the logarithm of KL(c)
-RELEASED_PRECISION_OFFSET = 1e-6  # released code: added to the prior's precision in KL(z)
-RELEASED_KL_C_FLOOR = 0.5  # nats per latent position (`c_lambda`); not in the paper
 
 
 def _per_image(terms):
@@ -102,6 +100,12 @@ def kl_c(cluster_probs, *, floor=0.0):
     clusters = tf.cast(tf.shape(cluster_probs)[-1], cluster_probs.dtype)
     terms = cluster_probs * tf.math.log(cluster_probs * clusters + LOG_EPSILON)
     return _per_image(tf.maximum(tf.reduce_sum(terms, axis=-1), floor))
+
+
+def elbo(terms, *, kl_weight=1.0):
+    """ELBO [B] from named terms: log_likelihood - kl_weight * (sum of the KL terms)."""
+    divergence = tf.add_n([term for name, term in terms.items() if name.startswith("kl_")])
+    return terms["log_likelihood"] - kl_weight * divergence
 
 
 def differences(image):

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tf_lesion.config import preset
+from tf_lesion.baselines import make_model
 from tf_lesion.files import InputError
-from tf_lesion.methods import make_model
+from tf_lesion.presets import preset
 
 _TRUNK = "q_wz_x/3x3convlayer"
 _VAE_MARK = "q_zx/z_mean/kernel/Variable"

@@ -97,7 +97,7 @@ class AnoGAN(SquareMethod):
     """
 
     title = "AnoGAN"
-    has_steps = True
+    restoration_settings = frozenset({"steps"})
     settings: ClassVar[dict] = {
         "released": _COMMON,
         "paper": _COMMON,

@@ -250,6 +250,11 @@ class SliceCache:
         return json.loads(self._file.attrs.get("settings", "{}"))
 
     @property
+    def identity(self):
+        """Hash of the content, None if the file does not say."""
+        return self._file.attrs.get("identity")
+
+    @property
     def grid_affine(self):
         """[4, 4] voxel -> mm of the stored (uncropped) grid, or None if the file does not say."""
         stored = self._file.attrs.get("grid_affine")
@@ -327,6 +332,19 @@ class SliceCache:
             scan_from_grid=group["scan_from_grid"][:],
             source=list(group["source"].asstr()[:]),
         )
+
+
+def read_counts(path: str | Path) -> np.ndarray:
+    """Slices per subject from the released code's `BraTSLGGindeces.npy`."""
+    try:
+        counts = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(
+            f"Expected the number of slices of each subject (.npy) in {path}: {error}"
+        ) from error
+    if counts.size == 0 or (counts < 1).any() or not np.equal(np.mod(counts, 1), 0).all():
+        raise InputError(f"Expected positive whole numbers of slices in {path}, got {counts}.")
+    return counts.astype(int).ravel()
 
 
 def _open(path):

@@ -15,7 +15,7 @@ from tf_lesion.cli.command import HelpFormatter
 
 METHOD_NAMES = "gmvae, vae, vae-256, vae-128, aae-128 or anogan"
 PRESET_NAMES = ("released", "paper", "practical", "denoising")
-SOLVER_NAMES = ("released", "paper", "multirate", "huber")
+SOLVER_NAMES = ("released", "multirate", "huber")
 PRECISION_NAMES = ("float32", "bfloat16", "tf32")
 ALIGN_NAMES = ("rigid", "center", "none")
 MASK_NAMES = ("auto", "nonzero", "atlas")
@@ -53,7 +53,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--restored": {"type": Path, "help": "restored slices of restore_brats.py"},
     "--results": {"type": Path, "help": "maps of restore_brats.py --input or tf-lesion detect"},
     "--out": {"type": Path, "help": "file or folder to write"},
-    "--calibration": {"type": Path, "help": "of tf-lesion calibrate; default: the model's own"},
+    "--calibration": {
+        "also": "--thresholds",  # as it was called
+        "type": Path,
+        "help": "of tf-lesion calibrate, for lesion masks; default: the model's own (scans)",
+    },
     "--config": {"type": Path, "help": "YAML, see eval/experiment.yaml"},
     "--force": _flag("overwrite --out"),
     "--dry-run": _flag("say what would be done, and leave"),
@@ -103,6 +107,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "such as seeds=4,signed,median=3, none, or auto: what the model comes with",
     },
     # calibration
+    "--grid-steps": {"type": int, "help": "of the restoration for --grid; default: the preset's"},
+    "--grid-slices": {"type": counted, "help": "a random subset for --grid; default: all"},
+    "--chosen-by": {"metavar": "TEXT", "help": "what --tv-weight and --postprocess came from"},
     "--grid": {"help": "lambdas, start:stop:step without the stop, or a,b,c"},
     "--targets": {"type": float, "nargs": "+", "help": "largest healthy false positive rates"},
     "--method": {
@@ -114,6 +121,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--pattern": {"help": "glob of the scans in a folder; default: BIDS and BRATS names"},
     "--mask-pattern": {"help": "glob of their brain masks, with {subject} and {folder}"},
     "--seg-pattern": {"help": "the same for true segmentations"},
+    "--mask": {"type": Path, "help": "brain mask of the one scan, NIfTI on its grid"},
+    "--participant-label": {"nargs": "+", "help": "participants of a BIDS dataset; default: all"},
     "--align": {"choices": ALIGN_NAMES, "help": "to MNI space; default: as the training scans"},
     "--bids-out": _flag("write --out as BIDS derivatives"),
     "--voxel-size": {"type": float, "help": "mm of the grid"},
@@ -148,4 +157,6 @@ def add(parser: Any, *names: str, **changes: Any) -> None:
         KeyError: if a name is not in the table.
     """
     for name in names:
-        parser.add_argument(name, **{**OPTIONS[name], **changes})
+        options = {**OPTIONS[name], **changes}
+        called = (name, options.pop("also")) if "also" in options else (name,)
+        parser.add_argument(*called, **options)

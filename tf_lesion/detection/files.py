@@ -1,16 +1,20 @@
-"""The files of restored scans: which scans, where the maps go, one scan after the other."""
+"""Scans and their maps as files: which scans, where the maps go, one scan after the other."""
 
 import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tf_lesion import __version__
 from tf_lesion.detection.layout import DONE, FAILED, SKIPPED, SUMMARY, Layout, read_facts, stem_of
+from tf_lesion.detection.maps import Detector, ScanMaps
 from tf_lesion.files import InputError, refuse_existing, write_json
 from tf_lesion.scans import discovery
+from tf_lesion.scans.discovery import Subject
 from tf_lesion.scans.volumes import save_like
 
 PATTERNS = ("**/*_T2w.nii*", *(f"**/*{suffix}.nii*" for suffix in discovery.SUFFIXES))
@@ -23,15 +27,21 @@ BIDS_SESSION = re.compile(r"_(ses-[A-Za-z0-9]+)")
 # Which scans ------------------------------------------------------------------------------------
 
 
-def one_scan(path, *, mask=None):
+def one_scan(path: str | Path, *, mask: str | Path | None = None) -> Subject:
     """The `Subject` of a single scan, with the segmentation of the BRATS layout if it is there."""
     path = Path(path)
-    return discovery.Subject(
-        _name(path), path, mask=mask, label=discovery.segmentation_beside(path)
-    )
+    return Subject(_name(path), path, mask=mask, label=discovery.segmentation_beside(path))
 
 
-def find_scans(folder, *, pattern=None, mask_pattern=None, seg_pattern=None, out=None):
+def find_scans(
+    folder: str | Path,
+    *,
+    pattern: str | None = None,
+    mask_pattern: str | None = None,
+    seg_pattern: str | None = None,
+    out: str | Path | None = None,
+    labels: Sequence[str] = (),
+) -> list[Subject]:
     """The `Subject`s of a folder or BIDS dataset, sorted by path.
 
     Args:
@@ -40,6 +50,7 @@ def find_scans(folder, *, pattern=None, mask_pattern=None, seg_pattern=None, out
         mask_pattern: glob of the brain masks, with {subject} and {folder}.
         seg_pattern: the same for segmentations; by default those of the BRATS layout, if any.
         out: a folder of results, left out.
+        labels: participants of a BIDS dataset, with or without "sub-"; all by default.
 
     Raises:
         FileNotFoundError, InputError: without a folder or scans, or with two scans of one name.
@@ -48,7 +59,7 @@ def find_scans(folder, *, pattern=None, mask_pattern=None, seg_pattern=None, out
     found = discovery.find_scans(folder, [pattern] if pattern else PATTERNS)
     scans = [scan for scan in found if not _is_result(scan, folder, out)]
     if not scans:
-        raise InputError(f"No scans found in {folder}, only results; give the right --input.")
+        raise InputError(f"No scans found in {folder}, only results; give the folder of the scans.")
     patterns = {"mask_pattern": mask_pattern, "seg_pattern": seg_pattern}
     names = discovery.scan_names(scans, folder, suffixes=discovery.SUFFIXES)
     subjects = [
@@ -56,10 +67,21 @@ def find_scans(folder, *, pattern=None, mask_pattern=None, seg_pattern=None, out
         for scan, name in zip(scans, names, strict=True)
     ]
     discovery.check_unique(subjects)
+    subjects = _participants(subjects, labels)
     return [
         replace(subject, label=subject.label or discovery.segmentation_beside(subject.scan))
         for subject in subjects
     ]
+
+
+def _participants(subjects, labels):
+    """Those of the BIDS participants `labels`, each of which must have a scan."""
+    wanted = [f"sub-{label.removeprefix('sub-')}" for label in labels]
+    chosen = [s for s in subjects if not wanted or s.name.split("_")[0] in wanted]
+    missing = set(wanted) - {subject.name.split("_")[0] for subject in chosen}
+    if missing:
+        raise InputError(f"No scans of {', '.join(sorted(missing))}; are these its participants?")
+    return chosen
 
 
 def _name(scan, otherwise=None):
@@ -76,7 +98,9 @@ def _is_result(scan, folder, out):
 # Where the files go -----------------------------------------------------------------------------
 
 
-def layout_of(subject, out, *, bids=False, many=False):
+def layout_of(
+    subject: Subject, out: str | Path, *, bids: bool = False, many: bool = False
+) -> Layout:
     """The `Layout` of a subject in the folder `out`: a sub-folder of its own, if there are many."""
     out = Path(out)
     if not bids:
@@ -89,7 +113,7 @@ def layout_of(subject, out, *, bids=False, many=False):
     return Layout(folder, entities, bids=True)
 
 
-def write_dataset_description(out, source):
+def write_dataset_description(out: str | Path, source: str | Path) -> None:
     """Write `dataset_description.json` of BIDS derivatives, and what validators must ignore."""
     write_json(
         Path(out) / "dataset_description.json",
@@ -107,11 +131,13 @@ def write_dataset_description(out, source):
 # One scan, many scans ---------------------------------------------------------------------------
 
 
-def restore_one(restorer, subject, layout, *, command="", force=False):
-    """Restore a scan and write its files, the JSON last; returns the facts.
+def detect_one(
+    detector: Detector, subject: Subject, layout: Layout, *, command: str = "", force: bool = False
+) -> dict[str, Any]:
+    """Detect in a scan and write its files, the JSON last; returns the facts.
 
     Args:
-        restorer: `ScanRestorer`.
+        detector: `Detector`.
         subject: `Subject`; its segmentation is not looked at, only its path is noted.
         layout: `Layout`.
         command: the command line, for the facts.
@@ -123,19 +149,34 @@ def restore_one(restorer, subject, layout, *, command="", force=False):
     """
     if subject.problem:
         raise InputError(subject.problem)
-    paths = layout.volumes(restorer.volume_names)
+    for path in (*layout.volumes(detector.volume_names).values(), layout.facts):
+        refuse_existing(path, force=force)
+    maps = detector.detect(subject.scan, mask_path=subject.mask)
+    about = {"brain_mask": _absolute(subject.mask), "truth": _absolute(subject.label)}
+    return save_maps(maps, layout, force=force, name=subject.name, command=command, about=about)
+
+
+def save_maps(
+    maps: ScanMaps,
+    layout: Layout,
+    *,
+    force: bool = False,
+    name: str | None = None,
+    command: str = "",
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the files of a scan, the JSON last; returns the facts, with these about it."""
+    paths = layout.volumes(maps.volumes)
     for path in (*paths.values(), layout.facts):
         refuse_existing(path, force=force)
-    maps = restorer.maps_of(subject.scan, mask_path=subject.mask)
-    for name, path in paths.items():
-        save_like(maps.prepared.scan, maps.volumes[name], path)
+    for volume, path in paths.items():
+        save_like(maps.prepared.scan, maps.volumes[volume], path)
     facts = {
-        "name": subject.name,
+        "name": name or layout.prefix,
         "command": command,
         **maps.facts,
-        "brain_mask": _absolute(subject.mask),
-        "truth": _absolute(subject.label),
-        "files": {name: path.name for name, path in paths.items()},
+        **(about or {"brain_mask": None, "truth": None}),
+        "files": {volume: path.name for volume, path in paths.items()},
     }
     if layout.bids:
         facts |= _write_sidecars(paths, facts)
@@ -164,8 +205,16 @@ def _write_sidecars(paths, facts):
     return {**common, **what["restored"]}
 
 
-def restore_many(restorer, subjects, out, *, bids=False, command="", force=False):
-    """Restore scan after scan; one that fails does not stop the rest, one that is done is skipped.
+def detect_many(
+    detector: Detector,
+    subjects: list[Subject],
+    out: str | Path,
+    *,
+    bids: bool = False,
+    command: str = "",
+    force: bool = False,
+) -> list[dict[str, str]]:
+    """Scan after scan; one that fails does not stop the rest, one that is done is skipped.
 
     Writes `OUT/summary.json` after every scan.
 
@@ -177,11 +226,11 @@ def restore_many(restorer, subjects, out, *, bids=False, command="", force=False
     """
     layouts = [layout_of(subject, out, bids=bids, many=True) for subject in subjects]
     if len({layout.facts for layout in layouts}) < len(layouts):
-        raise InputError("Expected names that differ in letters or digits; use --pattern.")
+        raise InputError("Expected names that differ in letters or digits; give a pattern.")
     rows = []
     for number, (subject, layout) in enumerate(zip(subjects, layouts, strict=True), start=1):
         print(f"[{number}/{len(subjects)}] {subject.name}", flush=True)
-        status, reason = _attempt(restorer, subject, layout, command=command, force=force)
+        status, reason = _attempt(detector, subject, layout, command=command, force=force)
         if status == FAILED:
             print(f"error: {subject.name}: {reason}", file=sys.stderr)
         rows.append(
@@ -197,13 +246,13 @@ def restore_many(restorer, subjects, out, *, bids=False, command="", force=False
     return rows
 
 
-def _attempt(restorer, subject, layout, *, command, force):
+def _attempt(detector, subject, layout, *, command, force):
     """(status, reason) of one scan among many."""
     try:
-        if not force and is_done(restorer, subject, layout):
+        if not force and is_done(detector, subject, layout):
             return SKIPPED, ""
         # Without its JSON a scan was interrupted: what lies there is half of it.
-        facts = restore_one(restorer, subject, layout, command=command, force=True)
+        facts = detect_one(detector, subject, layout, command=command, force=True)
     except Exception as error:
         reason = str(error) or type(error).__name__
         known = isinstance(error, InputError | OSError)
@@ -212,13 +261,13 @@ def _attempt(restorer, subject, layout, *, command, force):
     return DONE, ""
 
 
-def tell_warnings(facts):
+def tell_warnings(facts: dict[str, Any]) -> None:
     """Print the warnings of a scan."""
     for warning in facts["warnings"]:
         print(f"warning: {facts['name']}: {warning}", file=sys.stderr)
 
 
-def is_done(restorer, subject, layout):
+def is_done(detector: Detector, subject: Subject, layout: Layout) -> bool:
     """Whether a scan's files are there, made by the same model with the same settings.
 
     Raises:
@@ -228,14 +277,14 @@ def is_done(restorer, subject, layout):
         return False
     facts = read_facts(layout.facts)
     now = {
-        **json.loads(json.dumps(restorer.described)),
+        **json.loads(json.dumps(detector.described)),
         "input": _absolute(subject.scan),
         "brain_mask": _absolute(subject.mask),
     }
     other = [name for name, value in now.items() if facts.get(name) != value]
     if other:
         raise InputError(
-            f"{layout.facts} was made with another {', '.join(other)}; pass --force, or choose "
-            "another --out."
+            f"{layout.facts} was made with another {', '.join(other)}; pass force, or choose "
+            "another folder."
         )
-    return all(path.exists() for path in layout.volumes(restorer.volume_names).values())
+    return all(path.exists() for path in layout.volumes(detector.volume_names).values())

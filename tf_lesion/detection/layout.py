@@ -1,8 +1,10 @@
 """Names of the files of restored scans, plain and as BIDS derivatives, and reading their JSON."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tf_lesion.files import InputError
 
@@ -26,11 +28,11 @@ class Layout:
     bids: bool = False
 
     @property
-    def facts(self):
+    def facts(self) -> Path:
         """The JSON; in BIDS it is the sidecar of the restored scan."""
         return self.folder / f"{self.prefix}{FACTS_ENDINGS[self.bids]}"
 
-    def volume(self, name):
+    def volume(self, name: str) -> Path:
         """The NIfTI file of a volume: `restored`, `residual`, `score` or a threshold's name."""
         is_mask = name.startswith("fpr_")
         if self.bids:
@@ -40,17 +42,17 @@ class Layout:
             label = f"lesions_{name}" if is_mask else name
         return self.folder / f"{self.prefix}_{label}.nii.gz"
 
-    def volumes(self, names):
+    def volumes(self, names: Iterable[str]) -> dict[str, Path]:
         """{name: path} of these volumes."""
         return {name: self.volume(name) for name in names}
 
 
-def stem_of(path):
+def stem_of(path: str | Path) -> str:
     """File name without `.nii` or `.nii.gz`."""
     return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
-def read_facts(path):
+def read_facts(path: str | Path) -> dict[str, Any]:
     """The facts of a restored scan.
 
     Raises:

@@ -1,46 +1,31 @@
-"""Restore one scan: maps on the scan's own grid, and what a reader must know about them."""
+"""Detect in one scan: maps on the scan's own grid, and what a reader must know about them."""
 
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from tf_lesion import __version__
+from tf_lesion.calibration.file import Threshold
+from tf_lesion.config import RestorationConfig
 from tf_lesion.detection.lesions import find_lesions
-from tf_lesion.detection.postprocessing import (
-    HEALTHY_FILE,
-    Postprocessing,
-    anomaly_score,
-    axes_mm,
-    load_maps,
-)
+from tf_lesion.detection.postprocessing import Postprocessing, anomaly_score, axes_mm
 from tf_lesion.files import InputError
 from tf_lesion.provenance import commit
 from tf_lesion.scans.prepare import PreparedScan, ScanSettings, prepare_scan, to_scan_grid
+from tf_lesion.scans.volumes import MniGrid
 
 NO_REFERENCE = "no reference histogram comes with this model: intensities not matched."
 SEEN_SHARE = 0.95  # of the brain; below it a warning says so
 DIGITS = 3  # of milliliters and millimeters
 PACKAGES = ("tensorflow", "numpy", "scipy", "nibabel", "SimpleITK", "nilearn")
-
-
-@dataclass(frozen=True)
-class MapSettings:
-    """What decides the maps of a scan beside the model; `dataclasses.asdict` makes JSON of it.
-
-    Attributes:
-        seed: of the noise.
-        batch_size: slices at once; it changes speed and memory, not the maps.
-        slice_step: restore every n-th axial slice and interpolate the change in between.
-        postprocessing: `Postprocessing`; with any step there is a map `score` beside the residual.
-    """
-
-    seed: int = 0
-    batch_size: int = 16
-    slice_step: int = 1
-    postprocessing: Postprocessing = field(default_factory=Postprocessing)
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -52,65 +37,125 @@ class ScanMaps:
         volumes: {name: array} on the scan file's own grid: `restored` and `residual` float32,
             normalized intensity, `score` float32 if there is post-processing, and one uint8 mask
             for each threshold (`fpr_0.05`).
-        facts: JSON-serialisable; what `restoration.json` says.
+        facts: JSON-serializable; what `restoration.json` says.
+        points: {name: `Threshold`} of the masks.
     """
 
-    prepared: PreparedScan
-    volumes: dict = field(repr=False)
-    facts: dict
+    prepared: PreparedScan = field(repr=False)
+    volumes: dict[str, np.ndarray] = field(repr=False)
+    facts: dict[str, Any] = field(repr=False)
+    points: dict[str, Threshold]
+
+    def image(self, name: str) -> nib.Nifti1Image:
+        """A volume as a nibabel image with the scan's affine."""
+        return nib.Nifti1Image(self.volumes[name], self.prepared.scan.file_affine)
+
+    @property
+    def restored(self) -> nib.Nifti1Image:
+        """The restored brain, normalized intensity, 0 outside the brain."""
+        return self.image("restored")
+
+    @property
+    def residual(self) -> nib.Nifti1Image:
+        """|observed - restored|, normalized intensity."""
+        return self.image("residual")
+
+    @property
+    def score(self) -> nib.Nifti1Image | None:
+        """The post-processed residual, or None without post-processing."""
+        return self.image("score") if "score" in self.volumes else None
+
+    @property
+    def masks(self) -> dict[str, nib.Nifti1Image]:
+        """{"fpr_0.05": lesions above the threshold that 5 % of healthy voxels exceed}."""
+        return {name: self.image(name) for name in self.points}
+
+    def save(self, folder: str | Path, *, force: bool = False) -> dict[str, Any]:
+        """Write all of it into a folder, under the name of the scan; returns the facts."""
+        from tf_lesion.detection.files import save_maps
+        from tf_lesion.detection.layout import Layout, stem_of
+
+        path = self.prepared.scan.path
+        return save_maps(self, Layout(Path(folder), stem_of(path or "scan")), force=force)
 
 
-class ScanRestorer:
-    """A loaded model, set up once for any number of scans.
+class Detector:
+    """A prior, set up once for any number of scans.
 
     Args:
-        loaded: `runs.LoadedModel`.
-        restoration: `RestorationConfig`.
-        points: [`eval.thresholds.Threshold`] of the score, or of the residual where there is no
-            post-processing; possibly none.
-        settings: `MapSettings`.
-        align: "rigid", "center" or "none"; by default as the training cache.
+        prior: `Prior`.
+        restoration: `RestorationConfig`; that of the calibration by default.
+        postprocess: steps that make the `score`; "auto" for the calibration's own, "" for none.
+        points: thresholds of the score, or of the residual where there is no post-processing; by
+            default those of the calibration, if they hold for this restoration.
+        align: "rigid", "center" or "none"; by default as the training scans.
+        seed: of the noise.
+        batch_size: slices at once; it changes speed and memory, not the maps.
+        slice_step: restore every n-th axial slice and interpolate the change in between.
+
+    Attributes:
+        described: JSON-serializable; what decides the maps.
+        unfit: why the calibration's thresholds do not hold, "" if they do.
+
+    Raises:
+        InputError: if a value makes no sense.
     """
 
-    def __init__(self, loaded, restoration, *, points=(), settings=None, align=None):
-        from tf_lesion.restoration import Restorer, describe
+    def __init__(
+        self,
+        prior: Any,
+        restoration: RestorationConfig | None = None,
+        *,
+        postprocess: str = AUTO,
+        points: Sequence[Threshold] | None = None,
+        align: str | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        slice_step: int = 1,
+    ):
+        from tf_lesion.restoration import Restorer
 
-        self.settings = settings or MapSettings()
-        self.points = {f"fpr_{point.target_fpr:g}": point for point in points}
-        self.scan_settings = scan_settings(loaded, align=align)
-        self._loaded = loaded
-        steps = self.settings.postprocessing
-        restoration = steps.restoration(restoration)
-        self._restorer = Restorer(loaded.model, restoration, seed=self.settings.seed)
+        for name, value in (("batch_size", batch_size), ("slice_step", slice_step)):
+            if value < 1:
+                raise InputError(f"Expected {name} of 1 or more, got {value}.")
+        self.prior, self.batch_size, self.slice_step = prior, batch_size, slice_step
+        self.postprocessing = postprocessing_of(prior, postprocess)
+        self.scan_settings = scan_settings(prior, align=align)
+        restoration = self.postprocessing.restoration(restoration or prior.calibrated())
+        described, self.unfit = prior.describe(restoration, seed=seed), ""
+        if points is None:
+            points, self.unfit = own_points(prior, described, self.postprocessing)
+        self.points = {point.key: point for point in points}
+        self._restorer = Restorer(prior.model, restoration, seed=seed)
         self.described = {
-            **describe(loaded, restoration, seed=self.settings.seed),
-            "slice_step": self.settings.slice_step,
-            "postprocessing": str(steps),
+            **described,
+            "slice_step": slice_step,
+            "postprocessing": str(self.postprocessing),
             "scan_settings": asdict(self.scan_settings),
             "points": {name: asdict(point) for name, point in self.points.items()},
         }
 
     @property
-    def volume_names(self):
+    def volume_names(self) -> tuple[str, ...]:
         """Names of the maps of every scan."""
         score = ("score",) if self._scored else ()
         return ("restored", "residual", *score, *self.points)
 
     @property
     def _scored(self):
-        return self.settings.postprocessing != Postprocessing()
+        return self.postprocessing != Postprocessing()
 
-    def maps_of(self, path, *, mask_path=None):
-        """The `ScanMaps` of a scan, optionally with its brain mask.
+    def detect(self, scan: Any, *, mask_path: str | Path | None = None) -> ScanMaps:
+        """The `ScanMaps` of a scan, a path or a nibabel image, optionally with its brain mask.
 
         Raises:
             FileNotFoundError, InputError: if the scan cannot be used, or its restoration diverges.
         """
         prepared = prepare_scan(
-            path,
+            scan,
             settings=self.scan_settings,
             mask_path=mask_path,
-            reference=self._loaded.reference,
+            reference=self.prior.reference,
         )
         restored, slices = self.restore_volume(prepared)
         residual = np.abs(prepared.image - restored) * prepared.mask
@@ -123,9 +168,10 @@ class ScanRestorer:
             name: to_scan_grid(volume, prepared, order=0 if volume.dtype == bool else 1)
             for name, volume in volumes.items()
         }
-        return ScanMaps(prepared, volumes, self._facts(prepared, volumes, slices))
+        facts = self._facts(prepared, volumes, slices)
+        return ScanMaps(prepared, volumes, facts, self.points)
 
-    def restore_volume(self, prepared):
+    def restore_volume(self, prepared: PreparedScan) -> tuple[np.ndarray, np.ndarray]:
         """Restore the axial slices with brain of a `PreparedScan`.
 
         Returns:
@@ -137,21 +183,21 @@ class ScanRestorer:
 
         from tf_lesion.restoration import restore
 
-        window = crop_of(self._loaded, prepared.grid)
+        window = crop_of(self.prior, prepared.grid)
         observed = np.moveaxis(prepared.image[window], 2, 0)[..., None]
         mask = np.moveaxis(prepared.mask[window], 2, 0)[..., None]
-        slices = np.flatnonzero(mask.any(axis=(1, 2, 3)))[:: self.settings.slice_step]
+        slices = np.flatnonzero(mask.any(axis=(1, 2, 3)))[:: self.slice_step]
         if slices.size == 0:
             raise InputError(
                 f"{prepared.scan.path}: expected brain inside the model's window, found none; is "
-                "it aligned? Try --align rigid."
+                "it aligned? Try align rigid."
             )
         change = np.zeros((len(slices), *observed.shape[1:3]), np.float32)
         ascent = self._restorer.restoration
         total = len(slices) * ascent.steps * ascent.repeats
         with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
-            for start in range(0, len(slices), self.settings.batch_size):
-                part = slice(start, start + self.settings.batch_size)
+            for start in range(0, len(slices), self.batch_size):
+                part = slice(start, start + self.batch_size)
                 chosen = slices[part]
                 restored, _ = restore(
                     self._restorer,
@@ -165,13 +211,13 @@ class ScanRestorer:
         volume[window] += _between(change, slices, len(mask)) * prepared.mask[window]
         return volume, slices
 
-    def score_volume(self, prepared, restored):
+    def score_volume(self, prepared: PreparedScan, restored: np.ndarray) -> np.ndarray:
         """The post-processed anomaly score [X, Y, Z] on the grid."""
         images = (prepared.image, restored, prepared.mask)
-        settings, healthy = self.settings.postprocessing, None
+        settings, healthy = self.postprocessing, None
         axes = axes_mm(prepared.grid.shape, prepared.grid.voxel_size)
         if settings.needs_healthy:
-            healthy = load_maps(self._loaded.extras / HEALTHY_FILE, axes)
+            healthy = _healthy_maps(self.prior).at(axes)
         slices = (np.moveaxis(volume, 2, 0) for volume in images)
         score = anomaly_score(*slices, settings=settings, healthy=healthy, axes=axes)
         return np.moveaxis(score, 0, 2)
@@ -181,7 +227,7 @@ class ScanRestorer:
         brain_ml = _milliliters(prepared.scan_mask, prepared.scan)
         examined = _milliliters(seen, prepared.scan) / brain_ml
         warnings = list(prepared.warnings)
-        if self._loaded.reference is None:
+        if self.prior.reference is None:
             warnings.append(NO_REFERENCE)
         if examined < SEEN_SHARE:
             warnings.append(f"only {examined:.0%} of the brain were examined.")
@@ -189,7 +235,7 @@ class ScanRestorer:
             "tf_lesion_version": __version__,
             "commit": commit(),
             "versions": versions(),
-            "input": str(prepared.scan.path.resolve()),
+            "input": _absolute(prepared.scan.path),
             **self.described,
             "scan": _scan_facts(prepared.scan),
             "scan_from_grid": prepared.scan_from_grid.tolist(),
@@ -207,7 +253,7 @@ class ScanRestorer:
 
     def _seen(self, prepared):
         """[x, y, z] bool on `scan.data`: brain that was inside the model's window."""
-        window = crop_of(self._loaded, prepared.grid)
+        window = crop_of(self.prior, prepared.grid)
         seen = np.zeros_like(prepared.mask)
         seen[window] = prepared.mask[window]
         return to_scan_grid(seen, prepared, order=0) > 0
@@ -227,30 +273,67 @@ class ScanRestorer:
         }
 
 
-def scan_settings(loaded, *, align=None):
+def postprocessing_of(prior: Any, steps: str) -> Postprocessing:
+    """The `Postprocessing` of a text; "auto" is the calibration's own, if there is one."""
+    if steps != AUTO:
+        return Postprocessing.parse(steps)
+    return Postprocessing() if prior.calibration is None else prior.calibration.steps()
+
+
+def own_points(
+    prior: Any, described: dict[str, Any], processing: Postprocessing
+) -> tuple[tuple[Threshold, ...], str]:
+    """Thresholds of the prior's calibration, and why there are none ("" if there are).
+
+    Args:
+        prior: `Prior`.
+        described: how scans will be restored.
+        processing: steps of the score; without any, thresholds are those of the residual.
+    """
+    if prior.calibration is None:
+        return (), ""
+    score = "score" if str(processing) else "residual"
+    try:
+        return prior.calibration.thresholds(
+            score, restoration=described, postprocessing=str(processing)
+        ), ""
+    except InputError as error:
+        return (), str(error)
+
+
+def _healthy_maps(prior):
+    if prior.calibration is None or prior.calibration.healthy is None:
+        raise InputError(
+            f"Expected healthy maps with {prior.path} for normalize or relative; make them with "
+            f"tf-lesion calibrate."
+        )
+    return prior.calibration.healthy
+
+
+def scan_settings(prior: Any, *, align: str | None = None) -> ScanSettings:
     """`ScanSettings` of the training cache; those of the released code where the run has none."""
-    stored = dict(loaded.data.get("preprocessing", {}).get("scan", {}))
+    stored = dict(prior.data.get("preprocessing", {}).get("scan", {}))
     stored["align"] = align or stored.get("align", "rigid")
     return ScanSettings(**stored)
 
 
-def crop_of(loaded, grid):
+def crop_of(prior: Any, grid: MniGrid) -> tuple[slice, slice]:
     """The window (x, y) of the grid's slices that the model was trained on.
 
     Raises:
         InputError: if the grid's is of another size than the model's slices.
     """
-    network = loaded.config.network
-    x0, x1, y0, y1 = loaded.data.get("crop", grid.crop)
+    network = prior.config.network
+    x0, x1, y0, y1 = prior.data.get("crop", grid.crop)
     if (x1 - x0, y1 - y0) != (network.height, network.width):
         raise InputError(
-            f"{loaded.path} restores {network.height} x {network.width} slices, the grid of "
+            f"{prior.path} restores {network.height} x {network.width} slices, the grid of "
             f"{grid.voxel_size:g} mm is cropped to {x1 - x0} x {y1 - y0}."
         )
     return slice(x0, x1), slice(y0, y1)
 
 
-def versions():
+def versions() -> dict[str, str]:
     """{package: version} of what the maps depend on."""
     found = {name: metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **found}
@@ -265,6 +348,10 @@ def _between(change, slices, count):
     ends = (change[0], change[-1])
     line = interp1d(slices, change, axis=0, bounds_error=False, fill_value=ends)
     return np.moveaxis(line(np.arange(count)).astype(np.float32), 0, 2)
+
+
+def _absolute(path):
+    return None if path is None else str(Path(path).resolve())
 
 
 def _scan_facts(scan):

@@ -13,13 +13,14 @@
 They are done in this order. The first two make the restored image, the others the score.
 """
 
-import json
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from tf_lesion.files import InputError, written_whole
+from tf_lesion.config import RestorationConfig
+from tf_lesion.files import InputError
 
 VOXEL_CENTER = 0.5  # voxels from its edge
 BLOCK_MM = 4.0  # of the healthy maps: fine enough for a ventricle, coarse enough for few subjects
@@ -30,8 +31,6 @@ MIRROR_SHARE = 0.5  # the rest is the healthy share
 MIRROR_LEAST = 0.05  # share of brain around a mirrored place below which the healthy maps weigh in
 RELATIVE_FLOOR = 0.03  # normalized intensity, added to what is expected
 SHARED_VARIANCE = 1.0  # share of the whole brain's variance added to the local one
-HEALTHY_FILE = "healthy_residual.npz"  # in the folder of a run
-CHOICE_FILE = "postprocessing.json"  # likewise
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Postprocessing:
             raise InputError("Expected normalize or relative, got both.")
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: str) -> "Postprocessing":
         """The steps of "seeds=4,signed,median=3".
 
         Raises:
@@ -80,21 +79,29 @@ class Postprocessing:
         return ",".join(n if value is True else f"{n}={value}" for n, value in chosen.items())
 
     @property
-    def needs_healthy(self):
+    def needs_healthy(self) -> bool:
         """Whether `HealthyMaps` are needed."""
         return self.normalize or self.relative
 
     @property
-    def needs_axes(self):
+    def needs_axes(self) -> bool:
         """Whether positions in MNI space are needed."""
         return self.needs_healthy or self.smooth > 0
 
-    def restoration(self, restoration):
+    def restoration(self, restoration: RestorationConfig) -> RestorationConfig:
         """A `RestorationConfig` that averages as these steps say."""
         return replace(restoration, seeds=self.seeds, flip=self.flip)
 
 
-def anomaly_score(observed, restored, mask, *, settings, healthy=None, axes=None):
+def anomaly_score(
+    observed: np.ndarray,
+    restored: np.ndarray,
+    mask: np.ndarray,
+    *,
+    settings: Postprocessing,
+    healthy: "HealthyMaps | None" = None,
+    axes: Any = None,
+) -> np.ndarray:
     """Score [n, H, W] float32 of axial slices in order, 0 outside the brain.
 
     Args:
@@ -162,26 +169,9 @@ def _other_side(change, mask, *, usual, axes):
     return (total + MIRROR_LEAST * usual) / (weight + MIRROR_LEAST)
 
 
-def read_choice(loaded):
-    """The `Postprocessing` that comes with a model, from `postprocessing.json` in its folder.
-
-    Raises:
-        InputError: if there is none, or it was chosen for other weights.
-    """
-    path = loaded.extras / CHOICE_FILE
-    if not path.exists():
-        raise InputError(f"{loaded.path} comes without {CHOICE_FILE}; give the steps one by one.")
-    try:
-        stored = json.loads(path.read_text())
-        identity, steps = stored["model_identity"], stored["steps"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"Expected a choice of steps in {path} ({error!r}).") from error
-    if identity != loaded.identity:
-        raise InputError(f"{path} was chosen for model {identity}, not for {loaded.identity}.")
-    return Postprocessing.parse(steps)
-
-
-def axes_mm(shape, voxel_size, *, corner=(0, 0, 0)):
+def axes_mm(
+    shape: tuple[int, ...], voxel_size: float, *, corner: tuple[int, ...] = (0, 0, 0)
+) -> list[np.ndarray]:
     """Positions of the voxel centers along each axis of the MNI grid, mm from its corner.
 
     Args:
@@ -206,10 +196,21 @@ class HealthyMaps:
     size: np.ndarray  # |d|
     power: np.ndarray  # square root of the mean of d^2, floor included: see `HealthyResidual`
 
-    def normalize(self, change, *, signed):
+    def normalize(self, change: np.ndarray, *, signed: bool) -> np.ndarray:
         """(change - healthy mean) / healthy standard deviation, of d or of |d|."""
         mean = self.change if signed else self.size
         return (change - mean) / np.sqrt(self.power**2 - mean**2)
+
+    def at(self, axes_mm: Any) -> "HealthyMaps":
+        """The blocks of `HealthyResidual.maps` at positions along x, y and z, [n, H, W]."""
+        x, y, z = (np.asarray(axis) / BLOCK_MM - VOXEL_CENTER for axis in axes_mm)
+        places = np.stack(np.meshgrid(z, x, y, indexing="ij"))[[1, 2, 0]]
+        return HealthyMaps(
+            *(
+                ndimage.map_coordinates(block, places, order=1, mode="nearest")
+                for block in vars(self).values()
+            )
+        )
 
 
 class HealthyResidual:
@@ -222,12 +223,14 @@ class HealthyResidual:
         shape_mm: (x, y, z) extent of the MNI grid, millimeters.
     """
 
-    def __init__(self, shape_mm):
+    def __init__(self, shape_mm: Any):
         blocks = [int(np.ceil(extent / BLOCK_MM)) for extent in shape_mm]
         self._sums = np.zeros((3, *blocks))
         self._counts = np.zeros(blocks)
 
-    def add(self, observed, restored, mask, axes_mm):
+    def add(
+        self, observed: np.ndarray, restored: np.ndarray, mask: np.ndarray, axes_mm: Any
+    ) -> None:
         """Take the slices [n, H, W] of a subject; `axes_mm` are positions along x, y and z."""
         z, x, y = np.nonzero(mask)
         places = [axis[index] for axis, index in zip(axes_mm, (x, y, z), strict=True)]
@@ -237,7 +240,7 @@ class HealthyResidual:
         for sums, values in zip(self._sums, (change, np.abs(change), change**2), strict=True):
             np.add.at(sums, blocks, values)
 
-    def maps(self):
+    def maps(self) -> HealthyMaps:
         """`HealthyMaps` of the blocks; where no brain was seen, those of the nearest."""
         if not self._counts.any():
             raise InputError("Expected healthy brain voxels, but the brain mask is empty.")
@@ -252,29 +255,5 @@ class HealthyResidual:
         mean, _, square = self._sums.sum(axis=(1, 2, 3)) / self._counts.sum()
         found[2] += SHARED_VARIANCE * (square - mean**2)
         found[2] = np.sqrt(found[2])
-        return HealthyMaps(*found)
-
-
-def save_maps(maps, path, *, force=False):
-    """Write the blocks of `HealthyResidual.maps` as float16."""
-    arrays = {name: values.astype(np.float16) for name, values in vars(maps).items()}
-    with written_whole(path, force=force) as temporary:
-        np.savez_compressed(temporary, **arrays)
-
-
-def load_maps(path, axes_mm):
-    """`HealthyMaps` [n, H, W] at positions along x, y and z in the MNI grid, by interpolation.
-
-    Raises:
-        FileNotFoundError, InputError: if there is no such file, or it is another.
-    """
-    try:
-        with np.load(path) as stored:
-            blocks = [stored[field.name].astype(np.float32) for field in fields(HealthyMaps)]
-    except (KeyError, ValueError) as error:
-        raise InputError(f"Expected healthy maps of eval.healthy_residual in {path}.") from error
-    x, y, z = (np.asarray(axis) / BLOCK_MM - VOXEL_CENTER for axis in axes_mm)
-    places = np.stack(np.meshgrid(z, x, y, indexing="ij"))[[1, 2, 0]]
-    return HealthyMaps(
-        *(ndimage.map_coordinates(block, places, order=1, mode="nearest") for block in blocks)
-    )
+        # Rounded as files hold them, so that they are the same before and after.
+        return HealthyMaps(*(blocks.astype(np.float16).astype(np.float32) for blocks in found))

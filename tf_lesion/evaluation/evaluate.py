@@ -12,16 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from eval.thresholds import load_thresholds, model_id
 from tqdm import tqdm
 
-from eval.thresholds import load_thresholds, model_id
 from tf_lesion import __version__
+from tf_lesion.caches.slices import read_counts
 from tf_lesion.cli.command import HelpFormatter, command
 from tf_lesion.detection.lesions import stack_volume
 from tf_lesion.detection.postprocessing import Postprocessing
 from tf_lesion.evaluation import metrics, plots
 from tf_lesion.evaluation.measurement import YOUDEN, Census, ScoreEvaluation
-from tf_lesion.evaluation.scores import Cohort, read_counts
+from tf_lesion.evaluation.scores import Cohort
 from tf_lesion.files import InputError, refuse_existing, written_whole
 
 PROTOCOLS = ("all", "released")

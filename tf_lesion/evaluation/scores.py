@@ -23,7 +23,6 @@ from tf_lesion.detection.postprocessing import (
     Postprocessing,
     anomaly_score,
     axes_mm,
-    load_maps,
 )
 from tf_lesion.files import InputError
 
@@ -106,7 +105,7 @@ class Cohort:
         crop: (x0, x1, y0, y1) that the slices were restored with, when not the cache's own.
         step: take the images kept after this many restoration steps, not the last ones.
         postprocessing: `Postprocessing`, for a `score` beside the others.
-        healthy: path of the healthy maps, for its `normalize` or `relative`.
+        healthy: `HealthyMaps` in blocks, for its `normalize` or `relative`.
     """
 
     restored: Path
@@ -116,7 +115,7 @@ class Cohort:
     crop: tuple | None = None
     step: int | None = None
     postprocessing: Postprocessing | None = None
-    healthy: Path | None = None
+    healthy: HealthyMaps | None = None
 
     @property
     def settings(self):
@@ -201,10 +200,8 @@ class Cohort:
         if not self._processed or not self.postprocessing.needs_healthy:
             return None
         if self.healthy is None:
-            raise InputError(
-                "normalize and relative need the healthy maps of eval.healthy_residual."
-            )
-        return load_maps(self.healthy, axes)
+            raise InputError("normalize and relative need the healthy maps of a calibration.")
+        return self.healthy.at(axes)
 
     def _read(self, reader, positions):
         if self.step is None:
@@ -268,16 +265,3 @@ def cache_axes_mm(cache, rows):
         )
     x, y = axes_mm(cache.shape, float(cache.grid_affine[0, 0]), corner=cache.crop[::2])
     return x, y, (index + VOXEL_CENTER) * float(cache.grid_affine[2, 2])
-
-
-def read_counts(path):
-    """Slices per subject from the released code's `BraTSLGGindeces.npy`."""
-    try:
-        counts = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(
-            f"Expected the number of slices of each subject (.npy) in {path}: {error}"
-        ) from error
-    if counts.size == 0 or (counts < 1).any() or not np.equal(np.mod(counts, 1), 0).all():
-        raise InputError(f"Expected positive whole numbers of slices in {path}, got {counts}.")
-    return counts.astype(int).ravel()

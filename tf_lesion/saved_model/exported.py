@@ -2,43 +2,42 @@
 
     assets/model.json       settings, lambda, steps, thresholds, preprocessing, versions, identity
     assets/reference.npy    brain intensities to which scans are histogram-matched, [Q]
-    assets/thresholds.json  the file of eval.thresholds, as it was given to the export
-    assets/lambda.json      the choice of eval.select_lambda, as it was in the run
+    assets/calibration.h5   what was chosen for it, see tf_lesion.calibration
 
 All but the first are there if the run had them. Plain JSON and NumPy: no model is needed to read.
 """
 
+import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from tf_lesion.choices import FILE_NAME as LAMBDA
-from tf_lesion.config import Config
+from tf_lesion.config import Config, Solver
 from tf_lesion.files import InputError
-from tf_lesion.training.runs import LoadedModel
+from tf_lesion.restoration import stops
 
 GRAPH = "saved_model.pb"
 FOLDER = "assets"
-SETTINGS, REFERENCE, THRESHOLDS = "model.json", "reference.npy", "thresholds.json"
+SETTINGS, REFERENCE, CALIBRATION = "model.json", "reference.npy", "calibration.h5"
 
 
-def is_exported(path):
+def is_exported(path: str | Path) -> bool:
     """Whether `path` is a SavedModel, of whoever."""
     return (Path(path) / GRAPH).exists()
 
 
-def read_assets(path):
+def read_assets(path: str | Path) -> dict:
     """What travels with a SavedModel.
 
     Args:
         path: the SavedModel's folder.
 
     Returns:
-        A dict: `model` with the content of model.json, and `reference` ([Q] float32), `thresholds`
-        and `lambda` (dicts), each None if it has none.
+        A dict: `model` with the content of model.json, `reference` ([Q] float32) and `calibration`
+        (its path), each None if it has none.
 
     Raises:
         FileNotFoundError, InputError: if `path` is no SavedModel of `tf_lesion.export`.
@@ -51,8 +50,7 @@ def read_assets(path):
         return {
             "model": json.loads((folder / SETTINGS).read_text()),
             "reference": np.load(reference) if reference.exists() else None,
-            "thresholds": _optional(folder / THRESHOLDS),
-            "lambda": _optional(folder / LAMBDA),
+            "calibration": folder / CALIBRATION if (folder / CALIBRATION).exists() else None,
         }
     except (OSError, ValueError) as error:
         raise InputError(
@@ -61,41 +59,42 @@ def read_assets(path):
         ) from error
 
 
-def _optional(path):
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 class ExportedModel:
     """The model of a SavedModel, as far as `Restorer` needs one.
 
     Args:
         path: the SavedModel's folder.
         config: its `Config`.
-        has_lambda, has_steps: as the method's.
+        restoration_settings: as the method's.
+        identity: of the run, so that what was chosen for the run holds for the export.
 
     Raises:
         InputError: if TensorFlow cannot load it.
     """
 
-    def __init__(self, path, config, *, has_lambda, has_steps):
+    def __init__(
+        self, path: Path, config: Config, *, restoration_settings: frozenset, identity: str
+    ):
         self.path, self.network = path, config.network
-        self.has_lambda, self.has_steps = has_lambda, has_steps
-        self._restoration = config.restoration
+        self.restoration_settings, self.exported_identity = restoration_settings, identity
+        self._solver = config.restoration.solver
         try:
             self._saved = tf.saved_model.load(str(path))  # signatures do not keep it alive
         except (OSError, ValueError, tf.errors.OpError) as error:
             raise InputError(f"{path} cannot be loaded as a SavedModel: {error}.") from error
 
-    def compiled_restoration(self, restoration):
-        """The loop in the graph, called as that of `restoration.compiled_restoration`.
+    def stops(self, steps: int, every: int | None = None) -> list[int]:
+        """As those of the method."""
+        return stops(steps, every) if "solver" in self.restoration_settings else [steps]
+
+    def compiled_restoration(self, solver: Solver) -> Callable:
+        """The loop in the graph, called as that of `restoration.compiled`.
 
         Raises:
-            InputError: if solver, step sizes or clipping are not those of the graph.
+            InputError: if the solver is not that of the graph.
         """
-        for name in ("solver", "steps_per_gradient", "step_sizes", "gradient_clip"):
-            ours, asked = getattr(self._restoration, name), getattr(restoration, name)
-            if ours != asked:
-                raise InputError(f"{self.path} was exported with {name} {ours}, not {asked}.")
+        if dataclasses.replace(solver, steps=self._solver.steps) != self._solver:
+            raise InputError(f"{self.path} was exported with {self._solver}, not {solver}.")
         ascend = self._saved.signatures["ascend"]
 
         def stretch(**tensors):
@@ -105,31 +104,14 @@ class ExportedModel:
         return stretch
 
 
-@dataclass(frozen=True)
-class LoadedExport(LoadedModel):
-    """A `LoadedModel` whose weights stay in the graph; results are told by the run's identity."""
-
-    exported_identity: str
-
-    @property
-    def identity(self):
-        """That of the run, so that what was chosen for the run holds for the export."""
-        return self.exported_identity
-
-    @property
-    def extras(self):
-        """The folder of the assets."""
-        return Path(self.path) / FOLDER
-
-
-def load(path, *, precision):
-    """Load a SavedModel for restoring; see `runs.load`."""
+def load(path: Path, *, precision: str) -> tuple:
+    """(model, `Config`, data, reference) of a SavedModel; see `prior.load`."""
     assets = read_assets(path)
     try:
         settings = assets["model"]
         config = Config.from_dict(settings["config"])
         data, identity = settings["data"], settings["model_identity"]
-        kind = {name: settings[name] for name in ("has_lambda", "has_steps")}
+        uses = frozenset(settings["restoration_settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}/{FOLDER}/{SETTINGS} is not that of an exported model ({error!r})."
@@ -139,5 +121,5 @@ def load(path, *, precision):
             f"{path} computes in {config.network.precision}, not in {precision}; give --precision "
             f"{config.network.precision}, or export the run with --precision {precision}."
         )
-    model = ExportedModel(path, config, **kind)
-    return LoadedExport(model, config, data, assets["reference"], str(path), identity)
+    model = ExportedModel(path, config, restoration_settings=uses, identity=identity)
+    return model, config, data, assets["reference"]

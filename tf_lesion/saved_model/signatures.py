@@ -13,9 +13,9 @@ batches changes nothing, but for `detect`, whose brightness comes from all slice
 
 import tensorflow as tf
 
-from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
-from tf_lesion.restoration import compiled_restoration, padded
+from tf_lesion.objective import elbo
+from tf_lesion.restoration import padded
 from tf_lesion.saved_model.intensity import prepared
 
 DIVERGED = "the restoration diverged: train the model for more steps, or clip the gradient."
@@ -39,7 +39,7 @@ def signatures(model, restoration, *, reference=None, thresholds=None):
     Returns:
         {name: `tf.function` with an input signature, which returns a dict}.
     """
-    stretch = compiled_restoration(model, restoration)
+    stretch = model.compiled_restoration(restoration.solver)
     made = {
         "restore": _restore(model, stretch),
         "detect": _detect(model, stretch, restoration, reference, thresholds or {}),

@@ -6,7 +6,6 @@ RUN/checkpoints/        weights and optimizer, TensorFlow checkpoints `ckpt-STEP
 RUN/losses.csv, RUN/test_losses.csv, RUN/tensorboard/, RUN/pictures/
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tf_lesion import tf1
 from tf_lesion.config import Config
 from tf_lesion.files import InputError, write_json
-from tf_lesion.methods import make_model
 from tf_lesion.provenance import commit
-
-IDENTITY_DIGITS = 12
-PRETRAINED = {"pretrained": "gmvae", "pretrained-vae": "vae"}  # name -> folder in the package
 
 
 @dataclass(frozen=True)
@@ -47,12 +41,15 @@ class Run:
 
     def write(self, config, cache):
         """Save the settings and what later steps must know of the training cache."""
+        content = {**config.to_dict(), "commit": commit(), "data": describe(cache)}
+        self.write_content(content, cache.reference)
+
+    def write_content(self, content, reference):
+        """Save the content of config.json, and the reference [Q] if there is one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            self.config_path, {**config.to_dict(), "commit": commit(), "data": describe(cache)}
-        )
-        if cache.reference is not None:
-            np.save(self.reference_path, cache.reference)
+        write_json(self.config_path, content)
+        if reference is not None:
+            np.save(self.reference_path, reference)
 
     def read(self):
         """(`Config`, what the run knows of its data) as written.
@@ -78,29 +75,9 @@ class Run:
         """Prefix of the newest checkpoint, or None."""
         return tf.train.latest_checkpoint(str(self.checkpoints))
 
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A trained model and what goes with it."""
-
-    model: object
-    config: Config
-    data: dict  # what `describe` says of the training cache; {} for a TF1 checkpoint
-    reference: np.ndarray | None  # [Q] intensities for histogram matching
-    path: str
-
-    @property
-    def identity(self):
-        """Short hash of the weights: results made with one model are told from another's."""
-        digest = hashlib.sha256()
-        for weight in self.model.weights:
-            digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
-        return digest.hexdigest()[:IDENTITY_DIGITS]
-
-    @property
-    def extras(self):
-        """The folder of what was chosen for this model, such as `lambda.json`."""
-        return Path(self.path)
+    def step(self):
+        """Training step of the newest checkpoint."""
+        return int(self.latest_checkpoint().rsplit("-", 1)[1])
 
 
 def describe(cache):
@@ -113,44 +90,6 @@ def describe(cache):
         "grid_affine": None if affine is None else affine.tolist(),
         "preprocessing": cache.settings,
     }
-
-
-def load(path, *, precision="float32"):
-    """Load a model for restoring or evaluating.
-
-    Args:
-        path: a run of `train_gmvae.py`, a folder with a TF1 checkpoint, a SavedModel of
-            `tf_lesion.export`, or one of `PRETRAINED`.
-        precision: of the convolutions, whatever the model was trained in; a SavedModel has its own.
-
-    Returns:
-        `LoadedModel`.
-
-    Raises:
-        InputError: if `path` is none of them, its checkpoint does not fit its configuration, or its
-            precision is another.
-    """
-    from tf_lesion import exported  # which makes a `LoadedModel` too
-
-    if str(path) in PRETRAINED and not Path(path).exists():
-        path = Path(__file__).parent.parent / "pretrained" / PRETRAINED[str(path)]
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"No model at {path}; make one with train_gmvae.py.")
-    if exported.is_exported(path):
-        return exported.load(path, precision=precision)
-    if tf1.is_checkpoint(path):
-        _, config = tf1.read_config(path)
-        config = config.replace(network={"precision": precision})
-        model, _ = tf1.load(path, config=config)
-        return LoadedModel(model, config, {}, None, str(path))
-    run = Run(path)
-    config, data = run.read()
-    config = config.replace(network={"precision": precision})
-    model = make_model(config)
-    restore_weights(model, run)
-    reference = np.load(run.reference_path) if run.reference_path.exists() else None
-    return LoadedModel(model, config, data, reference, str(path))
 
 
 def named_variables(variables):
@@ -179,3 +118,10 @@ def restore_weights(model, run):
             f"{prefix} does not fit {run.config_path}: {reason}; is it a checkpoint of another "
             f"--model or --clusters?"
         ) from error
+
+
+def save_weights(model, run, *, step):
+    """Write a checkpoint of the weights alone."""
+    weights = tf.train.Checkpoint(model=named_variables(model.weights))
+    manager = tf.train.CheckpointManager(weights, str(run.checkpoints), 1)
+    manager.save(checkpoint_number=step)

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_lesion import augmentation
-from tf_lesion.methods import make_model
+from tf_lesion.baselines import make_model
 from tf_lesion.noise import slice_noise
 
 GRADIENT_NORM = "gradient_norm"

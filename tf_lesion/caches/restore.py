@@ -1,0 +1,154 @@
+"""Restoring the slices of a cache into an HDF5 file."""
+
+import numpy as np
+from tqdm import tqdm
+
+from tf_lesion.caches.restored import RestoredReader, RestoredWriter, shard_path
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.files import InputError
+from tf_lesion.restoration import Restorer, detect, restore, trajectory_steps
+
+COMPARED = (
+    *("model_identity", "precision", "seed", "steps", "step_sizes", "gradient_clip"),
+    *("tv_weight", "solver", "seeds", "flip", "crop", "cache_identity"),
+)
+
+
+def restore_cache(restorer, cache, writer, *, batch_size, save_every=None):
+    """Restore the slices that `writer` still misses; a killed run goes on where it stopped.
+
+    Args:
+        restorer: `Restorer`.
+        cache: `SliceCache` of the observed slices; their rows seed the noise.
+        writer: open `RestoredWriter` with the rows to restore.
+        batch_size: slices at once; it changes speed and memory, not the images.
+        save_every: keep the trajectory every so many steps.
+    """
+    missing, settings = writer.missing, restorer.restoration
+    total = len(missing) * settings.steps * settings.repeats
+    with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
+        for start in range(0, len(missing), batch_size):
+            positions = missing[start : start + batch_size]
+            rows = writer.rows[positions]
+            observed, mask = cache.read(rows), cache.mask(rows)
+            images, trajectory = restore(
+                restorer,
+                observed,
+                mask,
+                rows,
+                save_every=save_every,
+                on_progress=progress.update,
+            )
+            detections = {
+                name: detect(observed, images, mask, threshold)
+                for name, threshold in writer.thresholds.items()
+            }
+            writer.write(positions, images, trajectory, detections)
+
+
+def restore_to_file(
+    prior,
+    cache_path,
+    out,
+    *,
+    restoration=None,
+    seed=0,
+    batch_size=16,
+    max_slices=None,
+    save_every=None,
+    thresholds=None,
+    crop=None,
+    shard=None,
+    force=False,
+):
+    """Restore `Test` of a cache, of patients or of healthy subjects, into an HDF5 file.
+
+    Args:
+        prior: `Prior`.
+        cache_path: the cache.
+        out: the file to make (see `tf_lesion.restored`); a partial one is gone on with.
+        restoration: `RestorationConfig`; the model's own by default.
+        seed: of the noise, and of the subset.
+        batch_size: slices at once.
+        max_slices: restore a random subset of so many.
+        save_every: keep the trajectory every so many steps.
+        thresholds: {name: residual}; lesion maps at these are written too.
+        crop: (x0, x1, y0, y1) in place of the cache's own.
+        shard: (i, n): only the i-th of n parts, into a file of its own (`restored.shard_path`).
+        force: overwrite `out`.
+
+    Returns:
+        Number of slices in the file.
+
+    Raises:
+        FileExistsError, InputError: if `out` exists, the cache's slices are not of the size the
+            model was trained on, or the model has no trajectory to keep.
+    """
+    restoration = restoration or prior.config.restoration
+    kept = trajectory_steps(restoration.steps, save_every)
+    if not set(kept) <= set(prior.model.stops(restoration.steps, save_every)):
+        raise InputError(
+            f"Expected no save_every, since {prior.path} ({prior.config.network.model}) does not "
+            f"restore step by step; leave it out."
+        )
+    with SliceCache(cache_path, "Test", crop=crop) as cache:
+        prior.check_size(cache)
+        rows = chosen_rows(len(cache), max_slices, seed=seed)
+        settings = _settings(prior, cache, restoration, seed)
+        if shard is not None:
+            rows, settings["shard"] = rows[shard[0] - 1 :: shard[1]], list(shard)
+            out = shard_path(out, shard)
+        writer = RestoredWriter(
+            out,
+            rows=rows,
+            shape=cache.shape,
+            settings=settings,
+            trajectory_steps=kept,
+            thresholds=thresholds,
+            force=force,
+        )
+        with writer:
+            restorer = Restorer(prior.model, restoration, seed=seed)
+            restore_cache(restorer, cache, writer, batch_size=batch_size, save_every=save_every)
+    return len(writer.rows)
+
+
+def chosen_rows(count, max_slices, *, seed):
+    """All rows of `count`, or a random subset of `max_slices`; ascending."""
+    if max_slices is None or max_slices >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, max_slices, replace=False))
+
+
+def restored_settings(prior, cache_path, restoration, *, seed, max_slices=None, crop=None):
+    """(settings, rows) that a file of `restore_to_file` with these arguments has."""
+    with SliceCache(cache_path, "Test", crop=crop) as cache:
+        rows = chosen_rows(len(cache), max_slices, seed=seed)
+        return _settings(prior, cache, restoration, seed), rows
+
+
+def _settings(prior, cache, restoration, seed):
+    return {
+        **prior.describe(restoration, seed=seed),
+        "cache": str(cache.path),
+        "cache_identity": cache.identity,
+        "crop": list(cache.crop),
+    }
+
+
+def check_restored(path, wanted, rows):
+    """Raise `InputError` unless the file holds these rows, restored with the wanted settings."""
+    with RestoredReader(path) as reader:
+        settings, found = reader.settings, reader.rows
+    for name in COMPARED:
+        theirs, ours = settings.get(name), wanted.get(name)
+        if theirs != ours:
+            raise InputError(
+                f"{path} was restored with {name} {theirs}, not {ours}; choose another file, or "
+                f"force, which restores it again."
+            )
+    if not np.array_equal(np.sort(found), rows):
+        raise InputError(
+            f"{path} holds {len(found)} slices that are not the {len(rows)} asked for; choose "
+            f"another file, or force, which restores it again."
+        )

@@ -1,0 +1,160 @@
+"""The one file of a calibration, `calibration.h5`, and its one reader.
+
+attribute `calibration`    JSON: everything below but the maps
+healthy/{change,size,power} float16, blocks of `HealthyMaps` in MNI space; may be missing
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from tf_lesion.detection.postprocessing import HealthyMaps, Postprocessing
+from tf_lesion.files import InputError, written_whole
+
+FILE_NAME = "calibration.h5"  # in the folder of a run
+CONTENT, MAPS = "calibration", "healthy"
+HEALTHY_SLICES = "healthy slices"  # what is chosen without a label says so
+# Settings of a restoration that move its thresholds.
+DECISIVE = ("tv_weight", "steps", "solver", "seeds", "flip")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One threshold and the false positive rate it has on the healthy cohort."""
+
+    target_fpr: float
+    threshold: float
+    fpr: float
+
+    @property
+    def name(self) -> str:
+        """The paper's name of the Dice at this threshold: dsc1 for 1 % false positives."""
+        return f"dsc{100 * self.target_fpr:g}"
+
+    @property
+    def key(self) -> str:
+        """Its name in files: fpr_0.01."""
+        return f"fpr_{self.target_fpr:g}"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was chosen for one model.
+
+    Attributes:
+        model_identity: of the weights; with others nothing of it holds.
+        restoration: how the healthy slices were restored, as of `Prior.describe`.
+        points: {score: thresholds by ascending rate}, of the residual, of the post-processed
+            `score`, and of the baselines.
+        tv_weight: lambda, or None for methods without one.
+        curve: [{tv_weight, change_per_subject, ...}] that lambda was chosen from, or [].
+        postprocessing: steps of the `score`, as text.
+        healthy: `HealthyMaps` in blocks, or None.
+        method: of the thresholds, "exact" or "golden".
+        cache_identity: of the healthy cache, or None if it is not known.
+        cohort: subjects, slices and voxels of it.
+        chosen_by: {what was chosen: "healthy slices" or "labels of ..."}.
+    """
+
+    model_identity: str
+    restoration: dict[str, Any]
+    points: dict[str, tuple[Threshold, ...]] = field(default_factory=dict)
+    tv_weight: float | None = None
+    curve: tuple[dict[str, float], ...] = ()
+    postprocessing: str = ""
+    healthy: HealthyMaps | None = field(default=None, repr=False)
+    method: str = "exact"
+    cache_identity: str | None = None
+    cohort: dict[str, Any] = field(default_factory=dict)
+    chosen_by: dict[str, str] = field(default_factory=dict)
+
+    def thresholds(
+        self, score: str, *, restoration: dict[str, Any], postprocessing: str = ""
+    ) -> tuple[Threshold, ...]:
+        """Thresholds of a score, for images restored and post-processed in this way.
+
+        Args:
+            score: key of `points`.
+            restoration: settings of the images, as of `Prior.describe`.
+            postprocessing: steps that make the `score`.
+
+        Raises:
+            InputError: if there are none, or they were made in another way: their rates hold only
+                there.
+        """
+        made, used = dict(self.restoration), dict(restoration)
+        if score == "score":
+            made["postprocessing"], used["postprocessing"] = self.postprocessing, postprocessing
+        for name in (*DECISIVE, "postprocessing"):
+            theirs, ours = made.get(name), used.get(name)
+            if None not in (theirs, ours) and theirs != ours:
+                raise InputError(
+                    f"The calibration was made with {name} {theirs}, not {ours}; its false "
+                    f"positive rates hold only there. Calibrate with {ours}."
+                )
+        if score not in self.points:
+            raise InputError(
+                f"The calibration has no thresholds of the {score}; it has those of "
+                f"{', '.join(self.points) or 'nothing'}."
+            )
+        return self.points[score]
+
+    def steps(self) -> Postprocessing:
+        """The steps of the score."""
+        return Postprocessing.parse(self.postprocessing)
+
+    def check_model(self, identity: str, *, where: Any) -> "Calibration":
+        """Raise `InputError` unless it was made for these weights; returns itself."""
+        if self.model_identity != identity:
+            raise InputError(
+                f"{where} belongs to model {self.model_identity}, not to {identity}; calibrate "
+                f"this model."
+            )
+        return self
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the file, whole or not at all."""
+        fields = {f.name for f in dataclasses.fields(self)} - {"healthy"}
+        content = {name: getattr(self, name) for name in sorted(fields)}
+        content["points"] = {
+            score: [dataclasses.asdict(point) for point in points]
+            for score, points in self.points.items()
+        }
+        with written_whole(path, force=force) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs[CONTENT] = json.dumps(content)
+            for name, blocks in vars(self.healthy).items() if self.healthy else ():
+                file.create_dataset(
+                    f"{MAPS}/{name}", data=blocks.astype(np.float16), compression="gzip"
+                )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Calibration":
+        """Read a file of `save`.
+
+        Raises:
+            FileNotFoundError, InputError: if there is none, or it is another file.
+        """
+        if not Path(path).exists():
+            raise FileNotFoundError(f"No calibration at {path}; make one with tf-lesion calibrate.")
+        try:
+            with h5py.File(path, "r") as file:
+                content = json.loads(file.attrs[CONTENT])
+                healthy = None
+                if MAPS in file:
+                    names = [f.name for f in dataclasses.fields(HealthyMaps)]
+                    blocks = (file[f"{MAPS}/{name}"][:].astype(np.float32) for name in names)
+                    healthy = HealthyMaps(*blocks)
+            content["points"] = {
+                score: tuple(Threshold(**point) for point in points)
+                for score, points in content["points"].items()
+            }
+            return cls(**{**content, "curve": tuple(content["curve"]), "healthy": healthy})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"Expected a calibration of tf-lesion calibrate in {path} ({error!r})."
+            ) from error

@@ -1,0 +1,152 @@
+"""Making a calibration: lambda, healthy slices restored, healthy maps, thresholds of every score."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_lesion.caches.restore import check_restored, restore_to_file, restored_settings
+from tf_lesion.calibration.file import HEALTHY_SLICES, Calibration
+from tf_lesion.calibration.thresholds import TARGETS, find_thresholds
+from tf_lesion.calibration.tv_weight import select
+from tf_lesion.detection.postprocessing import HealthyMaps, HealthyResidual, Postprocessing
+from tf_lesion.evaluation.scores import Cohort, cache_axes_mm
+from tf_lesion.files import InputError
+
+AUTO = "auto"
+
+
+def calibrate(
+    prior: Any,
+    cache: str | Path,
+    *,
+    restored: str | Path,
+    tv_weight: float | str | None = None,
+    grid: Sequence[float] = (),
+    grid_steps: int | None = None,
+    grid_slices: int | None = None,
+    steps: int | None = None,
+    solver: str | None = None,
+    postprocess: str = "",
+    targets: Sequence[float] = TARGETS,
+    method: str = "exact",
+    max_slices: int | None = None,
+    counts: np.ndarray | None = None,
+    crop: tuple[int, ...] | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    chosen_by: dict[str, str] | None = None,
+    force: bool = False,
+) -> Calibration:
+    """Choose for a prior, on `Test` of a healthy cache, all that detection needs.
+
+    Args:
+        prior: `Prior`.
+        cache: the healthy cache.
+        restored: file of its restored slices: made, gone on with, or reused if it is just that.
+        tv_weight: lambda; "auto" chooses it from `grid`; the prior's own by default.
+        grid: lambdas to choose from.
+        grid_steps, grid_slices: restoration steps and random slices of that choice.
+        steps, solver: of the restoration; the prior's own by default.
+        postprocess: steps that make the `score`; "" for none.
+        targets: largest healthy false positive rates.
+        method: of the residual's thresholds, "exact" or "golden".
+        max_slices: restore a random subset of so many.
+        counts, crop: of the cache, where it does not say or another is wanted.
+        seed: of the noise and of the subsets.
+        batch_size: slices at once; it changes speed and memory, not the numbers.
+        chosen_by: {"tv_weight", "postprocessing": what decided}, where it was not healthy slices.
+        force: restore again, whatever is there.
+
+    Raises:
+        InputError: if cache, prior and files do not belong together, or a value makes no sense.
+    """
+    common = {"seed": seed, "batch_size": batch_size, "crop": crop}
+    processing, choice = Postprocessing.parse(postprocess), {}
+    reasons = {"thresholds": HEALTHY_SLICES}
+    if tv_weight == AUTO:
+        if not grid:
+            raise InputError("Expected a grid of lambdas to choose tv_weight from, got none.")
+        partial = Path(restored).with_suffix(".lambda.json")
+        sweep = {"steps": grid_steps, "max_slices": grid_slices, "counts": counts}
+        if force:
+            partial.unlink(missing_ok=True)
+        choice = select(prior, cache, grid, partial=partial, **sweep, **common)
+        tv_weight, reasons["tv_weight"] = choice["tv_weight"], HEALTHY_SLICES
+    restoration = prior.restoration(tv_weight=tv_weight, steps=steps, solver=solver)
+    restoration = processing.restoration(restoration)
+    subset = {**common, "max_slices": max_slices}
+    if Path(restored).exists() and not force:
+        check_restored(restored, *restored_settings(prior, cache, restoration, **_without(subset)))
+    else:
+        restore_to_file(prior, cache, restored, restoration=restoration, force=force, **subset)
+    cohort = Cohort(restored, cache, counts=counts, crop=crop)
+    healthy = healthy_maps(cohort, needed=processing.needs_healthy)
+    scored = dataclasses.replace(cohort, postprocessing=processing, healthy=healthy)
+    scored = scored if postprocess else cohort
+    return Calibration(
+        model_identity=prior.identity,
+        restoration=prior.describe(restoration, seed=seed),
+        points={
+            score: find_thresholds(
+                _chunks(scored, score), targets, method=method if score == "residual" else "exact"
+            )
+            for score in scored.scores
+        },
+        tv_weight=restoration.tv_weight if "tv_weight" in prior.uses else None,
+        curve=tuple(choice.get("curve", ())),
+        postprocessing=str(processing),
+        healthy=healthy,
+        method=method,
+        cache_identity=cohort.settings.get("cache_identity"),
+        cohort=_described(cohort),
+        chosen_by={**reasons, **(chosen_by or {})},
+    )
+
+
+def _without(subset):
+    return {name: value for name, value in subset.items() if name != "batch_size"}
+
+
+def _chunks(cohort, score):
+    def chunks():
+        for subject in cohort.subjects(with_truth=False):
+            yield subject.score(score)[subject.observed > 0]
+
+    return chunks
+
+
+def healthy_maps(cohort: Cohort, *, needed: bool = False) -> HealthyMaps | None:
+    """`HealthyMaps` of the restored slices of healthy subjects, in blocks.
+
+    Args:
+        cohort: `Cohort` of the healthy.
+        needed: whether to fail if the cache does not say where its slices lie; else None.
+    """
+    with cohort.open_cache() as cache:
+        known = cache.grid_affine is not None and (cache.index.slice_index >= 0).all()
+        if not (known or needed):
+            return None
+        voxel_size = np.abs(np.diag(cache.grid_affine)[:3]) if known else 1
+        depth = int(cache.index.slice_index.max()) + 1
+        found = HealthyResidual(np.array([*cache.slice_shape, depth]) * voxel_size)
+        for subject in cohort.subjects(with_truth=False):
+            axes = cache_axes_mm(cache, subject.rows)
+            found.add(subject.observed, subject.restored, subject.mask, axes)
+    return found.maps()
+
+
+def _described(cohort):
+    counts = [
+        (len(subject.rows), int((subject.observed > 0).sum()))
+        for subject in cohort.subjects(with_truth=False)
+    ]
+    slices, voxels = zip(*counts, strict=True)
+    return {
+        "cache": str(cohort.cache),
+        "subjects": len(counts),
+        "slices": sum(slices),
+        "voxels": sum(voxels),
+    }

@@ -1,0 +1,150 @@
+"""Detect lesions in T2 scans: restored scan, residual, score and lesion masks in the scan's grid.
+
+    tf-lesion detect patient_t2.nii.gz maps
+    tf-lesion detect dataset derivatives participant --participant-label 01 02
+
+Of a folder every scan is taken; one that fails does not stop the rest (exit status 1), one that is
+done is skipped. The second form is that of BIDS Apps. tf-lesion report makes a page to look at.
+"""
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from tf_lesion.cli.command import command
+from tf_lesion.cli.options import add, parser_for
+from tf_lesion.files import InputError
+
+PATTERNS = ("pattern", "mask_pattern", "seg_pattern")
+SETTINGS = ("tv_weight", "steps", "solver")
+DEVICE = ("--device", "--threads")
+
+
+def parser() -> Any:
+    """The command line."""
+    made = parser_for("tf-lesion detect", __doc__)
+    made.add_argument("scan", help="T2 scan (NIfTI), a folder of scans, or a BIDS dataset")
+    made.add_argument("out", type=Path, help="folder to write to")
+    made.add_argument("level", nargs="?", choices=["participant"], help="the form of BIDS Apps")
+    add(made, "--model", default="pretrained")
+    add(made, "--participant-label", "--calibration", "--mask", *patterns(), "--align")
+    add(made, *restoring(), "--slice-step", "--batch-size", "--precision", "--seed", *DEVICE)
+    add(made, "--bids-out", "--force")
+    add(made, "--postprocess", default="auto")
+    return made
+
+
+def patterns() -> tuple[str, ...]:
+    """Options that say which files of a folder are scans, masks and segmentations."""
+    return ("--pattern", "--mask-pattern", "--seg-pattern")
+
+
+def restoring() -> tuple[str, ...]:
+    """Options that say how slices are restored."""
+    return ("--tv-weight", "--steps", "--solver")
+
+
+def load_prior(options: Any) -> Any:
+    """The `Prior` of --model, with the calibration of --calibration in place of its own."""
+    from tf_lesion import devices
+    from tf_lesion.prior import load
+
+    devices.start(device=options.device, threads=options.threads, tf32=options.precision == "tf32")
+    prior = load(options.model, precision=options.precision)
+    if options.calibration is None:
+        return prior
+    from tf_lesion.calibration import Calibration
+
+    calibration = Calibration.load(options.calibration)
+    calibration.check_model(prior.identity, where=options.calibration)
+    return dataclasses.replace(prior, calibration=calibration)
+
+
+def restoration_of(prior: Any, options: Any, *, calibrated: bool) -> Any:
+    """`RestorationConfig` of the options; without any the calibration's, or the preset's."""
+    given = {name: getattr(options, name) for name in SETTINGS}
+    if calibrated and not any(value is not None for value in given.values()):
+        return prior.calibrated()
+    return prior.restoration(**given)
+
+
+def detector_of(prior: Any, options: Any, *, calibrated: bool) -> Any:
+    """The `Detector` of the options; a given calibration that does not fit them is an error."""
+    from tf_lesion.detection.maps import Detector, postprocessing_of
+
+    restoration = restoration_of(prior, options, calibrated=calibrated)
+    points = None
+    if options.calibration is not None:
+        steps = postprocessing_of(prior, options.postprocess)
+        points = prior.calibration.thresholds(
+            "score" if str(steps) else "residual",
+            restoration=prior.describe(steps.restoration(restoration)),
+            postprocessing=str(steps),
+        )
+    detector = Detector(
+        prior,
+        restoration,
+        postprocess=options.postprocess,
+        points=points,
+        align=options.align,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        slice_step=options.slice_step,
+    )
+    if detector.unfit:
+        print(f"No lesion maps: {detector.unfit}", file=sys.stderr)
+    return detector
+
+
+def detect_scans(detector: Any, source: Path, options: Any, *, labels: Any, typed: str) -> int:
+    """Detect in a scan, or in those of a folder; returns the exit status."""
+    from tf_lesion.detection import files
+
+    out, bids = options.out, options.bids_out
+    written = {"command": typed, "force": options.force}
+    if source.is_dir():
+        given = {name: getattr(options, name) for name in PATTERNS}
+        subjects = files.find_scans(source, out=out, labels=labels, **given)
+        rows = files.detect_many(detector, subjects, out, bids=bids, **written)
+    else:
+        subject = files.one_scan(source, mask=options.mask)
+        layout = files.layout_of(subject, out, bids=bids)
+        files.tell_warnings(files.detect_one(detector, subject, layout, **written))
+        rows = [{"status": files.DONE}]
+    if bids:
+        files.write_dataset_description(out, source if source.is_dir() else source.parent)
+    statuses = [row["status"] for row in rows]
+    counts = [f"{statuses.count(name)} {name}" for name in dict.fromkeys(statuses)]
+    print(f"Wrote maps of {source} to {out}: {', '.join(counts)}.")
+    return int(files.FAILED in statuses)
+
+
+def check_sources(source: Path | None, options: Any) -> None:
+    """Raise `InputError` for options of a folder with one scan, and the other way round."""
+    folder = source is not None and source.is_dir()
+    if folder and options.mask:
+        raise InputError("--mask is for one scan; for a folder give --mask-pattern.")
+    if any(getattr(options, name) for name in PATTERNS) and not folder:
+        raise InputError("--pattern, --mask-pattern and --seg-pattern need a folder of scans.")
+
+
+def typed_line(name: str, argv: list[str] | None) -> str:
+    """The command as it was typed."""
+    return shlex.join([name, *(sys.argv[1:] if argv is None else argv)])
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = parser().parse_args(argv)
+    source, labels = Path(options.scan), options.participant_label or ()
+    options.bids_out = options.bids_out or options.level is not None
+    check_sources(source, options)
+    if labels and not source.is_dir():
+        raise InputError(f"--participant-label needs a BIDS dataset, got {source}.")
+    prior = load_prior(options)
+    typed = typed_line("tf-lesion detect", argv)
+    detector = detector_of(prior, options, calibrated=True)
+    return detect_scans(detector, source, options, labels=labels, typed=typed)

@@ -1,0 +1,87 @@
+"""Restore patients' slices towards the healthy prior; what changes is the lesion map.
+
+Models that reconstruct a slice, or search the nearest healthy one, put that in its place.
+
+    python restore_brats.py --input patient_t2.nii.gz --out maps
+    python restore_brats.py --model runs/gmvae --input patient_t2.nii.gz --out maps
+    python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5
+    python restore_brats.py --model runs/gmvae --input dataset --out derivatives --bids-out
+
+Of a folder every scan is restored; one that fails does not stop the rest (exit status 1), one that
+is done is skipped. python -m eval.report makes a page to look at.
+
+On several machines or devices, each does one part of the cache, and any of them puts them together:
+
+    python restore_brats.py --model runs/gmvae --cache patients.h5 --out restored.h5 --shard 1/3
+    python restore_brats.py --out restored.h5 --merge
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tf_lesion.cli import detect
+from tf_lesion.cli.command import command
+from tf_lesion.cli.options import add, parser_for
+from tf_lesion.files import refuse_existing
+
+
+def parser() -> Any:
+    """The command line; --tv-weight and --steps left out are None: the model's preset decides."""
+    made = parser_for("restore_brats.py", __doc__)
+    add(made, "--model", default="pretrained")
+    source = made.add_mutually_exclusive_group(required=True)
+    add(source, "--cache", help="HDF5 cache with Test (and Mask)")
+    add(source, "--merge", "--input")
+    add(made, "--out", required=True, help="HDF5 file (--cache) or folder (--input)")
+    add(made, "--bids-out", "--mask", *detect.patterns(), "--align")
+    add(made, "--calibration", *detect.restoring())
+    add(made, "--postprocess", default="")
+    add(made, "--save-every", "--shard", "--max-slices", "--slice-step", "--crop", "--batch-size")
+    add(made, "--precision", "--seed", *detect.DEVICE, "--force")
+    return made
+
+
+def restore_cache(prior: Any, options: Any) -> None:
+    """Restore `Test` of a cache into an HDF5 file."""
+    from tf_lesion.caches.restore import restore_to_file
+    from tf_lesion.detection.maps import postprocessing_of
+
+    restoration = detect.restoration_of(prior, options, calibrated=False)
+    restoration = postprocessing_of(prior, options.postprocess).restoration(restoration)
+    thresholds = {}
+    if options.calibration is not None:
+        described = prior.describe(restoration)
+        points = prior.calibration.thresholds("residual", restoration=described)
+        thresholds = {point.key: point.threshold for point in points}
+    names = ("seed", "batch_size", "max_slices", "save_every", "crop", "shard", "force")
+    count = restore_to_file(
+        prior,
+        options.cache,
+        options.out,
+        restoration=restoration,
+        thresholds=thresholds,
+        **{name: getattr(options, name) for name in names},
+    )
+    print(f"Restored {count} slices: {options.out}")
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = parser().parse_args(argv)
+    source = Path(options.input) if options.input else None
+    detect.check_sources(source, options)
+    if options.merge:
+        from tf_lesion.caches.restored import merge_shards
+
+        print(f"Merged {merge_shards(options.out, force=options.force)} slices: {options.out}")
+        return 0
+    if options.cache and not options.shard:
+        refuse_existing(options.out, force=options.force)
+    prior = detect.load_prior(options)
+    if options.cache:
+        restore_cache(prior, options)
+        return 0
+    typed = detect.typed_line("restore_brats.py", argv)
+    detector = detect.detector_of(prior, options, calibrated=False)
+    return detect.detect_scans(detector, source, options, labels=(), typed=typed)
