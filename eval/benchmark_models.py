@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from eval.benchmark_timing import as_rows, graph_gflop, interleaved, matrix_peak
 from tf_lesion.baselines import make_model
-from tf_lesion.models import elbo
 from tf_lesion.noise import slice_noise
+from tf_lesion.objective import elbo
 from tf_lesion.presets import preset
 from tf_lesion.restoration import Restorer
 from tf_lesion.training.distribution import make_placement
@@ -72,12 +72,12 @@ class PlainRestoration:
     def __call__(self, observed, mask, steps):
         """Images [B, H, W, 1] after so many steps."""
         image, slices = observed.copy(), tf.range(len(observed), dtype=tf.int64)
-        limit = self.settings.gradient_clip
+        limit = self.settings.solver.gradient_clip
         for step in range(steps):
             gradient = self._gradient(
                 tf.constant(image), tf.constant(observed), tf.constant(step), slices
             ).numpy()
-            image += self.settings.step_size(step) * np.clip(gradient, -limit, limit) * mask
+            image += self.settings.solver.step_size(step) * np.clip(gradient, -limit, limit) * mask
         return image
 
     def gflop(self, observed):

@@ -6,20 +6,22 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from eval.sweep import check_size
+from tf_lesion.caches.restore import chosen_rows
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import SOLVERS
 from tf_lesion.evaluation import metrics
 from tf_lesion.noise import slice_noise
-from tf_lesion.restoration import Restorer, chosen_rows, map_objective, restore
-from tf_lesion.training.runs import load
+from tf_lesion.prior import load
+from tf_lesion.restoration import Restorer, map_objective, restore
 
 DRAWS = 8  # of the noise, for the objective of an image; the same for all images
 KEPT = 5  # points of each curve
 AUC_LIMIT = 0.005  # by which the fast ways may miss the released schedule in float32
 STREAM = "test"  # no noise of the restoration: its images are fitted to that
 REFERENCE = "released float32"
-WAYS = [(solver, kind) for solver in SOLVERS for kind in ("float32", "bfloat16")]
+WAYS = [
+    (solver, kind) for solver in SOLVERS if solver != "paper" for kind in ("float32", "bfloat16")
+]
 
 
 def benchmark_solver(model_path, cache_path, *, max_slices, batch_size, tv_weight, seed):
@@ -38,7 +40,7 @@ def benchmark_solver(model_path, cache_path, *, max_slices, batch_size, tv_weigh
     """
     loaded = load(model_path)
     with SliceCache(cache_path, "Test") as cache:
-        check_size(loaded, cache)
+        loaded.check_size(cache)
         rows = chosen_rows(len(cache), max_slices, seed=seed)
         patients = _Patients(loaded.model, cache, rows, tv_weight or _released(loaded).tv_weight)
         curves = {}

@@ -14,8 +14,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from tf_lesion.caches.restored import RestoredReader
-from tf_lesion.evaluation import metrics
 from tf_lesion.caches.slices import read_counts
+from tf_lesion.evaluation import metrics
 from tf_lesion.evaluation.scores import Cohort
 from tf_lesion.files import InputError
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from eval.sweep import parse_grid
 from tf_lesion import presets as configuration
 from tf_lesion.baselines import METHODS
 from tf_lesion.caches.slices import SliceCache, read_counts
+from tf_lesion.calibration.tv_weight import parse_grid
 from tf_lesion.evaluation.scores import Cohort
 from tf_lesion.files import InputError
 
@@ -57,7 +57,7 @@ class MethodSettings:
     @property
     def has_lambda(self):
         """Whether images are restored with a total variation, whose weight is to be chosen."""
-        return self.kind.has_lambda
+        return "tv_weight" in self.kind.restoration_settings
 
     @property
     def name(self):
@@ -291,7 +291,7 @@ def checked(experiment, *, where):
         if method.method not in METHODS:
             rules.append((False, f"method {method.method!r}; known: {', '.join(METHODS)}"))
             continue
-        clustered = method.clusters is None or method.kind.has_clusters
+        clustered = method.clusters is None or "num_clusters" in method.kind.network_settings
         rules.append((clustered, f"clusters of {method.method}, which has none"))
         weighted = method.tv_weight is None or method.has_lambda
         rules.append((weighted, f"tv_weight of {method.method}, which has none"))

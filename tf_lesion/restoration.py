@@ -135,8 +135,8 @@ def smoothed_residual(
     """Proximal step of weight * (rounded total variation), kept at 0 outside the mask.
 
     Minimises |u - residual|^2 / 2 + weight * sum h(differences of u) with h the rounded absolute
-    value, by projected gradient ascent on the dual (Chambolle 2004; Beck and Teboulle 2009), started
-    at the dual of `residual` itself.
+    value, by projected gradient ascent on the dual (Chambolle 2004, Beck and Teboulle 2009),
+    started at the dual of `residual` itself.
 
     Args:
         residual: [B, H, W, 1], observed - image.

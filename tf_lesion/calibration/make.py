@@ -1,4 +1,4 @@
-"""Making a calibration: lambda, healthy slices restored, healthy maps, thresholds of every score."""
+"""Making a calibration: lambda, restored healthy slices, healthy maps, thresholds of scores."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -70,9 +70,10 @@ def streamed_thresholds(
 ) -> tuple[list[tuple[float, float]], int]:
     """The smallest t >= 0 with share(score > t) <= target: one of the float32 scores.
 
-    For more scores than fit into memory, where `np.quantile(method="inverted_cdf")` would do
-    otherwise. Two passes: the first counts the upper halves of the 32-bit patterns (ordered as the values),
-    which gives each target's bin and its rank inside; the second counts the lower halves there.
+    For more scores than fit into memory, and exact where `np.quantile(method="inverted_cdf")`
+    rounds the rank. Two passes: the first counts the upper halves of the 32-bit patterns (ordered
+    as the values), which gives each target's bin and its rank inside; the second counts the lower
+    halves there.
     Memory: one chunk and 0.5 MB per target.
 
     Args:
