@@ -40,24 +40,22 @@ demo: $(VENV)/installed
 	$(BIN)/python -m preprocessing.phantom --out $(DEMO)/scans --healthy 14 --patients 4 --seed 1 --jobs $(CORES)
 	$(BIN)/python -m preprocessing.camcan --input $(DEMO)/scans/healthy --out $(DEMO)/healthy.h5 --match --slice-step 3 --test-subjects 2 --jobs $(CORES)
 	$(BIN)/python -m preprocessing.brats --input $(DEMO)/scans/patients --reference $(DEMO)/healthy.h5 --out $(DEMO)/patients.h5 --slice-step 6 --jobs $(CORES)
-	$(BIN)/python train_gmvae.py --cache $(DEMO)/healthy.h5 --out $(DEMO)/run --preset practical --steps 1000
-	$(BIN)/python -m eval.select_lambda --model $(DEMO)/run --cache $(DEMO)/healthy.h5 --grid 1.8,2.7,3.6 --max-slices 8 --steps 150 --precision bfloat16
-	$(BIN)/python -m eval.thresholds --model $(DEMO)/run --cache $(DEMO)/healthy.h5 --out $(DEMO)/thresholds.json --tv-weight auto --max-slices 24 $(FAST)
-	$(BIN)/python restore_brats.py --model $(DEMO)/run --cache $(DEMO)/patients.h5 --out $(DEMO)/restored.h5 --tv-weight auto --thresholds $(DEMO)/thresholds.json $(FAST)
-	$(BIN)/python restore_brats.py --input $(DEMO)/scans/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz --out $(DEMO)/maps --slice-step 2 --precision bfloat16 --postprocess auto
-	$(BIN)/python -m eval.evaluate --restored $(DEMO)/restored.h5 --cache $(DEMO)/patients.h5 --thresholds $(DEMO)/thresholds.json --out $(DEMO)/evaluation
-	$(BIN)/python -m eval.report --results $(DEMO)/maps --evaluation $(DEMO)/evaluation
+	$(BIN)/tf-lesion train --cache $(DEMO)/healthy.h5 --out $(DEMO)/run --preset practical --steps 1000
+	$(BIN)/tf-lesion calibrate --model $(DEMO)/run --cache $(DEMO)/healthy.h5 --tv-weight auto --grid 1.8,2.7,3.6 --grid-slices 8 --grid-steps 150 --max-slices 24 $(FAST)
+	$(BIN)/python restore_brats.py --model $(DEMO)/run --cache $(DEMO)/patients.h5 --out $(DEMO)/restored.h5 --tv-weight auto --calibration $(DEMO)/run/calibration.h5 $(FAST)
+	$(BIN)/tf-lesion detect $(DEMO)/scans/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz $(DEMO)/maps --slice-step 2 --precision bfloat16
+	$(BIN)/tf-lesion evaluate --restored $(DEMO)/restored.h5 --cache $(DEMO)/patients.h5 --calibration $(DEMO)/run/calibration.h5 --out $(DEMO)/evaluation
+	$(BIN)/tf-lesion report --results $(DEMO)/maps --evaluation $(DEMO)/evaluation
 	@echo "This was a demonstration on synthetic scans. Lesion maps: $(DEMO)/maps; picture: $(DEMO)/evaluation/panel.png"
 	@echo "Look at it: file://$(CURDIR)/$(DEMO)/maps/report.html"
 
 # Everything the shipped priors came from; LABEL_MAPS is a folder of FreeSurfer label maps.
 WORK := prior
 SHIPPED := tf_lesion/pretrained
-HEALTHY := --cache $(WORK)/healthy.h5
-SLICES := --tv-weight auto $(FAST)
 # A larger lambda changes healthy slices less still, but finds less in synthetic patients.
 LAMBDA := 3
 SCORE := relative,signed,smooth=4
+CHOSEN_BY := labels of synthetic patients, stroke and MS scans
 pretrained: $(VENV)/installed
 	$(BIN)/python -m preprocessing.phantom --out $(WORK)/scans --label-maps $(LABEL_MAPS) --held-out 4 --healthy 80 --test 8 --patients 24 --seed 3 --jobs $(CORES)
 	$(BIN)/python -m preprocessing.camcan --input $(WORK)/scans/healthy --test-list $(WORK)/scans/test_subjects.txt --align none --match --slice-step 2 --min-brain 0.02 --out $(WORK)/healthy.h5 --jobs $(CORES)
@@ -67,9 +65,6 @@ pretrained: $(VENV)/installed
 
 prior-%: RUN = $(WORK)/$*
 prior-%:
-	$(BIN)/python train_gmvae.py $(HEALTHY) --out $(RUN) --preset denoising --model $* --force
-	$(BIN)/python -m eval.select_lambda --model $(RUN) $(HEALTHY) --grid $(LAMBDA) --max-slices 16 --steps 300 --precision bfloat16
-	$(BIN)/python -m eval.thresholds --model $(RUN) $(HEALTHY) --out $(RUN)/thresholds.json $(SLICES)
-	$(BIN)/python -m eval.healthy_residual --model $(RUN) $(HEALTHY) --restored $(RUN)/thresholds.healthy.h5
-	$(BIN)/python -m eval.thresholds --model $(RUN) $(HEALTHY) --out $(RUN)/thresholds_score.json --restored $(RUN)/thresholds.healthy.h5 $(SLICES) --postprocess $(SCORE)
-	$(BIN)/python -m tf_lesion.pack --model $(RUN) --out $(SHIPPED)/$* --solver huber --align rigid --postprocess $(SCORE) --force
+	$(BIN)/tf-lesion train --cache $(WORK)/healthy.h5 --out $(RUN) --preset denoising --model $* --force
+	$(BIN)/tf-lesion calibrate --model $(RUN) --cache $(WORK)/healthy.h5 --tv-weight $(LAMBDA) $(FAST) --postprocess $(SCORE) --chosen-by "$(CHOSEN_BY)"
+	$(BIN)/tf-lesion export --as run --model $(RUN) --out $(SHIPPED)/$* --align rigid --force

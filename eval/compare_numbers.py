@@ -9,9 +9,10 @@ import pandas as pd
 import tensorflow as tf
 
 from tf_lesion import objective, tf1
-from tf_lesion.config import Config, preset
+from tf_lesion.config import Config
 from tf_lesion.files import InputError
 from tf_lesion.objective import elbo
+from tf_lesion.presets import preset
 from tf_lesion.restoration import elbo_gradient, map_gradient, restoration_step
 
 # Values and gradients relative to the tensor's largest magnitude, images as they are.
