@@ -17,8 +17,8 @@ from tf_lesion.caches.slices import SliceCache
 from tf_lesion.files import InputError
 from tf_lesion.scans import intensity
 from tf_lesion.scans.discovery import find_scans, scan_names, subject_with_files
-from tf_lesion.scans.prepare import ScanSettings, prepare_scan, save_like, to_scan_grid
-from tf_lesion.scans.volumes import MniGrid
+from tf_lesion.scans.prepare import ScanSettings, prepare_scan, to_scan_grid
+from tf_lesion.scans.volumes import MniGrid, save_like
 
 VOXEL = tiny_scans.VOXEL_MM
 QUICK = ScanSettings(voxel_size=VOXEL, align="none")  # tiny scans are in MNI space
@@ -213,7 +213,7 @@ def test_a_scan_of_another_place_is_prepared_with_warnings_that_say_so(tmp_path)
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"align": "affine"}, "--align"), ({"mask": "no"}, "--mask"), ({"voxel_size": -2}, "voxel")],
+    [({"align": "affine"}, "align to"), ({"mask": "no"}, "mask to"), ({"voxel_size": -2}, "voxel")],
 )
 def test_settings_outside_what_is_allowed_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
@@ -364,7 +364,7 @@ def test_a_companion_that_is_missing_or_not_alone_is_a_problem_of_its_subject(tm
     found = subject_with_files("x", scan, tmp_path, mask_pattern="*_mask.nii")
     assert "found a_mask.nii, b_mask.nii" in found.problem
     found = subject_with_files("x", scan, tmp_path, seg_pattern="{subject}_seg.nii")
-    assert "--seg-pattern" in found.problem
+    assert "seg_pattern" in found.problem
     assert "x_seg.nii" in found.problem
 
 
@@ -619,7 +619,7 @@ def test_matching_needs_a_healthy_cache_with_a_reference_and_its_voxel_size(
         (("--limit", "0"), "--limit"),
         (("--jobs", "0"), "--jobs"),
         (("--seed", "-1"), "--seed"),
-        (("--voxel-size", "9"), "smaller --voxel-size"),
+        (("--voxel-size", "9"), "smaller voxel_size"),
     ],
 )
 def test_options_out_of_range_are_refused(healthy, tmp_path, capsys, option, message):

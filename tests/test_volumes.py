@@ -119,6 +119,26 @@ def test_a_trailing_axis_of_one_is_squeezed_and_put_back(tmp_path):
     assert nib.load(tmp_path / "out.nii").shape == (*SHAPE, 1)
 
 
+def test_an_image_in_memory_is_read_as_its_file_and_has_no_path(tmp_path):
+    path = tiny_scans.write(tmp_path / "t2.nii.gz", values(), AFFINE, axes="PSR")
+    stored, given = load_scan(path), load_scan(nib.load(path))
+    np.testing.assert_array_equal(given.data, stored.data)
+    np.testing.assert_array_equal(given.affine, stored.affine)
+    assert (stored.path, stored.name) == (path, str(path))
+    assert (given.path, given.name) == (None, "image in memory")
+    label = nib.Nifti1Image((values() > 50).astype(np.uint8), AFFINE)
+    np.testing.assert_array_equal(load_labels(label, given), values() > 50)
+    save_like(given, given.to_file_orientation(given.data), tmp_path / "out.nii")
+    np.testing.assert_array_equal(nib.load(tmp_path / "out.nii").affine, nib.load(path).affine)
+
+
+def test_an_image_in_memory_that_is_no_scan_is_refused():
+    with pytest.raises(InputError, match="image in memory: 1 of 336 voxels are NaN"):
+        load_scan(nib.Nifti1Image(with_value(np.nan), AFFINE))
+    with pytest.raises(InputError, match="image in memory: expected a NIfTI file .*MGHImage"):
+        load_scan(nib.MGHImage(values(), AFFINE))
+
+
 def truncated(path):
     save(path, values())
     path.write_bytes(path.read_bytes()[:600])

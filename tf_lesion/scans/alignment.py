@@ -2,18 +2,19 @@
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813, the usual name
+from nibabel.affines import from_matvec
+from nibabel.spaces import vox2out_vox
 from nilearn import datasets
 from scipy import ndimage
 
 from tf_lesion.files import InputError
-from tf_lesion.scans import itk
+from tf_lesion.scans import ALIGN_MODES, itk
 from tf_lesion.scans.volumes import MniGrid
-
-ALIGN_MODES = ("rigid", "center", "none")
 
 WORKING_MM = 2.0  # registration runs on volumes of this voxel size; sub-voxel accurate
 SEARCH_MM = 8.0  # the multi-start search runs on these
@@ -56,26 +57,33 @@ class Alignment:
 
 
 @functools.lru_cache(maxsize=1)
-def _atlas():
+def _atlas() -> tuple[np.ndarray, np.ndarray]:
     """(brain [X, Y, Z] float32 in 0..1, mask [X, Y, Z] bool), ICBM152 2009a T1 at 1 mm."""
     template = datasets.load_mni152_template(resolution=1)
     mask = datasets.load_mni152_brain_mask(resolution=1)
     return template.get_fdata(dtype=np.float32), mask.get_fdata(dtype=np.float32) > 0
 
 
-def template_on(grid):
+def template_on(grid: MniGrid) -> np.ndarray:
     """The skull-stripped ICBM152 T1 brain [X, Y, Z] on a `MniGrid`, float32 in 0..1."""
     return to_grid(_atlas()[0], MniGrid().affine, np.eye(4), grid)
 
 
-def atlas_mask_on(grid, atlas_from_grid=None):
+def atlas_mask_on(grid: MniGrid, atlas_from_grid: np.ndarray | None = None) -> np.ndarray:
     """The ICBM152 brain mask [X, Y, Z] bool on a `MniGrid`."""
     transform = np.eye(4) if atlas_from_grid is None else atlas_from_grid
     mask = to_grid(_atlas()[1].astype(np.float32), MniGrid().affine, transform, grid)
     return mask >= 0.5  # half of the voxel is brain
 
 
-def to_grid(volume, affine, scan_from_grid, grid, *, order=1):
+def to_grid(
+    volume: np.ndarray,
+    affine: np.ndarray,
+    scan_from_grid: np.ndarray,
+    grid: MniGrid,
+    *,
+    order: int = 1,
+) -> np.ndarray:
     """Resample a scan onto the MNI grid, in one interpolation.
 
     Args:
@@ -94,7 +102,15 @@ def to_grid(volume, affine, scan_from_grid, grid, *, order=1):
     )
 
 
-def to_scan(grid_volume, grid, scan_from_grid, scan_shape, scan_affine, *, order=1):
+def to_scan(
+    grid_volume: np.ndarray,
+    grid: MniGrid,
+    scan_from_grid: np.ndarray,
+    scan_shape: Sequence[int],
+    scan_affine: np.ndarray,
+    *,
+    order: int = 1,
+) -> np.ndarray:
     """Resample a volume on the MNI grid onto the voxels of a scan: the inverse of `to_grid`."""
     matrix = np.linalg.inv(scan_from_grid @ grid.affine) @ scan_affine
     return _resample(grid_volume, matrix, scan_shape, order)
@@ -119,12 +135,19 @@ def _antialiased(volume, source_from_target):
     return ndimage.gaussian_filter(volume, np.where(blur, sigma, 0)) if blur.any() else volume
 
 
-def center_of(mask, affine):
+def center_of(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """[3] mm, center of mass of a mask."""
     return (affine @ [*ndimage.center_of_mass(mask), 1.0])[:3]
 
 
-def align(volume, affine, *, mode="rigid", brain=None, voxel_size=1.0):
+def align(
+    volume: np.ndarray,
+    affine: np.ndarray,
+    *,
+    mode: str = "rigid",
+    brain: np.ndarray | None = None,
+    voxel_size: float = 1.0,
+) -> Alignment:
     """Find the rigid map from MNI space to a scan.
 
     `rigid`: Mattes mutual information with the ICBM152 brain (contrasts may differ, so a T1
@@ -142,18 +165,18 @@ def align(volume, affine, *, mode="rigid", brain=None, voxel_size=1.0):
             start is the center of the upper head, and an affine fit of the atlas is added.
         voxel_size: mm of the cache's grid; a coarser one makes the registration coarser.
 
-    Returns:
-        An `Alignment`.
+    Raises:
+        InputError: for another mode; if there is no head in the scan.
     """
     if mode not in ALIGN_MODES:
-        raise InputError(f"Expected --align to be one of {', '.join(ALIGN_MODES)}, got {mode!r}.")
+        raise InputError(f"Expected align to be one of {', '.join(ALIGN_MODES)}, got {mode!r}.")
     identity = np.eye(4)
     if mode == "none":
         return Alignment(identity, identity, float("nan"))
     atlas_center = center_of(_atlas()[1], MniGrid().affine)
     starts = [_brain_center(volume, affine, brain) - atlas_center]
     if mode == "center":
-        return Alignment(_translation(starts[0]), identity, float("nan"))
+        return Alignment(from_matvec(np.eye(3), starts[0]), identity, float("nan"))
     if brain is None:
         starts.append(np.zeros(3))  # scans with a skull may well lie in MNI space already
     stripped = volume if brain is None else np.where(brain, volume, 0)
@@ -170,12 +193,6 @@ def align(volume, affine, *, mode="rigid", brain=None, voxel_size=1.0):
     return Alignment(scan_from_grid, fit, registration.mutual_information)
 
 
-def _translation(shift):
-    matrix = np.eye(4)
-    matrix[:3, 3] = shift
-    return matrix
-
-
 def _brain_center(volume, affine, brain):
     """[3] mm: center of the brain, or with a skull of the head above the skull base."""
     if brain is not None:
@@ -184,7 +201,7 @@ def _brain_center(volume, affine, brain):
     head = ndimage.binary_opening(head, iterations=2)
     points = affine[:3, :3] @ np.argwhere(head).T + affine[:3, 3:]
     if points.shape[1] == 0:
-        raise InputError("no head found in the scan; give a brain mask with --mask-pattern.")
+        raise InputError("no head found in the scan; give a brain mask.")
     crown = np.percentile(points[2], 99.9)
     upper = points[:, points[2] > crown - HEAD_HEIGHT_MM]
     return (upper.min(axis=1) + upper.max(axis=1)) / 2
@@ -193,9 +210,8 @@ def _brain_center(volume, affine, brain):
 def _rigid_part(matrix, center):
     """The map without its scale, that takes `center` [3] to where `matrix` takes it."""
     left, _, right = np.linalg.svd(matrix[:3, :3])
-    rigid = _translation(matrix[:3, :3] @ center + matrix[:3, 3])
-    rigid[:3, :3] = left @ right
-    return rigid @ _translation(-center)
+    rigid = from_matvec(left @ right, matrix[:3, :3] @ center + matrix[:3, 3])
+    return rigid @ from_matvec(np.eye(3), -center)
 
 
 class _Registration:
@@ -283,17 +299,14 @@ def _as(transform, other):
     return transform
 
 
-def world_aligned(volume, affine, voxel_mm):
+def world_aligned(
+    volume: np.ndarray, affine: np.ndarray, voxel_mm: float
+) -> tuple[np.ndarray, np.ndarray]:
     """The scan on a grid of cubic voxels along the world's axes, (values, affine).
 
     ITK cannot hold a sheared affine; along the world's axes any affine will do.
     """
-    corners = np.array(list(itertools.product(*[(0, n - 1) for n in volume.shape])))
-    corners = corners @ affine[:3, :3].T + affine[:3, 3]
-    lowest, highest = corners.min(axis=0), corners.max(axis=0)
-    target = np.diag([voxel_mm] * 3 + [1.0])
-    target[:3, 3] = lowest
-    shape = np.ceil((highest - lowest) / voxel_mm).astype(int) + 1
+    shape, target = vox2out_vox((volume.shape, affine), [voxel_mm] * 3)
     return _resample(volume, np.linalg.inv(affine) @ target, shape, 1), target
 
 
@@ -309,7 +322,5 @@ def _ras_matrix(transform):
     """[4, 4] mm -> mm in RAS of an ITK transform with a center."""
     rotation = np.array(transform.GetMatrix()).reshape(3, 3)
     center = np.array(transform.GetCenter())
-    matrix = np.eye(4)
-    matrix[:3, :3] = rotation
-    matrix[:3, 3] = center + np.array(transform.GetTranslation()) - rotation @ center
-    return _LPS_FROM_RAS @ matrix @ _LPS_FROM_RAS
+    shift = center + np.array(transform.GetTranslation()) - rotation @ center
+    return _LPS_FROM_RAS @ from_matvec(rotation, shift) @ _LPS_FROM_RAS

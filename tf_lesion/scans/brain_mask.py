@@ -1,6 +1,6 @@
 """Where the brain is: from the non-zero voxels of a skull-stripped scan, or from the atlas.
 
-The rule of `--mask auto`. A scan counts as skull-stripped when both hold:
+The rule of the mode "auto". A scan counts as skull-stripped when both hold:
 
 * at least `BACKGROUND_SHARE` of its voxels equal the background, the most frequent value on the
   faces of the volume, to within `NEAR_BACKGROUND` of the brightest voxels (real air has noise; a
@@ -19,9 +19,8 @@ import numpy as np
 from scipy import ndimage
 
 from tf_lesion.files import InputError
-from tf_lesion.scans.volumes import load_labels
-
-MASK_MODES = ("auto", "nonzero", "atlas")
+from tf_lesion.scans import MASK_MODES
+from tf_lesion.scans.volumes import Scan, ScanSource, load_labels, name_of
 
 BACKGROUND_SHARE = 0.3  # a brain fills about half of the smallest box around it
 NEAR_BACKGROUND = 1e-3  # of the 99.9th percentile of the distance to the background
@@ -32,18 +31,20 @@ RIM_SHARE = 0.5
 MM3_PER_LITER = 1e6
 
 
-def liters(mask, affine):
-    """Volume of a mask."""
+def liters(mask: np.ndarray, affine: np.ndarray) -> float:
+    """Volume of a mask; exact for sheared voxels, where `nibabel.imagestats` is not."""
     return float(np.count_nonzero(mask)) * abs(np.linalg.det(affine[:3, :3])) / MM3_PER_LITER
 
 
-def find_brain(scan, *, mode="auto", mask_path=None):
+def find_brain(
+    scan: Scan, *, mode: str = "auto", mask_path: ScanSource | None = None
+) -> np.ndarray | None:
     """The brain of a scan before any alignment.
 
     Args:
         scan: a `Scan`.
         mode: "auto" (the rule above), "nonzero" (take the scan for skull-stripped) or "atlas".
-        mask_path: a mask on the scan's own grid, brain > 0; goes before `mode`.
+        mask_path: a mask (file or image) on the scan's own grid, brain > 0; before `mode`.
 
     Returns:
         [X, Y, Z] bool, or None if the atlas is to tell once the scan is aligned.
@@ -53,10 +54,10 @@ def find_brain(scan, *, mode="auto", mask_path=None):
     """
     if mask_path is not None:
         mask = load_labels(mask_path, scan) > 0
-        _check_volume(mask, scan.affine, mask_path)
+        _check_volume(mask, scan.affine, name_of(mask_path))
         return mask
     if mode not in MASK_MODES:
-        raise InputError(f"Expected --mask to be one of {', '.join(MASK_MODES)}, got {mode!r}.")
+        raise InputError(f"Expected mask to be one of {', '.join(MASK_MODES)}, got {mode!r}.")
     if mode == "atlas":
         return None
     distance = distance_from_background(scan.data)
@@ -65,7 +66,7 @@ def find_brain(scan, *, mode="auto", mask_path=None):
     median = np.median(distance[piece])
     full = piece & (distance >= FAINT_SHARE * median)
     if mode == "nonzero":
-        _check_volume(full, scan.affine, scan.path)
+        _check_volume(full, scan.affine, scan.name)
     elif not _is_brain(foreground, full, scan.affine):
         return None
     return largest_piece(piece & (distance >= RIM_SHARE * median))
@@ -78,23 +79,23 @@ def _is_brain(foreground, piece, affine):
     )
 
 
-def _check_volume(mask, affine, path):
+def _check_volume(mask, affine, name):
     volume = liters(mask, affine)
     if volume < SMALLEST_BRAIN_LITERS:
         raise InputError(
-            f"{path}: expected a brain mask of at least {SMALLEST_BRAIN_LITERS} liters, got "
-            f"{volume:.3f}; give another with --mask-pattern, or --mask atlas."
+            f"{name}: expected a brain mask of at least {SMALLEST_BRAIN_LITERS} liters, got "
+            f"{volume:.3f}; give another, or take the atlas's (mask 'atlas')."
         )
 
 
-def distance_from_background(volume):
+def distance_from_background(volume: np.ndarray) -> np.ndarray:
     """[X, Y, Z], absolute difference of each voxel from the most frequent value on the faces."""
     faces = [volume.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
     found, counts = np.unique(np.concatenate(faces), return_counts=True)
     return np.abs(volume - found[counts.argmax()])
 
 
-def largest_piece(foreground):
+def largest_piece(foreground: np.ndarray) -> np.ndarray:
     """The largest connected piece of a mask, specks cut off, holes filled; empty stays empty.
 
     Bridges one voxel thick are cut before the pieces are compared (specks often hang on by one),

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,39 @@ class Subject:
     problem: str = ""
 
 
-def find_scans(folder, patterns):
+def find_subjects(
+    folder: str | Path,
+    patterns: Sequence[str],
+    *,
+    suffixes: Iterable[str] = (),
+    mask_pattern: str | None = None,
+    seg_pattern: str | None = None,
+) -> list[Subject]:
+    """The subjects of a folder, sorted by path of the scan.
+
+    Args:
+        folder: where to look.
+        patterns: globs of the scans.
+        suffixes: what to leave out of a file's name to get the subject's.
+        mask_pattern: glob of the brain masks, with {subject} and {folder}; exactly one per scan.
+        seg_pattern: glob of the segmentations, likewise.
+
+    Returns:
+        `Subject`s; those without exactly one file by a pattern have a `problem`.
+
+    Raises:
+        FileNotFoundError, InputError: without a folder or scans, or with two scans of a subject.
+    """
+    scans = find_scans(folder, patterns)
+    subjects = [
+        subject_with_files(name, scan, folder, mask_pattern=mask_pattern, seg_pattern=seg_pattern)
+        for name, scan in zip(scan_names(scans, folder, suffixes=suffixes), scans, strict=True)
+    ]
+    check_unique(subjects)
+    return subjects
+
+
+def find_scans(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
     """Sorted files under `folder` that match one of the globs.
 
     Raises:
@@ -42,89 +75,90 @@ def find_scans(folder, patterns):
     if not found:
         raise InputError(
             f"No scans found in {folder}: nothing matches {' or '.join(patterns)}; "
-            "give the right --input, or a --pattern."
+            "give the right folder, or another pattern."
         )
     return found
 
 
 def _glob(folder, pattern):
-    try:
-        return [path for path in folder.glob(pattern) if path.is_file() and not _hidden(path)]
+    try:  # files that begin with a dot are temporary, or resource forks
+        return [path for path in folder.glob(pattern) if path.is_file() and path.name[0] != "."]
     except (ValueError, NotImplementedError) as error:
         raise InputError(
             f"Expected a glob relative to {folder}, got {pattern!r} ({error})."
         ) from error
 
 
-def _hidden(path):
-    return path.name.startswith(".")  # resource forks, temporary files
-
-
-def scan_names(scans, folder, *, suffixes=()):
+def scan_names(
+    scans: Sequence[Path], folder: str | Path, *, suffixes: Iterable[str] = ()
+) -> list[str]:
     """One name for each scan: its BIDS subject, or its file without ending and suffix.
 
     Where all files have the same name (`patient07/T2.nii.gz`), the folders tell them apart.
     """
-    stems = [_stem(scan, suffixes) for scan in scans]
-    if len(stems) > 1 and len(set(stems)) == 1:
-        stems = [scan.parent.relative_to(folder).as_posix() for scan in scans]
-    entities = [BIDS_SUBJECT.search(scan.relative_to(folder).as_posix()) for scan in scans]
-    return [
-        entity.group(1) if entity else stem for entity, stem in zip(entities, stems, strict=True)
-    ]
-
-
-def _stem(scan, suffixes):
-    stem = scan.name.removesuffix(".gz").removesuffix(".nii")
+    names = [_stem(scan) for scan in scans]
     for suffix in suffixes:
-        stem = stem.removesuffix(suffix)
-    return stem
+        names = [name.removesuffix(suffix) for name in names]
+    if len(names) > 1 and len(set(names)) == 1:
+        names = [scan.parent.relative_to(folder).as_posix() for scan in scans]
+    entities = [BIDS_SUBJECT.search(scan.relative_to(folder).as_posix()) for scan in scans]
+    return [bids[1] if bids else name for bids, name in zip(entities, names, strict=True)]
 
 
-def subject_with_files(name, scan, folder, *, mask_pattern=None, seg_pattern=None):
+def _stem(scan):
+    return scan.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def subject_with_files(
+    name: str,
+    scan: Path,
+    folder: str | Path,
+    *,
+    mask_pattern: str | None = None,
+    seg_pattern: str | None = None,
+) -> Subject:
     """A `Subject` with the mask and segmentation that the patterns name, or with a `problem`."""
-
-    def one(pattern, flag):
-        return pattern and _companion(pattern, name=name, scan=scan, folder=folder, flag=flag)
-
     try:
-        mask, label = one(mask_pattern, "--mask-pattern"), one(seg_pattern, "--seg-pattern")
+        mask = _companion("mask_pattern", mask_pattern, name, scan, Path(folder))
+        label = _companion("seg_pattern", seg_pattern, name, scan, Path(folder))
     except InputError as error:
         return Subject(name, scan, problem=str(error))
     return Subject(name, scan, mask=mask, label=label)
 
 
-def _companion(pattern, *, name, scan, folder, flag):
-    """The one file that belongs to a scan by a glob with {subject} and {folder}."""
+def _companion(argument, pattern, name, scan, folder):
+    """The one file of a scan by a glob with {subject} and {folder}; None without a glob."""
+    if not pattern:
+        return None
     local = os.path.relpath(scan.parent, folder)
     # Names of files are no patterns, even with a bracket in them.
     wanted = pattern.replace("{subject}", glob.escape(name)).replace("{folder}", glob.escape(local))
     found = [path for path in sorted(_glob(folder, wanted)) if path != scan]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise InputError(f"expected one file for {flag} {pattern} (here {wanted}), found {names}")
+        raise InputError(f"expected one file for {argument} {wanted}, found {names}")
     return found[0]
 
 
-def check_unique(subjects):
+def check_unique(subjects: Iterable[Subject]) -> None:
     """Raise `InputError` if two scans have one name."""
     seen = {}
     for subject in subjects:
         if subject.name in seen:
             raise InputError(
                 f"Two scans of {subject.name}: {seen[subject.name]} and {subject.scan}; "
-                "narrow --pattern to one scan per subject."
+                "narrow the pattern to one scan per subject."
             )
         seen[subject.name] = subject.scan
 
 
-def segmentation_beside(scan):
+def segmentation_beside(scan: Path) -> Path | None:
     """The segmentation named after a scan (CASE_t2: CASE_seg), or None."""
-    for suffix, seg_suffix in SUFFIXES.items():
-        case = scan.name.removesuffix(".gz").removesuffix(".nii")
-        if case.endswith(suffix):
-            for ending in ENDINGS:
-                path = scan.with_name(case.removesuffix(suffix) + seg_suffix + ending)
-                if path.is_file():
-                    return path
-    return None
+    case = _stem(scan)
+    named = [
+        scan.with_name(case.removesuffix(suffix) + seg_suffix + ending)
+        for suffix, seg_suffix in SUFFIXES.items()
+        for ending in ENDINGS
+        if case.endswith(suffix)
+    ]
+    return next((path for path in named if path.is_file()), None)

@@ -1,13 +1,14 @@
 """NumPy volumes to SimpleITK images and back, and ITK on one thread."""
 
 import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813, the usual name
 
 
 @contextlib.contextmanager
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Run ITK on one thread: sums in one order give the same result each time.
 
     `SetNumberOfThreads` of a registration is not enough, its metric asks for the global number.
@@ -20,13 +21,13 @@ def one_thread():
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
-def to_image(values, *, spacing):
+def to_image(values: np.ndarray, *, spacing: Sequence[float]) -> sitk.Image:
     """ITK image of values [X, Y, Z]; `spacing` [3] in mm."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
     image.SetSpacing([float(step) for step in spacing])
     return image
 
 
-def to_array(image):
+def to_array(image: sitk.Image) -> np.ndarray:
     """[X, Y, Z] values of an ITK image."""
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0)

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tf_lesion.files import InputError
-from tf_lesion.scans import alignment, brain_mask, intensity
-from tf_lesion.scans.volumes import MniGrid, Scan, load_labels, load_scan
-from tf_lesion.scans.volumes import save_like as save_like  # part of this module's interface
+from tf_lesion.scans import ALIGN_MODES, MASK_MODES, alignment, brain_mask, intensity
+from tf_lesion.scans.volumes import MniGrid, Scan, ScanSource, load_labels, load_scan
 
 HALF = 0.5  # a voxel is brain when half of it is
 POOR_MUTUAL_INFORMATION = {True: 0.33, False: 0.12}  # nats, skull-stripped or not; see `_warnings`
@@ -34,15 +33,15 @@ class ScanSettings:
 
     def __post_init__(self):
         MniGrid(self.voxel_size)
-        for flag, allowed in (("align", alignment.ALIGN_MODES), ("mask", brain_mask.MASK_MODES)):
-            if getattr(self, flag) not in allowed:
+        for name, allowed in (("align", ALIGN_MODES), ("mask", MASK_MODES)):
+            if getattr(self, name) not in allowed:
                 raise InputError(
-                    f"Expected --{flag} to be one of {', '.join(allowed)}, "
-                    f"got {getattr(self, flag)!r}."
+                    f"Expected {name} to be one of {', '.join(allowed)}, "
+                    f"got {getattr(self, name)!r}."
                 )
 
     @property
-    def grid(self):
+    def grid(self) -> MniGrid:
         """The `MniGrid`."""
         return MniGrid(self.voxel_size)
 
@@ -76,17 +75,24 @@ class PreparedScan:
     mutual_information: float
     atlas_overlap: float
     histogram_distance: float
-    warnings: list
+    warnings: list[str]
 
 
-def prepare_scan(path, *, settings, mask_path=None, label_path=None, reference=None):
+def prepare_scan(
+    path: ScanSource,
+    *,
+    settings: ScanSettings,
+    mask_path: ScanSource | None = None,
+    label_path: ScanSource | None = None,
+    reference: np.ndarray | None = None,
+) -> PreparedScan:
     """Read, align, mask and normalise a scan.
 
     Steps: `load_scan`; brain (file, non-zero voxels or atlas); rigid alignment to MNI; N4 if asked
     for; one linear interpolation onto the grid; min-max inside the brain; histogram matching.
 
     Args:
-        path: T2 scan, NIfTI.
+        path: T2 scan, a NIfTI file; this and the next two may be nibabel images as well.
         settings: `ScanSettings`.
         mask_path: brain mask on the scan's grid, or None.
         label_path: segmentation on the scan's grid, or None.
@@ -104,7 +110,7 @@ def prepare_scan(path, *, settings, mask_path=None, label_path=None, reference=N
     try:
         return _prepare(scan, brain, label, settings, reference)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{scan.name}: {error}") from error
 
 
 def _prepare(scan, brain, label, settings, reference):
@@ -164,7 +170,7 @@ def _masked_to_grid(volume, brain, affine, transform, grid):
     return np.divide(total, weight, out=np.zeros_like(total), where=mask), mask
 
 
-def to_scan_grid(grid_volume, prepared, *, order=1):
+def to_scan_grid(grid_volume: np.ndarray, prepared: PreparedScan, *, order: int = 1) -> np.ndarray:
     """A volume on the MNI grid -> the scan file's own shape and orientation, 0 outside the brain.
 
     Args:
@@ -218,7 +224,7 @@ def _alignment_warnings(prepared, usual):
     if not math.isnan(information) and information < usual:
         yield (
             f"poor alignment to MNI (mutual information {information:.2f} nats, usually above "
-            f"{usual:.2f}); look at the result, or try --mask-pattern."
+            f"{usual:.2f}); look at the result, or give a brain mask."
         )
     if overlap < SMALLEST_OVERLAP:
         yield (

@@ -1,6 +1,7 @@
 """Volumes and grids: any NIfTI scan as RAS, the MNI grid, writing in the scan's own grid."""
 
 import copy
+import itertools
 import math
 import zlib
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.orientations import (
     apply_orientation,
     axcodes2ornt,
@@ -28,6 +30,8 @@ GRID_TOLERANCE_MM = 0.1  # two headers of one grid differ by the rounding of qfo
 ORIGIN_STEP_MM = 2.0**-10  # a header's float32 origin, of the flipped scan too, rounds to these
 SMALLEST_VOXEL_MM3 = 1e-6  # a determinant below this is a singular affine
 REAL_DTYPES = "biuf"  # numpy kinds: bool, int, unsigned, float
+IN_MEMORY = "image in memory"  # the name of a scan without a file
+ScanSource = str | Path | nib.spatialimages.SpatialImage  # what `load_scan` takes
 _UNREADABLE = (
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
@@ -60,28 +64,26 @@ class MniGrid:
             raise InputError(
                 f"Voxels of {self.voxel_size} mm make slices of {self.slice_shape[0]} x "
                 f"{self.slice_shape[1]}; the network needs {SMALLEST_SIZE} x {SMALLEST_SIZE}. "
-                "Give a smaller --voxel-size."
+                "Give a smaller voxel_size."
             )
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int, int]:
         """(X, Y, Z) in voxels."""
         return tuple(math.ceil(length / self.voxel_size) for length in MNI_SHAPE_1MM)
 
     @property
-    def slice_shape(self):
+    def slice_shape(self) -> tuple[int, int]:
         """(X, Y) of an axial slice, in voxels."""
         return self.shape[:2]
 
     @property
-    def affine(self):
+    def affine(self) -> np.ndarray:
         """[4, 4] float64, voxel -> mm."""
-        affine = np.diag([self.voxel_size] * 3 + [1.0])
-        affine[:3, 3] = MNI_ORIGIN_MM
-        return affine
+        return from_matvec(np.diag([float(self.voxel_size)] * 3), MNI_ORIGIN_MM)
 
     @property
-    def crop(self):
+    def crop(self) -> tuple[int, int, int, int]:
         """(x0, x1, y0, y1), the window of a slice that the network sees."""
         x0, x1, y0, y1 = RELEASED_CROP
         return (
@@ -90,7 +92,7 @@ class MniGrid:
         )
 
     @property
-    def crop_window(self):
+    def crop_window(self) -> tuple[slice, slice]:
         """The crop as a pair of slices, to index [..., X, Y, (Z)]."""
         x0, x1, y0, y1 = self.crop
         return slice(x0, x1), slice(y0, y1)
@@ -112,7 +114,7 @@ class Scan:
     """A scan turned to RAS, and what it takes to write in the file's own grid again.
 
     Attributes:
-        path: the file.
+        path: the file, or None for an image in memory.
         data: [X, Y, Z] float32, axes from left to right, posterior to anterior, inferior to
             superior (the nearest to it that flips and permutations reach).
         affine: [4, 4] float64, voxel of `data` -> mm.
@@ -121,19 +123,24 @@ class Scan:
         header: the file's NIfTI header.
     """
 
-    path: Path
+    path: Path | None
     data: np.ndarray = field(repr=False)
     affine: np.ndarray = field(repr=False)
-    file_shape: tuple
+    file_shape: tuple[int, ...]
     file_affine: np.ndarray = field(repr=False)
-    header: object = field(repr=False)
+    header: nib.Nifti1Header = field(repr=False)
 
     @property
-    def voxel_sizes(self):
-        """[3] mm along the axes of `data`."""
-        return np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+    def name(self) -> str:
+        """What messages call it: its path, or "image in memory"."""
+        return name_of(self.path)
 
-    def to_file_orientation(self, array):
+    @property
+    def voxel_sizes(self) -> np.ndarray:
+        """[3] mm along the axes of `data`."""
+        return voxel_sizes(self.affine)
+
+    def to_file_orientation(self, array: np.ndarray) -> np.ndarray:
         """An array on the voxels of `data` [X, Y, Z] -> the file's own orientation and shape."""
         if array.shape != self.data.shape:
             raise ValueError(f"Expected an array of shape {self.data.shape}, got {array.shape}.")
@@ -141,32 +148,33 @@ class Scan:
         return apply_orientation(array, back).reshape(self.file_shape)
 
 
-def load_scan(path):
+def load_scan(source: ScanSource) -> Scan:
     """Read a NIfTI scan as a float32 volume in RAS.
 
-    Any orientation, voxel size, number type, scaling; `.nii` or `.nii.gz`.
+    Any orientation, voxel size, number type, scaling; `.nii`, `.nii.gz` or a nibabel image.
 
     Raises:
         FileNotFoundError: if there is no such file.
         InputError: for a file that is truncated or no NIfTI, that is not 3-D, that is empty or
             constant, that holds NaN or infinite values, or whose affine is singular.
     """
-    image, values = _read(path)
-    if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).sum())
+    scan = _read(source)
+    values = scan.data
+    bad = np.count_nonzero(~np.isfinite(values))
+    if bad:
         raise InputError(
-            f"{path}: {bad} of {values.size} voxels are NaN or infinite; expected finite "
+            f"{scan.name}: {bad} of {values.size} voxels are NaN or infinite; expected finite "
             "intensities. Replace them (0 outside the brain) and try again."
         )
     if values.min() == values.max():
         raise InputError(
-            f"{path}: every voxel is {values.flat[0]:g}; expected a scan with contrast. "
+            f"{scan.name}: every voxel is {values.flat[0]:g}; expected a scan with contrast. "
             "Is this file empty or a blank mask?"
         )
-    return _to_ras(path, image, values)
+    return scan
 
 
-def load_labels(path, scan):
+def load_labels(source: ScanSource, scan: Scan) -> np.ndarray:
     """Read a segmentation or mask on the grid of `scan` as [X, Y, Z] uint8 in RAS.
 
     Fractional values are rounded, so that a label written as 0.9999 is 1. All zero is allowed.
@@ -176,17 +184,17 @@ def load_labels(path, scan):
         InputError: as for `load_scan`; and if the values are not 0 to 255, or the shape or affine
             is another than that of the scan.
     """
-    image, values = _read(path)
-    rounded = np.rint(values)
-    top = np.iinfo(np.uint8).max
-    if not (np.isfinite(values).all() and rounded.min() >= 0 and rounded.max() <= top):
-        raise InputError(f"{path}: expected labels from 0 to {top}, got NaN or other values.")
-    labels = _to_ras(path, image, rounded)
+    labels = _read(source)
+    rounded, top = np.rint(labels.data), np.iinfo(np.uint8).max
+    if not (np.isfinite(rounded).all() and rounded.min() >= 0 and rounded.max() <= top):
+        raise InputError(
+            f"{labels.name}: expected labels from 0 to {top}, got NaN or other values."
+        )
     _check_same_grid(labels, scan)
-    return labels.data.astype(np.uint8)
+    return rounded.astype(np.uint8)
 
 
-def save_like(scan, array, path, *, force=True):
+def save_like(scan: Scan, array: np.ndarray, path: str | Path, *, force: bool = True) -> None:
     """Write `array`, in the scan file's own shape, with the scan's affine, codes and units.
 
     Args:
@@ -210,64 +218,39 @@ def save_like(scan, array, path, *, force=True):
         nib.save(nib.Nifti1Image(array.astype(stored), scan.file_affine, header), temporary)
 
 
-def _read(path):
-    """(image, values [X, Y, Z] float32) of a NIfTI file, with everything checked but the values."""
-    if not Path(path).exists():
-        raise FileNotFoundError(f"No such scan: {path}")
+def name_of(source: ScanSource | None) -> str:
+    """What messages call a file, or an image."""
+    return str(source) if isinstance(source, str | Path) else IN_MEMORY
+
+
+def _read(source):
+    """A `Scan` with everything checked but its values."""
+    name, is_file = name_of(source), isinstance(source, str | Path)
+    if is_file and not Path(source).exists():
+        raise FileNotFoundError(f"No such scan: {name}")
     try:
-        image = nib.load(path)
+        image = nib.load(source) if is_file else source
         values = np.asanyarray(image.dataobj)
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{path}: expected a NIfTI file (.nii, .nii.gz), but it cannot be read: it is "
+            f"{name}: expected a NIfTI file (.nii, .nii.gz), but it cannot be read: it is "
             f"truncated or of another kind ({reason})."
         ) from error
     if not isinstance(image, nib.Nifti1Pair):
         raise InputError(
-            f"{path}: expected a NIfTI file (.nii, .nii.gz), got {type(image).__name__}; "
+            f"{name}: expected a NIfTI file (.nii, .nii.gz), got {type(image).__name__}; "
             "convert it."
         )
-    values = _as_volume(path, values)
-    _check_affine(path, image.affine)
-    return image, values
-
-
-def _as_volume(path, values):
-    if values.dtype.kind not in REAL_DTYPES:
-        raise InputError(f"{path}: expected numbers, got voxels of type {values.dtype}.")
-    shape = values.shape
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    if values.ndim != 3:
-        raise InputError(
-            f"{path}: expected a 3-D volume, got {values.ndim}-D data of shape {shape}; "
-            "write one volume to a file of its own."
-        )
-    if min(values.shape) < SMALLEST_SCAN:
-        raise InputError(
-            f"{path}: expected at least {SMALLEST_SCAN} voxels along each axis, got {shape}."
-        )
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32)
-
-
-def _check_affine(path, affine):
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SMALLEST_VOXEL_MM3:
-        raise InputError(
-            f"{path}: its affine is singular, so the voxels have no volume: "
-            f"{np.round(affine[:3], 3).tolist()}. Repair the header (sform, qform)."
-        )
-
-
-def _to_ras(path, image, values):
+    values = _as_volume(name, values)
+    _check_affine(name, image.affine)
     orientation = io_orientation(image.affine)
     affine = image.affine @ inv_ornt_aff(orientation, values.shape)
     # A flip moves the origin, and headers hold it in float32: without this, one scan in two
     # orientations would be aligned to MNI with different last digits.
     affine[:3, 3] = np.rint(affine[:3, 3] / ORIGIN_STEP_MM) * ORIGIN_STEP_MM
     return Scan(
-        path=Path(path),
+        path=Path(source) if is_file else None,
         data=np.ascontiguousarray(apply_orientation(values, orientation)),
         affine=affine,
         file_shape=tuple(image.shape),
@@ -276,17 +259,43 @@ def _to_ras(path, image, values):
     )
 
 
+def _as_volume(name, values):
+    if values.dtype.kind not in REAL_DTYPES:
+        raise InputError(f"{name}: expected numbers, got voxels of type {values.dtype}.")
+    shape = values.shape
+    while values.ndim > 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 3:
+        raise InputError(
+            f"{name}: expected a 3-D volume, got {values.ndim}-D data of shape {shape}; "
+            "write one volume to a file of its own."
+        )
+    if min(values.shape) < SMALLEST_SCAN:
+        raise InputError(
+            f"{name}: expected at least {SMALLEST_SCAN} voxels along each axis, got {shape}."
+        )
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+def _check_affine(name, affine):
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SMALLEST_VOXEL_MM3:
+        raise InputError(
+            f"{name}: its affine is singular, so the voxels have no volume: "
+            f"{np.round(affine[:3], 3).tolist()}. Repair the header (sform, qform)."
+        )
+
+
 def _check_same_grid(labels, scan):
     if labels.data.shape != scan.data.shape:
         raise InputError(
-            f"{labels.path}: expected the grid of its scan {scan.path}, {scan.data.shape} voxels "
+            f"{labels.name}: expected the grid of its scan {scan.name}, {scan.data.shape} voxels "
             f"in RAS, got {labels.data.shape}; resample it to the scan."
         )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in scan.data.shape])).reshape(3, -1)
-    corners = np.vstack([corners, np.ones(corners.shape[1])])
-    apart = np.abs((labels.affine - scan.affine) @ corners).max()
+    corners = list(itertools.product(*[(0, n - 1) for n in scan.data.shape]))
+    apart = np.abs(apply_affine(labels.affine - scan.affine, corners)).max()
     if apart > GRID_TOLERANCE_MM:
         raise InputError(
-            f"{labels.path}: expected the affine of its scan {scan.path}, but corners of the two "
+            f"{labels.name}: expected the affine of its scan {scan.name}, but corners of the two "
             f"grids are {apart:.1f} mm apart; resample it to the scan."
         )
