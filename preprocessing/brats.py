@@ -2,16 +2,19 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from preprocessing import cohort
-from tf_lesion.caches.slices import CacheWriter, SliceCache
-from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.cli.command import command
+from tf_lesion.cli.options import GRADE_NAMES, add, parser_for
 from tf_lesion.files import InputError
 from tf_lesion.scans import discovery
-from tf_lesion.scans.discovery import ENDINGS, SUFFIXES, segmentation_beside
+from tf_lesion.scans.discovery import ENDINGS, SUFFIXES, Subject
 
-GRADES = ("LGG", "HGG")  # in the order of the paper's evaluation
+DEFAULT_PATTERNS = [f"**/*{suffix}{ending}" for suffix in SUFFIXES for ending in ENDINGS]
 EXAMPLE = """example:
   python -m preprocessing.brats --input BRATS2017 --out lgg.h5 --reference healthy.h5 --grade LGG
   python -m preprocessing.brats --input ms --out ms.h5 --reference healthy.h5 \\
@@ -20,14 +23,15 @@ EXAMPLE = """example:
 Takes about 10 s per subject at 1 mm on one core."""
 
 
-def default_patterns():
-    """Globs of the T2 scans of BRATS 2017 and its successors."""
-    return [f"**/*{suffix}{ending}" for suffix in SUFFIXES for ending in ENDINGS]
-
-
 def find_subjects(
-    folder, *, grade="all", pattern=None, mask_pattern=None, seg_pattern=None, labels=True
-):
+    folder: str | Path,
+    *,
+    grade: str = "all",
+    pattern: str | None = None,
+    mask_pattern: str | None = None,
+    seg_pattern: str | None = None,
+    labels: bool = True,
+) -> list[Subject]:
     """The patients of a folder: LGG, then HGG, then those without a grade, each sorted by name.
 
     Args:
@@ -39,29 +43,27 @@ def find_subjects(
         labels: whether segmentations are wanted.
 
     Returns:
-        list of `Subject`; those without a file that is wanted have a `problem`.
+        `Subject`s; those without a file that is wanted have a `problem`.
 
     Raises:
         FileNotFoundError, InputError: without a folder, without scans (of that grade), or with two
             scans of a subject.
     """
     folder = Path(folder)
-    scans = discovery.find_scans(folder, [pattern] if pattern else default_patterns())
-    names = discovery.scan_names(scans, folder, suffixes=SUFFIXES)
-    found = [(_grade(scan, folder), name, scan) for scan, name in zip(scans, names, strict=True)]
-    if grade != "all":
-        found = [row for row in found if row[0] == grade]
-        if not found:
-            raise InputError(
-                f"No scans found in a folder {grade} of {folder}, but {len(scans)} elsewhere; "
-                "leave out --grade."
-            )
-    patterns = {"mask_pattern": mask_pattern, "seg_pattern": seg_pattern if labels else None}
-    subjects = [
-        discovery.subject_with_files(name, scan, folder, **patterns)
-        for _, name, scan in sorted(found, key=_rank)
-    ]
-    discovery.check_unique(subjects)
+    subjects = discovery.find_subjects(
+        folder,
+        [pattern] if pattern else DEFAULT_PATTERNS,
+        suffixes=SUFFIXES,
+        keep=lambda scan: grade in ("all", _grade(scan, folder)),
+        mask_pattern=mask_pattern,
+        seg_pattern=seg_pattern if labels else None,
+    )
+    if not subjects:
+        raise InputError(
+            f"No scans found in a folder {grade} of {folder}, but elsewhere; leave out --grade."
+        )
+    order = [*GRADE_NAMES, None]
+    subjects.sort(key=lambda subject: (order.index(_grade(subject.scan, folder)), subject.name))
     return [_with_segmentation(subject) for subject in subjects] if labels else subjects
 
 
@@ -69,31 +71,26 @@ def _with_segmentation(subject):
     """The subject with the segmentation named after its scan, unless it has one or a problem."""
     if subject.label or subject.problem:
         return subject
-    label = segmentation_beside(subject.scan)
-    if label is None:
-        problem = f"no segmentation beside {subject.scan}; give --seg-pattern or --no-labels"
-        return dataclasses.replace(subject, problem=problem)
-    return dataclasses.replace(subject, label=label)
+    label = discovery.segmentation_beside(subject.scan)
+    problem = f"no segmentation beside {subject.scan}; give --seg-pattern or --no-labels"
+    return dataclasses.replace(subject, label=label, problem="" if label else problem)
 
 
 def _grade(scan, folder):
     """The grade in a scan's path: of the nearest folder called LGG or HGG, or None."""
     local = scan.relative_to(folder).parts[:-1]
     names = (*reversed(local), folder.resolve().name)
-    return next((name for name in names if name in GRADES), None)
+    return next((name for name in names if name in GRADE_NAMES), None)
 
 
-def _rank(row):
-    grade, name, _ = row
-    return (GRADES.index(grade) if grade else len(GRADES), name)
-
-
-def read_reference(path):
+def read_reference(path: str | Path) -> tuple[np.ndarray, float]:
     """(quantiles [Q], voxel size in mm) of a healthy cache.
 
     Raises:
         FileNotFoundError, InputError: if it is no cache, or has no `Reference`.
     """
+    from tf_lesion.caches.slices import SliceCache
+
     with SliceCache(path, "Test") as healthy:
         if healthy.reference is None:
             raise InputError(
@@ -101,7 +98,8 @@ def read_reference(path):
                 "preprocessing.camcan, or pass --no-matching."
             )
         affine = healthy.grid_affine
-        return healthy.reference, cohort.DEFAULT_VOXEL_SIZE if affine is None else affine[0, 0]
+        size = cohort.DEFAULT_VOXEL_SIZE if affine is None else affine[0, 0]
+        return healthy.reference, float(size)
 
 
 def _reference_and_voxel_size(args):
@@ -119,67 +117,40 @@ def _reference_and_voxel_size(args):
             f"Expected --voxel-size {voxel_size:g}, that of {path}, got {asked:g}: a prior works "
             "on one voxel size."
         )
-    return quantiles, float(voxel_size)
+    return quantiles, voxel_size
 
 
-def write_cache(outcomes, *, out, settings, reference, stored, with_label, force):
-    """Assemble the patient cache from the parts; returns (subjects, slices)."""
-    grid = settings.scan.grid
-    prepared = [outcome for outcome in outcomes if outcome.part]
-    with CacheWriter(
-        out,
-        slice_shape=grid.slice_shape,
-        crop=grid.crop,
-        grid_affine=grid.affine,
-        settings={**dataclasses.asdict(settings), **stored},
-        force=force,
-    ) as writer:
-        if reference is not None:
-            writer.set_reference(reference)
-        slices = sum(
-            cohort.append_part(writer, "Test", outcome, with_mask=True, with_label=with_label)
-            for outcome in prepared
-        )
-    return len(prepared), slices
-
-
-def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m preprocessing.brats",
-        description="Prepare patients' T2 scans: align, mask, normalise, match histograms.",
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_for(
+        "python -m preprocessing.brats",
+        "Prepare patients' T2 scans: align, mask, normalize, match histograms.",
         epilog=EXAMPLE,
-        formatter_class=HelpFormatter,
     )
-    parser.set_defaults(reference=None, pattern=None, seg_pattern=None, voxel_size=None)
     cohort.add_arguments(parser)
-    add = parser.add_argument
-    hidden = argparse.SUPPRESS
-    add("--reference", type=Path, default=hidden, help="the healthy cache, for its Reference")
-    add("--no-matching", action="store_true", help="do not match histograms")
-    add("--grade", choices=(*GRADES, "all"), default="all", help="all: LGG first")
+    add(parser, "--reference", help="the healthy cache, for its Reference")
+    add(parser, "--no-matching", "--grade")
     add(
+        parser,
         "--pattern",
-        default=hidden,
-        help=f"glob of the scans, relative to --input; default: {' or '.join(default_patterns())}",
+        help=f"glob of the scans, relative to --input; default: {' or '.join(DEFAULT_PATTERNS)}",
     )
     add(
+        parser,
         "--seg-pattern",
-        default=hidden,
         help="glob of each scan's segmentation, relative to --input, with {subject} and {folder}; "
         "default: CASE_seg or CASE-seg beside the scan",
     )
-    add("--no-labels", action="store_true", help="do without segmentations")
+    add(parser, "--no-labels")
     add(
+        parser,
         "--voxel-size",
-        type=float,
-        default=hidden,
         help="mm of the MNI grid; default: that of the reference, else 1",
     )
     return parser
 
 
 @command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 if all subjects went in, 1 if some were skipped, 2 for bad input."""
     args = _parser().parse_args(argv)
     reference, voxel_size = _reference_and_voxel_size(args)
@@ -192,7 +163,7 @@ def main(argv=None):
         seg_pattern=args.seg_pattern,
         labels=not args.no_labels,
     )
-    subjects = cohort.limited(subjects, args.limit)
+    subjects = subjects[: args.limit]
     print(f"{len(subjects)} subjects.")
     outcomes = cohort.prepare_all(
         subjects,
@@ -202,24 +173,20 @@ def main(argv=None):
         reference=reference,
         force=args.force,
     )
-    stored = {
-        "command": "preprocessing.brats",
-        "grade": args.grade,
-        "matched_to": None if reference is None else str(args.reference),
-        "skipped": {o.subject.name: o.reason for o in outcomes if not o.part},
-    }
-    number, slices = write_cache(
+    return cohort.write_cache(
         outcomes,
-        out=args.out,
+        args.out,
         settings=settings,
+        stored={
+            "command": "preprocessing.brats",
+            "grade": args.grade,
+            "matched_to": None if reference is None else str(args.reference),
+        },
         reference=reference,
-        stored=stored,
+        test_names={subject.name for subject in subjects},
         with_label=not args.no_labels,
         force=args.force,
     )
-    status = cohort.finish(args.out, outcomes)
-    print(f"Test: {number} subjects, {slices} slices\nwrote {args.out}")
-    return status
 
 
 if __name__ == "__main__":

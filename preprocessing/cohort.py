@@ -6,40 +6,44 @@ made and goes on. At the end the parts are put together in order and deleted.
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
 from tf_lesion import __version__
+from tf_lesion.cli.options import add
 from tf_lesion.files import InputError, refuse_existing, require_space, written_whole
-from tf_lesion.scans.alignment import ALIGN_MODES
-from tf_lesion.scans.brain_mask import MASK_MODES
+from tf_lesion.scans import MASK_MODES
 from tf_lesion.scans.discovery import Subject
-from tf_lesion.scans.intensity import brain_quantiles, match_to_reference
-from tf_lesion.scans.prepare import ScanSettings, prepare_scan
+
+if TYPE_CHECKING:  # these bring SimpleITK and nilearn, which --help can do without
+    from tf_lesion.scans.prepare import ScanSettings
+    from tf_lesion.scans.volumes import MniGrid
 
 OK, SOME_FAILED = 0, 1  # exit status
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 HASH_LENGTH = 12
 DEFAULT_VOXEL_SIZE = 1.0  # mm, that of the paper
+KILLED = "A process was killed, most likely for want of memory; lower --jobs and run again"
 
 
 @dataclass(frozen=True)
 class CohortSettings:
     """How every subject is prepared, and which of its slices are kept."""
 
-    scan: ScanSettings
+    scan: "ScanSettings"
     slice_step: int = 1  # keep every n-th axial slice
     min_brain: float = 0.0  # keep slices with more than this fraction of the crop in the brain
 
@@ -57,62 +61,71 @@ class Outcome:
     subject: Subject
     part: Path | None = None
     reason: str = ""
-    warnings: tuple = ()
+    warnings: tuple[str, ...] = ()
     disk_full: bool = False
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that both commands have."""
-    parser.set_defaults(mask_pattern=None, limit=None)  # before: keeps "default: None" off the help
-    add = parser.add_argument
-    add("--input", type=Path, required=True, help="folder of the scans")
-    add("--out", type=Path, required=True, help="the cache to write, .h5")
+    add(parser, "--input", required=True, help="folder of the scans")
+    add(parser, "--out", required=True, help="the cache to write, .h5")
     add(
+        parser,
         "--mask-pattern",
-        default=argparse.SUPPRESS,
         help="glob of each scan's brain mask, relative to --input; {subject} stands for the "
         "subject's name, {folder} for the folder of the scan; default: see --mask",
     )
     add(
+        parser,
         "--mask",
         choices=MASK_MODES,
         default="auto",
         help="without mask files: non-zero voxels, or the atlas for scans with a skull",
     )
-    add("--align", choices=ALIGN_MODES, default="rigid", help="none: scans are in MNI mm already")
-    add("--n4", action="store_true", help="correct the bias field")
-    add("--slice-step", type=int, default=1, help="keep every n-th axial slice")
-    add(
-        "--min-brain",
-        type=float,
-        default=0.0,
-        help="keep slices with more than this fraction of the crop in the brain",
-    )
-    add("--limit", type=int, default=argparse.SUPPRESS, help="only the first N subjects")
-    add("--jobs", type=int, default=1, help="subjects at the same time, one core and 1 GB each")
-    add("--force", action="store_true", help="overwrite the output")
+    add(parser, "--align", default="rigid", help="none: scans are in MNI mm already")
+    add(parser, "--n4", "--slice-step", "--min-brain", "--limit")
+    add(parser, "--jobs", help="subjects at the same time, one core and 1 GB each")
+    add(parser, "--force")
 
 
-def settings_from(args, voxel_size):
+def settings_from(args: argparse.Namespace, voxel_size: float) -> CohortSettings:
     """The `CohortSettings` of parsed arguments."""
-    if args.jobs < 1:
-        raise InputError(f"Expected --jobs of at least 1, got {args.jobs}.")
+    from tf_lesion.scans.prepare import ScanSettings
+
     scan = ScanSettings(voxel_size=voxel_size, align=args.align, mask=args.mask, n4=args.n4)
     return CohortSettings(scan=scan, slice_step=args.slice_step, min_brain=args.min_brain)
 
 
-def limited(subjects, limit):
-    """The first `limit` subjects, or all."""
-    if limit is not None and limit < 1:
-        raise InputError(f"Expected --limit of at least 1, got {limit}.")
-    return subjects[:limit]
+def in_processes(
+    work: Callable[..., Any], tasks: Sequence[tuple], jobs: int, *, killed: str = KILLED
+) -> Iterator[Any]:
+    """Results of `work(*task)` in order, by `jobs` new processes; 1 works in this one.
+
+    Raises:
+        InputError: `killed`, if a process is killed.
+    """
+    import joblib
+
+    run = joblib.Parallel(max(1, min(jobs, len(tasks))), return_as="generator")
+    try:
+        yield from run(joblib.delayed(work)(*task) for task in tasks)
+    except BrokenProcessPool as error:
+        raise InputError(f"{killed}.") from error
 
 
-def prepare_all(subjects, settings, *, out, jobs, reference=None, force=False):
+def prepare_all(
+    subjects: Sequence[Subject],
+    settings: CohortSettings,
+    *,
+    out: str | Path,
+    jobs: int,
+    reference: np.ndarray | None = None,
+    force: bool = False,
+) -> list[Outcome]:
     """Prepare every subject, in `jobs` processes; parts that exist are used again.
 
     Args:
-        subjects: list of `Subject`.
+        subjects: whom to prepare.
         settings: `CohortSettings`.
         out: the cache to come; parts go to `OUT.parts/`.
         jobs: processes; 1 works in this one.
@@ -134,13 +147,15 @@ def prepare_all(subjects, settings, *, out, jobs, reference=None, force=False):
         (subject, folder / _part_name(subject, settings, reference), settings, reference)
         for subject in subjects
     ]
-    outcomes = {}
-    with tqdm(total=len(tasks), unit="subject", desc="preparing") as bar:
-        for outcome in _run(tasks, jobs):
+    results = in_processes(
+        _prepare_one, tasks, jobs, killed=f"{KILLED}: the finished subjects are kept"
+    )
+    outcomes = []
+    with tqdm(results, total=len(tasks), unit="subject", desc="preparing") as bar:
+        for outcome in bar:
             _stop_if_full(outcome)
             _tell(bar, outcome)
-            outcomes[outcome.subject.name] = outcome
-    outcomes = [outcomes[subject.name] for subject in subjects]
+            outcomes.append(outcome)
     if not any(outcome.part for outcome in outcomes):
         _remove_if_empty(folder)
         raise InputError(
@@ -150,29 +165,9 @@ def prepare_all(subjects, settings, *, out, jobs, reference=None, force=False):
     return outcomes
 
 
-def parts_folder(out):
+def parts_folder(out: str | Path) -> Path:
     """Where the parts of a cache wait until all are there."""
     return Path(out).with_name(Path(out).name + ".parts")
-
-
-def _run(tasks, jobs):
-    if jobs == 1:
-        yield from (_prepare_one(*task) for task in tasks)
-        return
-    # Spawned, not forked: ITK's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context)
-    try:
-        futures = [pool.submit(_prepare_one, *task) for task in tasks]
-        for future in concurrent.futures.as_completed(futures):
-            yield future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise InputError(
-            "A process was killed, most likely for want of memory; lower --jobs and run again: "
-            "the finished subjects are kept."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _prepare_one(subject, part, settings, reference):
@@ -198,6 +193,9 @@ def _is_full_disk(error):
 
 
 def _write_part(part, subject, settings, reference):
+    from tf_lesion.scans.intensity import brain_quantiles
+    from tf_lesion.scans.prepare import prepare_scan
+
     prepared = prepare_scan(
         subject.scan,
         settings=settings.scan,
@@ -225,7 +223,7 @@ def _write_part(part, subject, settings, reference):
         file.attrs["warnings"] = json.dumps(prepared.warnings)
 
 
-def kept_slices(mask, grid, settings):
+def kept_slices(mask: np.ndarray, grid: "MniGrid", settings: CohortSettings) -> np.ndarray:
     """[n] axial indices of the slices with brain in the crop, every `slice_step`-th.
 
     Args:
@@ -259,19 +257,84 @@ def _stop_if_full(outcome):
 
 
 def _tell(bar, outcome):
-    if outcome.reason:
-        bar.write(f"{outcome.subject.name}: skipped: {outcome.reason}", file=sys.stderr)
-    for warning in outcome.warnings:
-        bar.write(f"{outcome.subject.name}: warning: {warning}", file=sys.stderr)
-    bar.update()
+    skipped = [f"skipped: {outcome.reason}"] if outcome.reason else []
+    for message in (*skipped, *(f"warning: {warning}" for warning in outcome.warnings)):
+        bar.write(f"{outcome.subject.name}: {message}", file=sys.stderr)
 
 
-def append_part(writer, dataset, outcome, *, with_mask, with_label=False, reference=None):
-    """Move one part into a cache, matched to `reference` if given; returns its slice count."""
+def quantiles_of(outcome: Outcome) -> np.ndarray:
+    """[Q] quantiles of the brain of a prepared subject."""
     with h5py.File(outcome.part, "r") as part:
-        image = part["image"][:]
+        return part["quantiles"][:]
+
+
+def write_cache(
+    outcomes: Sequence[Outcome],
+    out: str | Path,
+    *,
+    settings: CohortSettings,
+    stored: dict[str, Any],
+    reference: np.ndarray | None,
+    test_names: set[str],
+    match: Sequence[Outcome] = (),
+    with_label: bool = False,
+    force: bool = False,
+) -> int:
+    """Put the parts together in one cache, delete them, and say what there is and what is missing.
+
+    Args:
+        outcomes: of `prepare_all`.
+        out: the cache.
+        settings: `CohortSettings`, for the record.
+        stored: JSON-serializable, kept beside the settings.
+        reference: [Q] quantiles kept as `Reference`, or None.
+        test_names: subjects of `Test`, with their masks; the others go to `Train`.
+        match: those to be matched to `reference` now.
+        with_label: whether the parts have segmentations to keep.
+        force: replace an existing cache.
+
+    Returns:
+        The exit status: OK, or SOME_FAILED.
+    """
+    from tf_lesion.caches.slices import CacheWriter
+
+    failed = [outcome for outcome in outcomes if not outcome.part]
+    grid = settings.scan.grid
+    skipped = {outcome.subject.name: outcome.reason for outcome in failed}
+    counts = {}
+    with CacheWriter(
+        out,
+        slice_shape=grid.slice_shape,
+        crop=grid.crop,
+        grid_affine=grid.affine,
+        settings={**dataclasses.asdict(settings), **stored, "skipped": skipped},
+        force=force,
+    ) as writer:
         if reference is not None:
-            image = match_to_reference(image, part["mask"][:] > 0, reference)
+            writer.set_reference(reference)
+        for outcome in filter(lambda outcome: outcome.part, outcomes):
+            dataset = "Test" if outcome.subject.name in test_names else "Train"
+            target = reference if outcome in match else None
+            slices = _append_part(writer, dataset, outcome, with_label, target)
+            counts.setdefault(dataset, []).append(slices)
+    _delete_parts(out)
+    for dataset in sorted(counts, reverse=True):  # Train, Test
+        print(f"{dataset}: {len(counts[dataset])} subjects, {sum(counts[dataset])} slices")
+    print(f"wrote {out}")
+    if failed:
+        print(f"{len(failed)} of {len(outcomes)} subjects were skipped:", file=sys.stderr)
+        print(*(f"  {o.subject.name}: {o.reason}" for o in failed), sep="\n", file=sys.stderr)
+    return SOME_FAILED if failed else OK
+
+
+def _append_part(writer, dataset, outcome, with_label, reference):
+    """Move one part into a cache, matched to `reference` if given; returns its slice count."""
+    from tf_lesion.scans.intensity import match_to_reference
+
+    with h5py.File(outcome.part, "r") as part:
+        image, mask = part["image"][:], part["mask"][:]
+        if reference is not None:
+            image = match_to_reference(image, mask > 0, reference)
         writer.append(
             dataset,
             image,
@@ -279,31 +342,17 @@ def append_part(writer, dataset, outcome, *, with_mask, with_label=False, refere
             slice_index=part["slice_index"][:],
             scan_from_grid=part["scan_from_grid"][:],
             source=str(outcome.subject.scan),
-            mask=part["mask"][:] if with_mask else None,
+            mask=mask if dataset == "Test" else None,
             label=part["label"][:] if with_label else None,
         )
-        return len(part["slice_index"])
+    return len(image)
 
 
-def quantiles_of(outcome):
-    """[Q] quantiles of the brain of a prepared subject."""
-    with h5py.File(outcome.part, "r") as part:
-        return part["quantiles"][:]
-
-
-def finish(out, outcomes):
-    """Delete the parts, name the subjects that failed; returns the exit status."""
+def _delete_parts(out):
     folder = parts_folder(out)
     for part in [*folder.glob("*.h5"), *folder.glob(".partial-*")]:
         part.unlink()
     _remove_if_empty(folder)
-    failed = [outcome for outcome in outcomes if not outcome.part]
-    if not failed:
-        return OK
-    print(f"{len(failed)} of {len(outcomes)} subjects were skipped:", file=sys.stderr)
-    for outcome in failed:
-        print(f"  {outcome.subject.name}: {outcome.reason}", file=sys.stderr)
-    return SOME_FAILED
 
 
 def _remove_if_empty(folder):

@@ -135,7 +135,7 @@ def test_an_image_in_memory_is_read_as_its_file_and_has_no_path(tmp_path):
 def test_an_image_in_memory_that_is_no_scan_is_refused():
     with pytest.raises(InputError, match="image in memory: 1 of 336 voxels are NaN"):
         load_scan(nib.Nifti1Image(with_value(np.nan), AFFINE))
-    with pytest.raises(InputError, match="image in memory: expected a NIfTI file .*MGHImage"):
+    with pytest.raises(InputError, match=r"image in memory: expected a NIfTI file .*MGHImage"):
         load_scan(nib.MGHImage(values(), AFFINE))
 
 

@@ -70,7 +70,7 @@ def histogram_distance(volume: np.ndarray, mask: np.ndarray, reference: np.ndarr
 
     The mean over the quantiles of their absolute difference, in normalized intensity: 0 for equal
     histograms; what `match_to_reference` has to move a voxel by on average. `scipy.stats` sorts
-    every voxel for it, which takes six times as long and moves the third decimal.
+    every voxel for it, which takes six times as long and changes the fourth decimal.
 
     Args:
         volume: [X, Y, Z] intensity, normalized, not matched yet.
