@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         parser,
         "--reference",
+        type=str,
         help="subject to which patients are histogram-matched; default: "
         f"{REFERENCE_SUBJECT} if it is there, else the first to train on",
     )

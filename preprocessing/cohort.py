@@ -78,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         parser,
         "--mask",
+        type=str,
         choices=MASK_MODES,
         default="auto",
         help="without mask files: non-zero voxels, or the atlas for scans with a skull",

@@ -3,7 +3,9 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
+import signal
 
 import h5py
 import nibabel as nib
@@ -15,7 +17,7 @@ from scipy import ndimage
 from preprocessing import brats, camcan, cohort
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.files import InputError
-from tf_lesion.scans import intensity
+from tf_lesion.scans import intensity, prepare
 from tf_lesion.scans.discovery import find_scans, scan_names, subject_with_files
 from tf_lesion.scans.prepare import ScanSettings, prepare_scan, to_scan_grid
 from tf_lesion.scans.volumes import MniGrid, save_like
@@ -504,23 +506,23 @@ def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_same_cache(
     healthy, tmp_path, monkeypatch
 ):
     folder, expected = healthy
-    prepare, made = cohort.prepare_scan, []
+    prepare_scan, made = prepare.prepare_scan, []
 
     def killed_at_the_third(path, **kwargs):
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(path)
-        return prepare(path, **kwargs)
+        return prepare_scan(path, **kwargs)
 
     out = tmp_path / "healthy.h5"
-    monkeypatch.setattr(cohort, "prepare_scan", killed_at_the_third)
+    monkeypatch.setattr(prepare, "prepare_scan", killed_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         camcan.main(healthy_argv(folder, out))
     assert not out.exists()
     assert len(list(cohort.parts_folder(out).iterdir())) == 2
 
     monkeypatch.setattr(
-        cohort, "prepare_scan", lambda path, **kw: made.append(path) or prepare(path, **kw)
+        prepare, "prepare_scan", lambda path, **kw: made.append(path) or prepare_scan(path, **kw)
     )
     assert camcan.main(healthy_argv(folder, out)) == 0
     assert len(made) == len(set(made)) == 3
@@ -565,6 +567,15 @@ def test_two_jobs_give_the_same_cache_as_one(healthy, tmp_path):
     with h5py.File(out) as found, h5py.File(expected) as file:
         for name in ("Train", "Test", "Train_info/subject_ids", "Train_info/slice_index"):
             np.testing.assert_array_equal(found[name][:], file[name][:])
+
+
+def _die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_an_error_that_says_so():
+    with pytest.raises(InputError, match="A process was killed, .*lower --jobs"):
+        list(cohort.in_processes(_die, [(1,), (2,)], 2))
 
 
 def test_slice_step_min_brain_and_limit_thin_out_the_cache(healthy, tmp_path):
@@ -614,10 +625,7 @@ def test_matching_needs_a_healthy_cache_with_a_reference_and_its_voxel_size(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--slice-step", "0"), "--slice-step"),
         (("--min-brain", "1.5"), "--min-brain"),
-        (("--limit", "0"), "--limit"),
-        (("--jobs", "0"), "--jobs"),
         (("--seed", "-1"), "--seed"),
         (("--voxel-size", "9"), "smaller voxel_size"),
     ],
@@ -626,3 +634,17 @@ def test_options_out_of_range_are_refused(healthy, tmp_path, capsys, option, mes
     assert camcan.main([*healthy_argv(healthy[0], tmp_path / "x.h5"), *option]) == 2
     assert message in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--slice-step", "--limit", "--jobs"])
+def test_counts_below_1_are_refused(tmp_path, capsys, option):
+    with pytest.raises(SystemExit):
+        camcan.main([*healthy_argv(tmp_path, tmp_path / "x.h5"), option, "0"])
+    assert f"{option}: expected a whole number of 1 or more, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["camcan", "brats", "phantom", "cohort_figure"])
+def test_help_of_a_command_imports_nothing_slow(command):
+    slow = "tensorflow|scipy|nilearn|SimpleITK|matplotlib|pandas|sklearn|skimage|nibabel|joblib"
+    code = f"import preprocessing.{command}, sys; print(set({slow.split('|')}) & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

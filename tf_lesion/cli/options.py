@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from tf_lesion.cli.command import HelpFormatter
+from tf_lesion.scans import ALIGN_MODES
 
 METHOD_NAMES = "gmvae, vae, vae-256, vae-128, aae-128 or anogan"
 PRESET_NAMES = ("released", "paper", "practical", "denoising")
 SOLVER_NAMES = ("released", "multirate", "huber")
 PRECISION_NAMES = ("float32", "bfloat16", "tf32")
-ALIGN_NAMES = ("rigid", "center", "none")
-MASK_NAMES = ("auto", "nonzero", "atlas")
+GRADE_NAMES = ("LGG", "HGG")  # in the order of the paper's evaluation
 CROP = ("X0", "X1", "Y0", "Y1")
 
 
@@ -123,9 +123,55 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--seg-pattern": {"help": "the same for true segmentations"},
     "--mask": {"type": Path, "help": "brain mask of the one scan, NIfTI on its grid"},
     "--participant-label": {"nargs": "+", "help": "participants of a BIDS dataset; default: all"},
-    "--align": {"choices": ALIGN_NAMES, "help": "to MNI space; default: as the training scans"},
+    "--align": {"choices": ALIGN_MODES, "help": "to MNI space; default: as the training scans"},
     "--bids-out": _flag("write --out as BIDS derivatives"),
     "--voxel-size": {"type": float, "help": "mm of the grid"},
+    # cohorts
+    "--n4": _flag("correct the bias field"),
+    "--min-brain": {
+        "type": float,
+        "default": 0.0,
+        "help": "keep slices with more than this fraction of the crop in the brain",
+    },
+    "--limit": {"type": counted, "help": "only the first N subjects"},
+    "--test-subjects": {
+        "type": int,
+        "help": "subjects held out, exactly; default: 8 %% of all, at least 1 (52 of 652)",
+    },
+    "--test-list": {
+        "type": Path,
+        "help": "file with the names of the subjects held out, one a line, instead of a number",
+    },
+    "--match": _flag(
+        "histogram-match the healthy subjects to the reference too: for scans of several "
+        "scanners, whose min-max intensities differ (the paper's come from one)"
+    ),
+    "--no-matching": _flag("do not match histograms"),
+    "--grade": {"choices": (*GRADE_NAMES, "all"), "default": "all", "help": "all: LGG first"},
+    "--no-labels": _flag("do without segmentations"),
+    "--healthy": {"type": int, "help": "number of healthy subjects"},
+    "--patients": {"type": int, "help": "number of patients"},
+    "--label-maps": {
+        "type": Path,
+        "help": "folder of FreeSurfer label maps to use as anatomies instead of ICBM152",
+    },
+    "--held-out": {
+        "type": int,
+        "default": 0,
+        "help": "label maps, the last by name, kept for patients and for --test",
+    },
+    "--test": {
+        "type": int,
+        "default": 0,
+        "help": "further healthy subjects, of the label maps held out",
+    },
+    "--caches": {"type": Path, "nargs": "+", "help": "caches to compare, .h5"},
+    "--datasets": {
+        "choices": ("Train", "Test"),
+        "nargs": "+",
+        "default": ["Test"],
+        "help": "dataset of each cache, or one for all",
+    },
     # comparison with TensorFlow 1
     "--tf1-checkpoint": {"type": Path, "help": "folder of model.ckpt-STEP.*"},
     "--reference": {"type": Path, "help": "what to compare with, or to match intensities to"},

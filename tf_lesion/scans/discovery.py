@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def find_subjects(
     patterns: Sequence[str],
     *,
     suffixes: Iterable[str] = (),
+    keep: Callable[[Path], bool] | None = None,
     mask_pattern: str | None = None,
     seg_pattern: str | None = None,
 ) -> list[Subject]:
@@ -43,6 +44,7 @@ def find_subjects(
         folder: where to look.
         patterns: globs of the scans.
         suffixes: what to leave out of a file's name to get the subject's.
+        keep: which of the scans found are wanted; by default all.
         mask_pattern: glob of the brain masks, with {subject} and {folder}; exactly one per scan.
         seg_pattern: glob of the segmentations, likewise.
 
@@ -50,12 +52,14 @@ def find_subjects(
         `Subject`s; those without exactly one file by a pattern have a `problem`.
 
     Raises:
-        FileNotFoundError, InputError: without a folder or scans, or with two scans of a subject.
+        FileNotFoundError, InputError: without a folder or scans, or with two scans of a subject
+            (among those wanted).
     """
     scans = find_scans(folder, patterns)
     subjects = [
         subject_with_files(name, scan, folder, mask_pattern=mask_pattern, seg_pattern=seg_pattern)
         for name, scan in zip(scan_names(scans, folder, suffixes=suffixes), scans, strict=True)
+        if keep is None or keep(scan)
     ]
     check_unique(subjects)
     return subjects
