@@ -9,18 +9,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from preprocessing.phantom import HEALTHY, PATIENT, fields, tissues
 from preprocessing.phantom import __main__ as phantom
-from preprocessing.phantom import fields, tissues
 from preprocessing.phantom import sources as anatomy_sources
 from preprocessing.phantom import tumors as lesions
-from preprocessing.phantom.subject import (
-    HEALTHY,
-    PATIENT,
-    Grid,
-    _push,
-    _smooth_noise,
-    make_phantom,
-)
+from preprocessing.phantom.subject import Grid, _push, _smooth_noise, make_phantom
 from tf_lesion.files import InputError
 
 COARSE = 4.0  # mm, the largest voxels: a fraction of a second per subject
@@ -385,7 +378,6 @@ def test_command_line_writes_a_cohort_and_refuses_to_replace_it(tmp_path, capsys
         ({"voxel_size": 0.4}, "--voxel-size from 0.5 to 4.0 mm, got 0.4"),
         ({"voxel_size": 4.5}, "--voxel-size from 0.5 to 4.0 mm, got 4.5"),
         ({"voxel_size": float("nan")}, "--voxel-size from 0.5 to 4.0 mm, got nan"),
-        ({"jobs": 0}, "--jobs of 1 or more, got 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(change, message, tmp_path):

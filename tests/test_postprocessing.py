@@ -12,8 +12,8 @@ from conftest import make_run
 import restore_brats
 from eval import compare_postprocessing, healthy_residual, thresholds
 from preprocessing import brats, camcan
+from preprocessing.phantom import PATIENT
 from preprocessing.phantom.__main__ import subject_files, write_cohort
-from preprocessing.phantom.subject import PATIENT
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import RestorationConfig
 from tf_lesion.detection.postprocessing import (

@@ -9,8 +9,8 @@ from conftest import small_config
 
 import restore_brats
 from preprocessing import camcan
+from preprocessing.phantom import HEALTHY, PATIENT
 from preprocessing.phantom.__main__ import subject_files, write_cohort
-from preprocessing.phantom.subject import HEALTHY, PATIENT
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.training.runs import Run
 from tf_lesion.training.trainer import Trainer

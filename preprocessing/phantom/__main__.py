@@ -13,32 +13,24 @@ Subject i of a kind depends only on the seed, the kind, i, the voxel size and th
 how many others are made, nor by how many processes. The files are the same byte for byte.
 """
 
-import argparse
 import gzip
 import json
-import math
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 from tqdm import tqdm
 
-from preprocessing.phantom.sources import find_label_maps
-from preprocessing.phantom.subject import (
-    GRADES,
-    HEALTHY,
-    HELD_OUT,
-    PATIENT,
-    default_settings,
-    make_phantom,
-)
+from preprocessing.cohort import in_processes
+from preprocessing.phantom import GRADES, HEALTHY, HELD_OUT, PATIENT
 from tf_lesion import __version__
-from tf_lesion.cli.command import HelpFormatter, command
+from tf_lesion.cli.command import command
+from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, refuse_existing, written_whole
+
+if TYPE_CHECKING:
+    from preprocessing.phantom.subject import PhantomSettings
 
 SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.5, 4.0
 # Cam-CAN numbers; sub-CC110033 is the usual reference of histogram matching.
@@ -54,20 +46,20 @@ Takes about 4 s per subject at 1 mm and 2 s at 2 mm on one core; a file at 1 mm 
 
 
 def write_cohort(
-    out,
+    out: str | Path,
     *,
-    healthy,
-    patients,
-    seed,
-    test=0,
-    held_out=0,
-    voxel_size=1.0,
-    label_maps=None,
-    settings=None,
-    jobs=1,
-    force=False,
-    progress=False,
-):
+    healthy: int,
+    patients: int,
+    seed: int,
+    test: int = 0,
+    held_out: int = 0,
+    voxel_size: float = 1.0,
+    label_maps: str | Path | None = None,
+    settings: "PhantomSettings | None" = None,
+    jobs: int = 1,
+    force: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
     """Write a cohort, whole or not at all.
 
     Args:
@@ -90,16 +82,23 @@ def write_cohort(
         FileExistsError: if `out` exists and `force` is false.
         InputError: for numbers out of range, or label maps that are missing or of another kind.
     """
+    from preprocessing.phantom.sources import find_label_maps
+    from preprocessing.phantom.subject import default_settings
+
     counts = {HEALTHY: healthy, HELD_OUT: test, PATIENT: patients}
-    _check_numbers(counts, seed=seed, voxel_size=voxel_size, jobs=jobs)
+    _check_numbers(counts, seed=seed, voxel_size=voxel_size)
     refuse_existing(out, force=force)
     maps = find_label_maps(label_maps) if label_maps else []
     anatomies = _split_anatomies(maps, held_out, test)
     settings = settings or default_settings(maps)
-    make = partial(_make, anatomies, seed=seed, voxel_size=voxel_size, settings=settings)
-    tasks = [(kind, number) for kind, count in counts.items() for number in range(count)]
     with written_whole(out, force=force) as folder:
-        subjects = _run(partial(_write_subject, make, folder), tasks, jobs, progress)
+        tasks = [
+            (folder, kind, number, anatomies[kind], seed, voxel_size, settings)
+            for kind, count in counts.items()
+            for number in range(count)
+        ]
+        made = in_processes(_write_subject, tasks, jobs)
+        bar = tqdm(made, total=len(tasks), desc="phantom", unit="scan", disable=not progress)
         manifest = {
             "tf_lesion_version": __version__,
             "seed": seed,
@@ -110,7 +109,7 @@ def write_cohort(
             "label_maps": [path.name for path in maps],
             "held_out": [path.name for path in anatomies[PATIENT]] if held_out else [],
             "settings": asdict(settings),
-            "subjects": subjects,
+            "subjects": list(bar),
         }
         text = json.dumps(manifest, indent=1) + "\n"
         (folder / MANIFEST).write_text(text)
@@ -120,7 +119,7 @@ def write_cohort(
     return json.loads(text)
 
 
-def subject_files(kind, number):
+def subject_files(kind: int, number: int) -> tuple[Path, Path | None]:
     """Paths of a subject's scan and segmentation (None if healthy), relative to the cohort."""
     if kind != PATIENT:
         name = _camcan_name(kind, number)
@@ -151,14 +150,7 @@ def _split_anatomies(maps, held_out, test):
     return {HEALTHY: maps[:kept], HELD_OUT: apart, PATIENT: apart}
 
 
-def _make(anatomies, kind, number, *, seed, voxel_size, settings):
-    """`make_phantom` with the label maps of a kind."""
-    return make_phantom(
-        seed, kind, number, voxel_size=voxel_size, label_maps=anatomies[kind], settings=settings
-    )
-
-
-def _check_numbers(counts, *, seed, voxel_size, jobs):
+def _check_numbers(counts, *, seed, voxel_size):
     flags = {HEALTHY: "--healthy", HELD_OUT: "--test", PATIENT: "--patients"}
     for kind, count in counts.items():
         if not 0 <= count <= MOST_SUBJECTS:
@@ -167,36 +159,20 @@ def _check_numbers(counts, *, seed, voxel_size, jobs):
         raise InputError("Nothing to make: --healthy, --test and --patients are all 0.")
     if seed < 0:
         raise InputError(f"Expected --seed of 0 or more, got {seed}.")
-    if not SMALLEST_VOXEL_MM <= voxel_size <= LARGEST_VOXEL_MM or math.isnan(voxel_size):
+    if not SMALLEST_VOXEL_MM <= voxel_size <= LARGEST_VOXEL_MM:
         raise InputError(
             f"Expected --voxel-size from {SMALLEST_VOXEL_MM} to {LARGEST_VOXEL_MM} mm, "
             f"got {voxel_size}."
         )
-    if jobs < 1:
-        raise InputError(f"Expected --jobs of 1 or more, got {jobs}.")
 
 
-def _run(work, tasks, jobs, progress):
-    """Results of `work(task)` in order, by `jobs` processes."""
-    jobs = min(jobs, len(tasks))
-    # Spawned, not forked: a fork of a process that runs TensorFlow's threads can hang.
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=spawn) if jobs > 1 else nullcontext()
-    with pool:
-        results = pool.map(work, tasks) if jobs > 1 else map(work, tasks)
-        bar = tqdm(results, total=len(tasks), desc="phantom", unit="scan", disable=not progress)
-        try:
-            return list(bar)
-        except BaseException:
-            if jobs > 1:
-                pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _write_subject(make, folder, task):
+def _write_subject(folder, kind, number, label_maps, seed, voxel_size, settings):
     """Make and write one subject; returns its entry of phantom.json."""
-    kind, number = task
-    phantom = make(kind, number)
+    from preprocessing.phantom.subject import make_phantom
+
+    phantom = make_phantom(
+        seed, kind, number, voxel_size=voxel_size, label_maps=label_maps, settings=settings
+    )
     scan, segmentation = subject_files(kind, number)
     _write_nifti(folder / scan, phantom.image, phantom.affine)
     entry = {"kind": KIND_NAMES[kind], "scan": scan.as_posix()}
@@ -208,60 +184,30 @@ def _write_subject(make, folder, task):
 
 def _write_nifti(path, values, affine):
     """Write a .nii.gz whose bytes depend on nothing but its content (no time, no file name)."""
+    import nibabel as nib
+
     image = nib.Nifti1Image(values, affine, dtype=values.dtype)
     image.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=GZIP_LEVEL, mtime=0))
 
 
-def parse_arguments(argv=None):
-    """Command line -> namespace."""
-    parser = argparse.ArgumentParser(
-        prog="python -m preprocessing.phantom",
-        description="Synthesize healthy T2-like scans and patients with gliomas, as NIfTI files.",
-        epilog=EXAMPLE,
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to make"
-    )
-    parser.add_argument(
-        "--healthy",
-        type=int,
-        required=True,
-        default=argparse.SUPPRESS,
-        help="number of healthy subjects",
-    )
-    parser.add_argument(
-        "--patients", type=int, required=True, default=argparse.SUPPRESS, help="number of patients"
-    )
-    parser.add_argument(
-        "--seed", type=int, required=True, default=argparse.SUPPRESS, help="same seed, same files"
-    )
-    parser.add_argument(
-        "--label-maps",
-        type=Path,
-        help="folder of FreeSurfer label maps to use as anatomies instead of ICBM152",
-    )
-    parser.add_argument(
-        "--held-out",
-        type=int,
-        default=0,
-        help="label maps, the last by name, kept for patients and for --test",
-    )
-    parser.add_argument(
-        "--test", type=int, default=0, help="further healthy subjects, of the label maps held out"
-    )
-    parser.add_argument("--voxel-size", type=float, default=1.0, help="mm, 0.5 to 4")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
-    return parser.parse_args(argv)
-
-
 @command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Write a cohort; returns the exit status."""
-    options = vars(parse_arguments(argv))
+    parser = parser_for(
+        "python -m preprocessing.phantom",
+        "Synthesize healthy T2-like scans and patients with gliomas, as NIfTI files.",
+        epilog=EXAMPLE,
+    )
+    add(parser, "--out", required=True, help="folder to make")
+    add(parser, "--healthy", "--patients", required=True)
+    add(parser, "--seed", required=True, default=None, help="same seed, same files")
+    add(parser, "--label-maps", "--held-out", "--test")
+    add(parser, "--voxel-size", default=1.0, help="mm, 0.5 to 4")
+    add(parser, "--jobs")
+    add(parser, "--force", help="replace the folder if it exists")
+    options = vars(parser.parse_args(argv))
     manifest = write_cohort(options.pop("out"), **options, progress=True)
     print(
         f"{manifest['healthy'] + manifest['test']} healthy subjects and "

@@ -6,14 +6,12 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from preprocessing.phantom import GRADES, PATIENT
 from preprocessing.phantom import tumors as lesions
 from preprocessing.phantom.anatomy import COARSE_MM, FINEST_MM, to_voxels
 from preprocessing.phantom.fields import lattice_positions, random_field, upsample
 from preprocessing.phantom.sources import load_atlas, load_label_map
 from preprocessing.phantom.tissues import bounded_normal, draw_intensities
-
-HEALTHY, PATIENT, HELD_OUT = 0, 1, 2  # kinds of subjects, the second word of a subject's seed
-GRADES = ("HGG", "LGG")  # patients alternate
 
 PAINT_COARSELY_FROM_MM = 3.0  # voxels of this size and more are sampled from a painting at 2 mm
 LATTICE_MM = 4.0  # between control points of the deformation
