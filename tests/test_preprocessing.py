@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import h5py
 import nibabel as nib
@@ -643,12 +641,3 @@ def test_counts_below_1_are_refused(tmp_path, capsys, option):
     with pytest.raises(SystemExit):
         camcan.main([*healthy_argv(tmp_path, tmp_path / "x.h5"), option, "0"])
     assert f"{option}: expected a whole number of 1 or more, got 0" in capsys.readouterr().err
-
-
-def test_help_of_the_commands_imports_nothing_slow():
-    slow = "tensorflow scipy nilearn SimpleITK matplotlib pandas sklearn skimage nibabel joblib"
-    code = "import sys\nfrom preprocessing import brats, camcan, cohort_figure\n"
-    code += "from preprocessing.phantom import __main__\n"
-    code += f"print(set('{slow}'.split()) & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"

@@ -191,7 +191,7 @@ def test_segmentations_can_be_given_by_a_file_or_a_pattern(tmp_path, capsys):
     pattern = "../drawn/{subject}_by_hand.nii*"
     assert _run(tmp_path, "--seg-pattern", pattern)["P_1", "residual"]["lesions"] == 3
     _run(tmp_path, "--seg-pattern", "{subject}_nothing.nii", status=2)
-    assert "expected one file for --seg-pattern" in capsys.readouterr().err
+    assert "expected one file for seg_pattern" in capsys.readouterr().err
 
 
 def test_scans_of_one_name_are_told_apart_by_their_folders(tmp_path):
