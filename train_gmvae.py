@@ -103,11 +103,18 @@ def _with_options(config, given, only=tuple(_FIELDS)):
     return config
 
 
-def resumed(options, run):
-    """`Config` of an existing run; an option that contradicts it is an `InputError`."""
+def resumed(options, run, cache):
+    """`Config` of an existing run; an option or a cache that contradicts it is an `InputError`."""
     from tf_lesion import presets as configuration
 
-    config, _ = run.read()
+    config, data = run.read()
+    identity = data.get("cache_identity", cache.identity)
+    if identity != cache.identity:
+        raise InputError(
+            f"{run.folder} was trained on {data['cache']} of the identity {identity}, "
+            f"{cache.path} has {cache.identity}; give the cache it was trained on, or choose "
+            f"another --out."
+        )
     given = vars(options)
     for option in (*_FIELDS, "preset"):
         section, field = _FIELDS.get(option, (None, "preset"))
@@ -139,7 +146,7 @@ def main(argv=None):
         SliceCache(options.cache, "Train", crop=options.crop) as train,
         SliceCache(options.cache, "Test", crop=options.crop) as test,
     ):
-        config = resumed(options, run) if resume else resolve(options, train.shape)
+        config = resumed(options, run, train) if resume else resolve(options, train.shape)
         if train.shape != (config.network.height, config.network.width):
             raise InputError(
                 f"{run.folder} was trained on {config.network.height} x {config.network.width} "

@@ -114,6 +114,7 @@ def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, float | None, pd
     counts = read_counts(options.subjects) if options.subjects else None
     cohort = Cohort(options.restored, options.cache, options.labels, counts, crop=options.crop)
     with cohort.open_cache() as cache, RestoredReader(options.restored) as reader:
+        reader.check_cache(cache)
         places, labelled = released.positions(len(cache)), cache.has_label
         slices = compare_slices(reader, released, len(cache))
     folder = options.tf1_statistics or options.tf1_restored

@@ -20,11 +20,12 @@ from eval.healthy import restored_healthy
 from eval.parts import NO_WORK, Part, Work, fingerprint
 from eval.thresholds import find_thresholds, load_thresholds, model_id
 from tf_lesion import tf1
+from tf_lesion.caches.restore import restore_to_file
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.evaluation.evaluate import evaluate, write_results
 from tf_lesion.files import InputError, write_json
-from tf_lesion.restoration import Restorer, restore_to_file
+from tf_lesion.restoration import Restorer
 from tf_lesion.training import runs
 from tf_lesion.training.trainer import NonFiniteLossError, Trainer
 

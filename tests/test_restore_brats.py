@@ -12,7 +12,7 @@ import pytest
 from conftest import GOLDEN, small_config, write_cache
 
 import restore_brats
-from tf_lesion import restoration
+from tf_lesion.caches import restore as restoration
 from tf_lesion.caches.restored import RestoredReader, RestoredWriter
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.training.runs import Run

@@ -95,7 +95,7 @@ def test_labels_may_come_from_a_file_of_their_own(tmp_path):
         ({"Train": np.ones((2, 38, 42))}, "no dataset 'Test'; it has Train"),
         ({"Test": np.ones((38, 42))}, r"expected Test as \[N, X, Y\]"),
         ({"Test": np.ones((0, 38, 42))}, "with N > 0"),
-        ({"Test": np.ones((2, 40, 42))}, r"30 \+ 4k pixels.*got 40 x 42 in .*c.h5; crop with"),
+        ({"Test": np.ones((2, 40, 42))}, r"30 \+ 4k pixels.*got 40 x 42 in .*c.h5; give a crop"),
         ({}, "it has nothing"),
     ],
 )

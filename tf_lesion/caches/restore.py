@@ -1,10 +1,16 @@
-"""Restoring the slices of a cache into an HDF5 file."""
+"""Restoring a cache into an HDF5 file: batch by batch, resumable, in shards if asked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tf_lesion.caches.restored import RestoredReader, RestoredWriter, shard_path
 from tf_lesion.caches.slices import SliceCache
+from tf_lesion.config import RestorationConfig
 from tf_lesion.files import InputError
 from tf_lesion.restoration import Restorer, detect, restore, trajectory_steps
 
@@ -14,7 +20,14 @@ COMPARED = (
 )
 
 
-def restore_cache(restorer, cache, writer, *, batch_size, save_every=None):
+def restore_cache(
+    restorer: Restorer,
+    cache: SliceCache,
+    writer: RestoredWriter,
+    *,
+    batch_size: int,
+    save_every: int | None = None,
+) -> None:
     """Restore the slices that `writer` still misses; a killed run goes on where it stopped.
 
     Args:
@@ -32,12 +45,7 @@ def restore_cache(restorer, cache, writer, *, batch_size, save_every=None):
             rows = writer.rows[positions]
             observed, mask = cache.read(rows), cache.mask(rows)
             images, trajectory = restore(
-                restorer,
-                observed,
-                mask,
-                rows,
-                save_every=save_every,
-                on_progress=progress.update,
+                restorer, observed, mask, rows, save_every=save_every, on_progress=progress.update
             )
             detections = {
                 name: detect(observed, images, mask, threshold)
@@ -47,26 +55,26 @@ def restore_cache(restorer, cache, writer, *, batch_size, save_every=None):
 
 
 def restore_to_file(
-    prior,
-    cache_path,
-    out,
+    prior: Any,
+    cache_path: Path | str,
+    out: Path | str,
     *,
-    restoration=None,
-    seed=0,
-    batch_size=16,
-    max_slices=None,
-    save_every=None,
-    thresholds=None,
-    crop=None,
-    shard=None,
-    force=False,
-):
+    restoration: RestorationConfig | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    max_slices: int | None = None,
+    save_every: int | None = None,
+    thresholds: dict[str, float] | None = None,
+    crop: Sequence[int] | None = None,
+    shard: tuple[int, int] | None = None,
+    force: bool = False,
+) -> int:
     """Restore `Test` of a cache, of patients or of healthy subjects, into an HDF5 file.
 
     Args:
         prior: `Prior`.
         cache_path: the cache.
-        out: the file to make (see `tf_lesion.restored`); a partial one is gone on with.
+        out: the file to make (see `caches.restored`); a partial one is gone on with.
         restoration: `RestorationConfig`; the model's own by default.
         seed: of the noise, and of the subset.
         batch_size: slices at once.
@@ -74,7 +82,7 @@ def restore_to_file(
         save_every: keep the trajectory every so many steps.
         thresholds: {name: residual}; lesion maps at these are written too.
         crop: (x0, x1, y0, y1) in place of the cache's own.
-        shard: (i, n): only the i-th of n parts, into a file of its own (`restored.shard_path`).
+        shard: (i, n): only the i-th of n parts, into a file of its own (`shard_path`).
         force: overwrite `out`.
 
     Returns:
@@ -113,14 +121,22 @@ def restore_to_file(
     return len(writer.rows)
 
 
-def chosen_rows(count, max_slices, *, seed):
+def chosen_rows(count: int, max_slices: int | None, *, seed: int) -> NDArray:
     """All rows of `count`, or a random subset of `max_slices`; ascending."""
     if max_slices is None or max_slices >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, max_slices, replace=False))
 
 
-def restored_settings(prior, cache_path, restoration, *, seed, max_slices=None, crop=None):
+def restored_settings(
+    prior: Any,
+    cache_path: Path | str,
+    restoration: RestorationConfig,
+    *,
+    seed: int,
+    max_slices: int | None = None,
+    crop: Sequence[int] | None = None,
+) -> tuple[dict, NDArray]:
     """(settings, rows) that a file of `restore_to_file` with these arguments has."""
     with SliceCache(cache_path, "Test", crop=crop) as cache:
         rows = chosen_rows(len(cache), max_slices, seed=seed)
@@ -136,7 +152,7 @@ def _settings(prior, cache, restoration, seed):
     }
 
 
-def check_restored(path, wanted, rows):
+def check_restored(path: Path | str, wanted: dict, rows: NDArray) -> None:
     """Raise `InputError` unless the file holds these rows, restored with the wanted settings."""
     with RestoredReader(path) as reader:
         settings, found = reader.settings, reader.rows

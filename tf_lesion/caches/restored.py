@@ -6,21 +6,37 @@
     Detection   group               lesion maps [N, H, W] uint8, named by the healthy false
                                     positive rate that their threshold was made for: fpr_0.05
 
-The attribute `settings` is JSON: model, lambda, steps, seed, cache. While it is being made the
-file is called `NAME.partial` and a dataset `done` [N] says which slices are there, so that an
-interrupted restoration goes on where it stopped.
+The attribute `settings` is JSON: model, lambda, steps, seed, the cache's path and identity. While
+it is being made the file is called `NAME.partial` and a dataset `done` [N] says which slices are
+there, so that an interrupted restoration goes on where it stopped.
 """
 
 import contextlib
 import json
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import h5py
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from tf_lesion import __version__
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.files import InputError, refuse_existing, require_space
+
+IDENTITY = "cache_identity"
+
+
+def different_settings(first: dict, second: dict) -> list[str]:
+    """Names of settings that differ; where a cache lies does not matter if its content is known."""
+    known = IDENTITY in first and IDENTITY in second
+    return [
+        name
+        for name in sorted(first.keys() | second.keys())
+        if first.get(name) != second.get(name) and not (known and name == "cache")
+    ]
 
 
 def _preallocated(file, name, shape, dtype=np.float32):
@@ -41,7 +57,8 @@ class RestoredWriter:
         path: the file to make.
         rows: [N] rows of the cache that will be restored.
         shape: (H, W) in pixels.
-        settings: JSON-serialisable; a partial file made with other settings is refused.
+        settings: JSON-serialisable, with `cache` and `cache_identity`; a partial file made with
+            other settings is refused.
         trajectory_steps: steps after which the images are kept too.
         thresholds: {name: residual} of the lesion maps that are kept too.
         force: overwrite `path` and start over.
@@ -51,20 +68,20 @@ class RestoredWriter:
 
     Raises:
         FileExistsError: if `path` exists and `force` is false.
-        InputError: if a partial file belongs to other settings.
+        InputError: if a partial file belongs to other settings or to another cache.
     """
 
     def __init__(
         self,
-        path,
+        path: Path | str,
         *,
-        rows,
-        shape,
-        settings,
-        trajectory_steps=(),
-        thresholds=None,
-        force=False,
-    ):
+        rows: ArrayLike,
+        shape: Sequence[int],
+        settings: dict,
+        trajectory_steps: Iterable[int] = (),
+        thresholds: dict[str, float] | None = None,
+        force: bool = False,
+    ) -> None:
         self.path = Path(path)
         refuse_existing(path, force=force)
         self._partial = self.path.with_name(self.path.name + ".partial")
@@ -80,7 +97,7 @@ class RestoredWriter:
         if self.thresholds:
             self._settings = {**settings, "thresholds": self.thresholds}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._reopened() if self._partial.exists() else self._new()
         return self
@@ -104,22 +121,31 @@ class RestoredWriter:
 
     def _reopened(self):
         file = h5py.File(self._partial, "r+")
+        begun = json.loads(file.attrs["settings"])
+        differing = different_settings(begun, self._settings)
         same_rows = "rows" in file and np.array_equal(file["rows"][:], self.rows)
-        complete = all(name in file for name in self._kinds)
-        if json.loads(file.attrs["settings"]) != self._settings or not same_rows or not complete:
-            file.close()
-            raise InputError(
-                f"{self._partial} was begun with other settings; give the same ones to go on, "
-                f"or --force to start over."
-            )
-        return file
+        if not differing and same_rows and all(name in file for name in self._kinds):
+            return file
+        file.close()
+        known = IDENTITY in begun and IDENTITY in differing
+        what = "on another cache" if known else "with other settings"
+        raise InputError(
+            f"{self._partial} was begun {what} ({', '.join(differing) or 'other slices'}); give "
+            f"the same to go on, or start over with --force."
+        )
 
     @property
-    def missing(self):
+    def missing(self) -> NDArray:
         """Positions that are not restored yet, ascending."""
         return np.flatnonzero(self._file["done"][:] == 0)
 
-    def write(self, positions, images, trajectory=None, detections=None):
+    def write(
+        self,
+        positions: Sequence[int],
+        images: ArrayLike,
+        trajectory: dict[int, ArrayLike] | None = None,
+        detections: dict[str, ArrayLike] | None = None,
+    ) -> None:
         """Store images [n, H, W, 1] at `positions`.
 
         Args:
@@ -139,8 +165,8 @@ class RestoredWriter:
             self._file["done"][int(position)] = 1
         self._file.flush()
 
-    def __exit__(self, kind, error, trace):
-        complete = kind is None and len(self.missing) == 0
+    def __exit__(self, *failure: Any) -> None:
+        complete = failure[0] is None and len(self.missing) == 0
         if complete:
             del self._file["done"]
         self._file.close()
@@ -160,7 +186,7 @@ class RestoredReader:
         FileNotFoundError, InputError: if the file is missing or holds no `Restore` [N, H, W].
     """
 
-    def __init__(self, path):
+    def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not self.path.exists():
             raise FileNotFoundError(
@@ -179,34 +205,63 @@ class RestoredReader:
         self.shape = tuple(stored.shape[1:])
         self.rows = self._file["rows"][:] if "rows" in self._file else np.arange(len(stored))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._restored)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    def check_cache(self, cache: SliceCache) -> None:
+        """Raise `InputError` unless these slices were restored from this cache, cropped as it is.
+
+        A file that does not say from which (the released code's) is compared by sizes and rows.
+        """
+        stored, crop = self.settings.get(IDENTITY), self.settings.get("crop")
+        if stored not in (None, cache.identity):
+            problem = (
+                f"was restored from {self.settings.get('cache')} of the identity {stored}, not "
+                f"from {cache.path} of the identity {cache.identity}; restore that, or give the "
+                f"cache it came from"
+            )
+        elif self.shape != cache.shape or (stored and crop not in (None, list(cache.crop))):
+            problem = (
+                f"holds slices of {self.shape[0]} x {self.shape[1]} pixels (crop {crop}), "
+                f"{cache.path} of {cache.shape[0]} x {cache.shape[1]} (crop {list(cache.crop)}); "
+                f"they do not belong together"
+            )
+        elif not len(self) or self.rows.min() < 0 or self.rows.max() >= len(cache):
+            problem = (
+                f"names rows outside the {len(cache)} slices of {cache.path}; was it made from "
+                f"another cache?"
+            )
+        elif len(np.unique(self.rows)) != len(self):
+            problem = "holds some slices twice; restore them again"
+        else:
+            return
+        raise InputError(f"{self.path} {problem}.")
+
     @property
-    def trajectory_steps(self):
+    def trajectory_steps(self) -> list[int]:
         """Steps of which the images were kept, ascending."""
         return sorted(int(step) for step in self._file.get("Trajectory", ()))
 
-    def read(self, positions):
+    def read(self, positions: Iterable[int]) -> NDArray:
         """Restored slices [n, H, W, 1] float32 at the given positions."""
         return self._stack(self._restored, positions)
 
-    def read_step(self, step, positions):
+    def read_step(self, step: int, positions: Iterable[int]) -> NDArray:
         """The same slices after `step` steps."""
         return self._stack(self._file[f"Trajectory/{step}"], positions)
 
     @property
-    def detections(self):
+    def detections(self) -> list[str]:
         """Names of the lesion maps, for example fpr_0.05, by ascending rate."""
         return sorted(self._file.get("Detection", ()), key=lambda name: float(name.split("_")[1]))
 
-    def read_detection(self, name, positions):
+    def read_detection(self, name: str, positions: Iterable[int]) -> NDArray:
         """Lesion maps [n, H, W, 1] bool at the given positions."""
         stored = self._file[f"Detection/{name}"]
         return np.stack([stored[int(p)] for p in positions])[..., None] > 0
@@ -216,14 +271,14 @@ class RestoredReader:
         return np.stack([stored[int(p)] for p in positions]).astype(np.float32)[..., None]
 
 
-def shard_path(path, shard):
+def shard_path(path: Path | str, shard: tuple[int, int]) -> Path:
     """Where shard (i, n) of the file `path` is written: restored.shard-1-of-3.h5."""
     path = Path(path)
     number, count = shard
     return path.with_name(f"{path.stem}.shard-{number}-of-{count}{path.suffix}")
 
 
-def merge_shards(path, *, force=False):
+def merge_shards(path: Path | str, *, force: bool = False) -> int:
     """Put the shards beside `path` together into `path`; they are kept.
 
     Returns:
@@ -282,10 +337,10 @@ def _shared_settings(shards):
     """The settings of all shards, without their numbers."""
     settings = [{k: v for k, v in shard.settings.items() if k != "shard"} for shard in shards]
     for shard, theirs in zip(shards, settings, strict=True):
-        differing = [name for name in settings[0] if theirs.get(name) != settings[0][name]]
-        if differing or theirs.keys() != settings[0].keys():
+        if differing := different_settings(settings[0], theirs):
+            what = "from another cache" if IDENTITY in differing else "with other settings"
             raise InputError(
-                f"{shard.path} was restored with other settings than {shards[0].path} "
-                f"({', '.join(differing) or 'different entries'}); restore it again with --force."
+                f"{shard.path} was restored {what} than {shards[0].path} "
+                f"({', '.join(differing)}); restore it again with --force."
             )
     return settings[0]

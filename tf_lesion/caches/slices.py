@@ -13,15 +13,22 @@ ours work there. X runs from left to right, Y from posterior to anterior. Beside
 
 `Mask` and `Label` belong to `Test`. `Reference` [Q] holds quantiles of the brain intensities of the
 subject to which others are histogram-matched. Attributes of the file: `crop`, `grid_affine`,
-`settings` (JSON) and `tf_lesion_version`.
+`settings` (JSON), `tf_lesion_version` and `identity`: a hash of all of the content but `source`,
+the same whenever and wherever the cache is made. What is made of a cache carries its identity.
 """
 
+import contextlib
+import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
 import h5py
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from tf_lesion import __version__
 from tf_lesion.files import InputError, require_space, written_whole
@@ -34,34 +41,56 @@ SIZE_STEP = 4
 # and spikes are the brightest 0.1 % of a brain (about 1.5 ml), and are clipped.
 LOWEST_PERCENTILE, HIGHEST_PERCENTILE = 0.1, 99.9
 BRAIN_FLOOR = 1e-3  # least intensity inside the brain, so that `observed > 0` is the brain
+STORED_AS = {"Train": "<f4", "Test": "<f4", "Mask": "u1", "Label": "u1"}
+IDENTITY_DIGITS = 12
+SAMPLED_SLICES = 64  # of each dataset, for the identity of a cache that does not say its own
 
 
-def is_legal_size(pixels):
+def is_legal_size(pixels: int) -> bool:
     """Whether the network maps a length of `pixels` onto itself: 30 + 4k, at least 34."""
     return pixels >= SMALLEST_SIZE and (pixels - SMALLEST_SIZE) % SIZE_STEP == 0
 
 
-def check_slice_shape(shape, *, where):
+def check_slice_shape(shape: Sequence[int], *, where: Path | str) -> None:
     """Raise `InputError` unless both lengths of `shape` are 30 + 4k pixels."""
     if not all(is_legal_size(pixels) for pixels in shape):
         raise InputError(
             f"Expected slices of 30 + 4k pixels (34, 38, ... 158, ... 198), got "
-            f"{shape[0]} x {shape[1]} in {where}; crop with --crop."
+            f"{shape[0]} x {shape[1]} in {where}; give a crop (x0, x1, y0, y1)."
         )
+
+
+def _combined(parts: dict[str, Any]) -> str:
+    """The identity of a cache from the hashes of its parts, by name."""
+    told = "".join(f"{name} {parts[name].hexdigest()}\n" for name in sorted(parts))
+    return hashlib.sha256(told.encode()).hexdigest()[:IDENTITY_DIGITS]
+
+
+def _sampled_identity(file: h5py.File) -> str:
+    """Identity of a cache that has none: shapes, and 64 evenly spaced slices of each dataset."""
+    parts = {}
+    for name, kind in STORED_AS.items():
+        stored = file.get(name)
+        if isinstance(stored, h5py.Dataset) and stored.ndim == 3:
+            parts[name] = hashlib.sha256(repr(stored.shape).encode())
+            last, ends = len(stored) - 1, SAMPLED_SLICES - 1
+            for row in sorted({number * last // ends for number in range(SAMPLED_SLICES)}):
+                parts[name].update(np.ascontiguousarray(stored[row], kind))
+    return _combined(parts)
 
 
 @dataclass(frozen=True)
 class SliceIndex:
     """Which slice is which: subject and axial position of each row of a dataset."""
 
-    subject_ids: list  # S names
-    subject: np.ndarray  # [N] index into subject_ids
-    slice_index: np.ndarray  # [N] axial index in the cache's grid, -1 if unknown
-    scan_from_grid: np.ndarray | None = None  # [S, 4, 4]
-    source: list | None = None  # S paths
+    subject_ids: list[str]  # S names
+    subject: NDArray  # [N] index into subject_ids
+    slice_index: NDArray  # [N] axial index in the cache's grid, -1 if unknown
+    scan_from_grid: NDArray | None = None  # [S, 4, 4]
+    source: list[str] | None = None  # S paths
 
     @classmethod
-    def from_counts(cls, counts):
+    def from_counts(cls, counts: ArrayLike) -> Self:
         """Index of a released cache, from the slices per subject (`BraTSLGGindeces.npy`)."""
         counts = np.asarray(counts, dtype=int).ravel()
         return cls(
@@ -89,43 +118,45 @@ class CacheWriter:
 
     def __init__(
         self,
-        path,
+        path: Path | str,
         *,
-        slice_shape=RELEASED_SLICE_SHAPE,
-        crop=RELEASED_CROP,
-        grid_affine=None,
-        settings=None,
-        force=False,
-    ):
+        slice_shape: Sequence[int] = RELEASED_SLICE_SHAPE,
+        crop: Sequence[int] = RELEASED_CROP,
+        grid_affine: ArrayLike | None = None,
+        settings: dict | None = None,
+        force: bool = False,
+    ) -> None:
         _check_crop(crop, slice_shape, where=path)
         self._slice_shape = tuple(slice_shape)
         self._attributes = {
-            "crop": np.asarray(crop, dtype=np.int32),
-            "grid_affine": np.eye(4) if grid_affine is None else np.asarray(grid_affine, float),
+            "crop": np.asarray(crop, "<i4"),
+            "grid_affine": np.asarray(np.eye(4) if grid_affine is None else grid_affine, "<f8"),
             "settings": json.dumps(settings or {}),
             "tf_lesion_version": __version__,
         }
-        self._whole = written_whole(path, force=force)
-        self._info = {}
-        self._file = None
+        self._whole, self._stack = written_whole(path, force=force), contextlib.ExitStack()
+        self._subjects, self._hashes = {}, {}
 
-    def __enter__(self):
-        self._file = h5py.File(self._whole.__enter__(), "w")
+    def __enter__(self) -> Self:
+        temporary = self._stack.enter_context(self._whole)
+        self._file = self._stack.enter_context(h5py.File(temporary, "w"))
         self._file.attrs.update(self._attributes)
+        for name in ("crop", "grid_affine"):
+            self._hash(name, self._attributes[name].tobytes())
         return self
 
     def append(
         self,
-        dataset,
-        slices,
+        dataset: str,
+        slices: ArrayLike,
         *,
-        subject_id,
-        slice_index,
-        scan_from_grid=None,
-        source="",
-        mask=None,
-        label=None,
-    ):
+        subject_id: str,
+        slice_index: Iterable[int],
+        scan_from_grid: ArrayLike | None = None,
+        source: Path | str = "",
+        mask: ArrayLike | None = None,
+        label: ArrayLike | None = None,
+    ) -> None:
         """Add the slices of one subject to `Train` or `Test`.
 
         Args:
@@ -140,62 +171,70 @@ class CacheWriter:
         """
         if dataset not in ("Train", "Test"):
             raise ValueError(f"Expected dataset 'Train' or 'Test', got {dataset!r}.")
-        self._extend(dataset, slices, np.float32)
-        for name, extra in (("Mask", mask), ("Label", label)):
-            if extra is not None:
-                self._extend(name, extra, np.uint8)
-        info = self._info.setdefault(dataset, {"subjects": [], "subject": [], "slice_index": []})
-        transform = np.eye(4) if scan_from_grid is None else np.asarray(scan_from_grid, float)
-        info["subject"] += [len(info["subjects"])] * len(slices)
-        info["slice_index"] += [int(index) for index in slice_index]
-        info["subjects"].append((str(subject_id), transform, str(source)))
+        for name, images in ((dataset, slices), ("Mask", mask), ("Label", label)):
+            if images is not None:
+                self._extend(name, np.asarray(images))
+        rows = np.fromiter(slice_index, "<i4")
+        transform = np.eye(4) if scan_from_grid is None else np.asarray(scan_from_grid, "<f8")
+        subjects = self._subjects.setdefault(dataset, [])
+        subjects.append((str(subject_id), str(source), transform, rows))
 
-    def set_reference(self, quantiles):
+    def set_reference(self, quantiles: ArrayLike) -> None:
         """Store the reference brain intensities ([Q] quantiles) for histogram matching."""
-        self._file["Reference"] = np.asarray(quantiles, dtype=np.float32)
+        self._file["Reference"] = np.asarray(quantiles, "<f4")
+        self._hash("Reference", self._file["Reference"][:].tobytes())
 
-    def _extend(self, name, slices, dtype):
-        slices = np.asarray(slices)
+    def _hash(self, part, data):
+        """Add bytes to the hash of a part of the cache; it is the same however they are divided."""
+        self._hashes.setdefault(part, hashlib.sha256()).update(data)
+
+    def _extend(self, name, slices):
         if slices.shape[1:] != self._slice_shape:
             raise ValueError(f"Expected {name} slices {self._slice_shape}, got {slices.shape[1:]}.")
+        slices = slices.astype(STORED_AS[name])
         if name not in self._file:
             self._file.create_dataset(
                 name,
                 shape=(0, *self._slice_shape),
                 maxshape=(None, *self._slice_shape),
                 chunks=(1, *self._slice_shape),
-                dtype=dtype,
+                dtype=slices.dtype,
                 compression="gzip",
                 compression_opts=1,
                 shuffle=True,
             )
         stored = self._file[name]
-        require_space(Path(self._file.filename).parent, slices.size * np.dtype(dtype).itemsize)
+        require_space(Path(self._file.filename).parent, slices.nbytes)
         stored.resize(len(stored) + len(slices), axis=0)
         stored[len(stored) - len(slices) :] = slices
+        self._hash(name, slices.tobytes())
 
-    def _write_info(self):
-        for dataset, info in self._info.items():
-            names, transforms, sources = zip(*info["subjects"], strict=True)
-            group = self._file.create_group(f"{dataset}_info")
-            group["subject_ids"] = np.array(names, dtype=h5py.string_dtype())
-            group["source"] = np.array(sources, dtype=h5py.string_dtype())
-            group["scan_from_grid"] = np.stack(transforms)
-            group["subject"] = np.array(info["subject"], dtype=np.int32)
-            group["slice_index"] = np.array(info["slice_index"], dtype=np.int32)
+    def _finish(self):
         for extra in {"Mask", "Label"} & set(self._file):
             if len(self._file[extra]) != len(self._file["Test"]):
                 raise ValueError(f"{extra} was given for some subjects of Test only.")
+        for dataset, subjects in self._subjects.items():
+            names, sources, transforms, rows = zip(*subjects, strict=True)
+            subject = np.arange(len(names), dtype="<i4")
+            info = {
+                "subject_ids": np.array(names, dtype=h5py.string_dtype()),
+                "subject": np.repeat(subject, [len(own) for own in rows]),
+                "slice_index": np.concatenate(rows),
+                "scan_from_grid": np.stack(transforms),
+                "source": np.array(sources, dtype=h5py.string_dtype()),
+            }
+            for part, values in info.items():
+                self._file[f"{dataset}_info/{part}"] = values
+            for part in ("subject", "slice_index", "scan_from_grid"):
+                self._hash(f"{dataset}_{part}", info[part].tobytes())
+            self._hash(f"{dataset}_subject_ids", json.dumps(names).encode())
+        self._file.attrs["identity"] = _combined(self._hashes)
 
-    def __exit__(self, kind, error, trace):
-        try:
-            if kind is None:
-                self._write_info()
-            self._file.close()
-        except BaseException as failure:
-            self._whole.__exit__(type(failure), failure, failure.__traceback__)
-            raise
-        return self._whole.__exit__(kind, error, trace)
+    def __exit__(self, *failure: Any) -> None:
+        with self._stack:
+            if failure[1] is not None:
+                raise failure[1]
+            self._finish()
 
 
 class SliceCache:
@@ -217,7 +256,15 @@ class SliceCache:
         FileNotFoundError, InputError: if the file is missing or is not such a cache.
     """
 
-    def __init__(self, path, dataset="Test", *, crop=None, counts=None, label_path=None):
+    def __init__(
+        self,
+        path: Path | str,
+        dataset: str = "Test",
+        *,
+        crop: Sequence[int] | None = None,
+        counts: ArrayLike | None = None,
+        label_path: Path | str | None = None,
+    ) -> None:
         self.path, self.dataset = Path(path), dataset
         self._file = _open(path)
         self._slices = _dataset(self._file, dataset, path)
@@ -230,52 +277,55 @@ class SliceCache:
         self._label_file = _open(label_path) if label_path else self._file
         self._labels_from = label_path or path
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._slices)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Close the file or files behind the cache."""
         self._label_file.close()
         self._file.close()
 
+    @cached_property
+    def identity(self) -> str:
+        """12 hex digits of its content: as stored, or of shapes and 64 slices of each dataset.
+
+        The latter for released caches, and those of before there were identities.
+        """
+        return self._file.attrs.get("identity") or _sampled_identity(self._file)
+
     @property
-    def settings(self):
+    def settings(self) -> dict:
         """Preprocessing settings stored with the cache, {} for a released one."""
         return json.loads(self._file.attrs.get("settings", "{}"))
 
     @property
-    def identity(self):
-        """Hash of the content, None if the file does not say."""
-        return self._file.attrs.get("identity")
-
-    @property
-    def grid_affine(self):
+    def grid_affine(self) -> NDArray | None:
         """[4, 4] voxel -> mm of the stored (uncropped) grid, or None if the file does not say."""
         stored = self._file.attrs.get("grid_affine")
         return None if stored is None else np.asarray(stored, dtype=float)
 
     @property
-    def slice_shape(self):
+    def slice_shape(self) -> tuple[int, int]:
         """(X, Y) of the stored slices before the crop."""
         return tuple(self._slices.shape[1:])
 
     @property
-    def reference(self):
+    def reference(self) -> NDArray | None:
         """[Q] reference brain intensities for histogram matching, or None."""
         return self._file["Reference"][:] if "Reference" in self._file else None
 
     @property
-    def has_label(self):
+    def has_label(self) -> bool:
         """Whether lesion labels are at hand."""
         return "Label" in self._label_file
 
-    def read(self, rows):
+    def read(self, rows: Iterable[int]) -> NDArray:
         """Slices [n, H, W, 1] float32 of the given rows; non-finite values are an `InputError`."""
         images = self._stack(self._slices, rows).astype(np.float32)
         bad = ~np.isfinite(images).all(axis=(1, 2))
@@ -284,13 +334,13 @@ class SliceCache:
             raise InputError(f"{self.path}: {self.dataset} row {row} holds NaN or infinite values.")
         return images[..., None]
 
-    def mask(self, rows):
+    def mask(self, rows: Iterable[int]) -> NDArray:
         """Brain mask [n, H, W, 1] bool: `Mask` > 0, or intensity > 0 where the file has no mask."""
         if self.dataset == "Test" and "Mask" in self._file:
             return self._stack(self._aligned(self._file, "Mask", self.path), rows)[..., None] > 0
         return self.read(rows) > 0
 
-    def label(self, rows):
+    def label(self, rows: Iterable[int]) -> NDArray:
         """Lesions [n, H, W, 1] bool: `Label` > 0."""
         stored = self._aligned(self._label_file, "Label", self._labels_from)
         return self._stack(stored, rows)[..., None] > 0
@@ -309,9 +359,9 @@ class SliceCache:
 
     def _stored_crop(self):
         shape = self._slices.shape[1:]
-        if "crop" in self._file.attrs:
-            return self._file.attrs["crop"]
-        return RELEASED_CROP if shape == RELEASED_SLICE_SHAPE else (0, shape[0], 0, shape[1])
+        whole = (0, shape[0], 0, shape[1])
+        usual = RELEASED_CROP if shape == RELEASED_SLICE_SHAPE else whole
+        return self._file.attrs.get("crop", usual)
 
     def _read_index(self, counts):
         group = self._file.get(f"{self.dataset}_info")
@@ -372,6 +422,6 @@ def _check_crop(crop, slice_shape, *, where):
     if not (0 <= x0 < x1 <= slice_shape[0] and 0 <= y0 < y1 <= slice_shape[1]):
         raise InputError(
             f"Crop [{x0}:{x1}, {y0}:{y1}] lies outside the {slice_shape[0]} x {slice_shape[1]} "
-            f"slices of {where}; give another --crop."
+            f"slices of {where}; give another crop."
         )
     check_slice_shape((x1 - x0, y1 - y0), where=where)

@@ -136,7 +136,8 @@ class Cohort:
     def positions_by_subject(self):
         """[(subject index, positions in the restored file)], in order of the cache."""
         with RestoredReader(self.restored) as reader, self.open_cache() as cache:
-            rows = self._checked_rows(reader, cache)
+            reader.check_cache(cache)
+            rows = reader.rows
             subject, axial = cache.index.subject[rows], cache.index.slice_index[rows]
         order = np.lexsort((rows, axial, subject))
         starts = np.flatnonzero(np.diff(subject[order], prepend=-1))
@@ -212,22 +213,6 @@ class Cohort:
                 f"{self.restored} does not hold the images after step {self.step}; it holds {kept}."
             )
         return reader.read_step(self.step, positions)
-
-    def _checked_rows(self, reader, cache):
-        rows = np.asarray(reader.rows)
-        if reader.shape != cache.shape:
-            raise InputError(
-                f"{self.restored} holds slices of {reader.shape[0]} x {reader.shape[1]} pixels, "
-                f"{self.cache} of {cache.shape[0]} x {cache.shape[1]}; they do not belong together."
-            )
-        if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(cache):
-            raise InputError(
-                f"{self.restored} names rows outside the {len(cache)} slices of {self.cache}; "
-                f"was it made from another cache?"
-            )
-        if len(np.unique(rows)) != len(rows):
-            raise InputError(f"{self.restored} holds some slices twice; restore them again.")
-        return rows
 
     def _check_subject_sizes(self, groups):
         largest = max(len(group) for group in groups)

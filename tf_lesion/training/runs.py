@@ -85,6 +85,7 @@ def describe(cache):
     affine = cache.grid_affine
     return {
         "cache": str(cache.path),
+        "cache_identity": cache.identity,
         "slice_shape": list(cache.slice_shape),
         "crop": list(cache.crop),
         "grid_affine": None if affine is None else affine.tolist(),
