@@ -6,7 +6,7 @@ from conftest import write_cache
 from matplotlib import image as pictures
 
 from preprocessing import cohort_figure
-from preprocessing.cohort_figure import Regions
+from preprocessing.cohort_figure import SPECTRUM, regions_on
 from tf_lesion.caches.slices import CacheWriter
 from tf_lesion.files import InputError
 from tf_lesion.scans.alignment import atlas_mask_on
@@ -20,8 +20,8 @@ NOISE = 0.05  # relative to white matter
 def write_brains(path, *, levels=(0.2, 0.4), noise=NOISE, fluid=3.5, lesion=0.0):
     """A cache with one subject for each level of white matter; ventricles are `fluid` times it."""
     rng = np.random.default_rng(0)
-    brain, regions = atlas_mask_on(GRID), Regions.on(GRID)
-    ventricles = regions.named["ventricles"]
+    brain, regions = atlas_mask_on(GRID), regions_on(GRID)
+    ventricles = regions["ventricles"]
     label = np.zeros(GRID.shape, bool)
     label[20:24, 28:32] = bool(lesion)
     with CacheWriter(
@@ -52,7 +52,7 @@ def test_fluid_is_counted_and_fills_the_histogram_of_the_ventricles(tmp_path):
     assert dry.figures["fluid"] == dry.figures["ventricles"] == 0
     assert wet.figures["ventricles"] > wet.figures["fluid"] > 0
     bins = np.arange(cohort_figure.BINS) + 0.5
-    peak = bins[wet.histograms["ventricles"].argmax()] * cohort_figure.BRIGHTEST
+    peak = bins[wet.curves["ventricles"].argmax()] * cohort_figure.BRIGHTEST
     assert peak / cohort_figure.BINS == pytest.approx(3.5, abs=0.05)
 
 
@@ -69,7 +69,7 @@ def test_noise_is_flat_in_the_spectrum_and_smooth_brains_are_not(tmp_path):
         cohort_figure.measure(write_brains(tmp_path / f"{noise}.h5", noise=noise), "Test")[0]
         for noise in (0.3, 0.0)
     )
-    assert noisy.spectrum[-5:].mean() > 3 * smooth.spectrum[-5:].mean()
+    assert noisy.curves[SPECTRUM][-5:].mean() > 3 * smooth.curves[SPECTRUM][-5:].mean()
 
 
 def test_command_writes_a_picture_and_a_table_and_does_not_overwrite(tmp_path, capsys):
