@@ -2,12 +2,14 @@
 
 An `Anatomy` also carries the coarse maps that deformation, skull stripping and tumors need. Its
 space is RAS, in mm, with the middle of the brain about where MNI space has it.
-`preprocessing.anatomy_sources` makes anatomies from the ICBM152 maps and from label maps.
+`preprocessing.phantom.sources` makes anatomies from the ICBM152 maps and from label maps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from nibabel.affines import from_matvec
 from scipy import ndimage
 
 from preprocessing.phantom.fields import random_field
@@ -146,20 +148,20 @@ class Anatomy:
     coarse: CoarseMaps
     pose: np.ndarray
 
-    def bounds(self):
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Center [3] and extent [3] of the bounding box of the closed brain, mm in MNI space."""
         affine = np.linalg.inv(self.pose) @ self.coarse.affine
         return brain_bounds(self.coarse.outside, affine)
 
-    def in_pose(self, points):
+    def in_pose(self, points: np.ndarray) -> np.ndarray:
         """Places [..., 3] in MNI space -> in the anatomy's own space, both in mm."""
         return points @ self.pose[:3, :3].T + self.pose[:3, 3]
 
-    def random_field(self, rng, scale_mm):
+    def random_field(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
         """Smooth random field on the painted grid, mean 0, standard deviation 1."""
         return random_field(rng, self.shape, scale_mm / self.spacing)
 
-    def from_coarse(self, values):
+    def from_coarse(self, values: np.ndarray) -> np.ndarray:
         """Linear interpolation of a coarse map on the painted grid, [X, Y, Z] float32."""
         values = np.asarray(values, dtype=np.float32)
         return resample(values, self.coarse.affine, self.affine, self.shape)
@@ -215,11 +217,11 @@ class AtlasAnatomy(Anatomy):
     painting = AtlasPainting()
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int, int]:
         """(X, Y, Z) of the painted image."""
         return self.gray.shape
 
-    def paint(self, rng, intensities):
+    def paint(self, rng: np.random.Generator, intensities: dict[str, float]) -> np.ndarray:
         """T2-like image [X, Y, Z] float32 in units of white matter; `intensities` by tissue."""
         how = self.painting
         wobble = self.random_field(rng, how.wobble_mm)
@@ -236,7 +238,7 @@ class AtlasAnatomy(Anatomy):
         gray_level = intensities["cortex"]
         solid = gray_level + (intensities["white"] - gray_level) * white
         solid *= 1 + (self.iron - 1) * rng.uniform(*how.iron)
-        return _float32(solid + csf * (self._fluid(rng, intensities) - solid))
+        return (solid + csf * (self._fluid(rng, intensities) - solid)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -247,11 +249,11 @@ class LabelAnatomy(Anatomy):
     painting = LabelPainting()
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int, int]:
         """(X, Y, Z) of the painted image."""
         return tuple(n // self.spacing for n in self.tissue.shape)
 
-    def paint(self, rng, intensities):
+    def paint(self, rng: np.random.Generator, intensities: dict[str, float]) -> np.ndarray:
         """T2-like image [X, Y, Z] float32 in units of white matter; `intensities` by tissue.
 
         Label maps show sulci one voxel wide or not at all. A cut on the blurred share of CSF makes
@@ -267,7 +269,7 @@ class LabelAnatomy(Anatomy):
         csf = sigmoid((csf - cut + how.csf_wobble * wobble) / how.csf_edge)
         cerebellar = self._mean_of([name == "cerebellar_cortex" for name in TISSUES])
         csf += self._folia(rng, wobble) * cerebellar * (1 - csf)
-        return _float32(solid + csf * (self._fluid(rng, intensities) - solid))
+        return (solid + csf * (self._fluid(rng, intensities) - solid)).astype(np.float32)
 
     def _vessels(self, rng):
         how = self.painting
@@ -280,12 +282,12 @@ class LabelAnatomy(Anatomy):
         return block_mean(np.asarray(values, dtype=np.float32)[self.tissue], self.spacing)
 
 
-def indicator(tissue, *names):
+def indicator(tissue: np.ndarray, *names: str) -> np.ndarray:
     """Float32 indicator of voxels whose tissue has one of the names."""
     return np.isin(tissue, [TISSUE_INDEX[name] for name in names]).astype(np.float32)
 
 
-def block_mean(values, step):
+def block_mean(values: np.ndarray, step: int) -> np.ndarray:
     """Mean over cubes of `step` voxels, float32; a rest at the end of an axis is left out."""
     values = np.asarray(values, dtype=np.float32)
     if step == 1:
@@ -295,26 +297,25 @@ def block_mean(values, step):
     return cubes.mean(axis=(1, 3, 5), dtype=np.float32)
 
 
-def coarser_affine(affine, step):
+def coarser_affine(affine: np.ndarray, step: int) -> np.ndarray:
     """Affine of the grid whose voxels are cubes of `step` voxels."""
-    result = np.array(affine, dtype=float)
-    result[:3, :3] *= step
-    result[:3, 3] += affine[:3, :3] @ np.full(3, (step - 1) / 2)
-    return result
+    return affine @ from_matvec(np.diag([float(step)] * 3), [(step - 1) / 2] * 3)
 
 
-def to_voxels(points, affine):
+def to_voxels(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Voxel coordinates of places in mm, [..., 3], for an affine without rotation."""
     return (points - affine[:3, 3]) / np.diag(affine)[:3]
 
 
-def grid_mm(affine, shape):
+def grid_mm(affine: np.ndarray, shape: Sequence[int]) -> list[np.ndarray]:
     """Place in mm of each voxel of a grid without rotation: three arrays that broadcast."""
     axes = [affine[k, k] * np.arange(n) + affine[k, 3] for k, n in enumerate(shape)]
     return np.meshgrid(*[axis.astype(np.float32) for axis in axes], indexing="ij", sparse=True)
 
 
-def resample(values, affine, to_affine, to_shape):
+def resample(
+    values: np.ndarray, affine: np.ndarray, to_affine: np.ndarray, to_shape: Sequence[int]
+) -> np.ndarray:
     """Linear interpolation of a volume on another grid; neither is rotated."""
     ratio = np.diag(to_affine)[:3] / np.diag(affine)[:3]
     offset = to_voxels(to_affine[:3, 3], affine)
@@ -323,17 +324,19 @@ def resample(values, affine, to_affine, to_shape):
     )
 
 
-def brain_bounds(outside, affine):
+def brain_bounds(outside: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Center [3] and extent [3], in mm, of the box around voxels with a negative `outside`."""
     places = np.argwhere(outside < 0) @ affine[:3, :3].T + affine[:3, 3]
     low, high = places.min(axis=0), places.max(axis=0)
     return (low + high) / 2, high - low + COARSE_MM
 
 
-def sigmoid(values):
-    """1 / (1 + exp(-values)), without overflow."""
+def largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest connected piece of a mask that is not empty."""
+    parts, _ = ndimage.label(mask)
+    return parts == np.bincount(parts[mask]).argmax()
+
+
+def sigmoid(values: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-values)), without overflow; `scipy.special.expit` rounds in another way."""
     return 1 / (1 + np.exp(np.clip(-values, -30, 30)))
-
-
-def _float32(values):
-    return values.astype(np.float32)

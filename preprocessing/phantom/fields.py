@@ -4,6 +4,8 @@ Everything here is plain elementwise arithmetic in a fixed order, with no matrix
 numbers come out whatever the number of threads, which lets a seed fix a cohort byte for byte.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -19,12 +21,12 @@ CONTROL_BLUR = 1.0
 BLURRED_NOISE_STD = (16 * np.pi / 3) ** (-0.75)
 
 
-def lattice_size(length, step):
+def lattice_size(length: int, step: float) -> int:
     """Number of control points, `step` voxels apart, that cover an axis of `length` voxels."""
     return int(np.ceil((length - 1) / step)) + SPLINE_SUPPORT
 
 
-def lattice_positions(length, step):
+def lattice_positions(length: int, step: float) -> np.ndarray:
     """[n] voxel coordinates of the control points; the first lies one step before voxel 0."""
     return ((np.arange(lattice_size(length, step)) - 1) * step).astype(np.float32)
 
@@ -38,7 +40,7 @@ def _spline_weights(length, step):
     return first, np.stack(weights) / np.float32(6)
 
 
-def upsample(lattice, shape, step):
+def upsample(lattice: np.ndarray, shape: Sequence[int], step: float) -> np.ndarray:
     """Cubic B-spline through a lattice of control points.
 
     Args:
@@ -61,7 +63,7 @@ def upsample(lattice, shape, step):
     return values
 
 
-def random_field(rng, shape, scale):
+def random_field(rng: np.random.Generator, shape: Sequence[int], scale: float) -> np.ndarray:
     """Smooth Gaussian random field [X, Y, Z] float32, mean 0, standard deviation about 1.
 
     A cubic B-spline with independent control points, `scale` voxels apart. Large patches of that

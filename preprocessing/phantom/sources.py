@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import apply_affine, from_matvec
 from nilearn import datasets
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -20,6 +21,7 @@ from preprocessing.phantom.anatomy import (
     coarser_affine,
     grid_mm,
     indicator,
+    largest_part,
     resample,
     sigmoid,
 )
@@ -35,7 +37,7 @@ from tf_lesion.scans.volumes import load_scan
 LABEL_MAP_PATTERNS = ("*.nii.gz", "*.nii")
 VOXEL_TOLERANCE_MM = 0.1
 MNI_BRAIN_CENTER = (0.0, -18.0, 6.0)  # mm, middle of the bounding box of the ICBM152 brain
-# Where `preprocessing.alignment` puts the right centroids of tissues in MNI space, mm; the left are
+# Where `tf_lesion.scans.alignment` puts the right centroids of tissues in MNI space, mm; the left are
 # their mirror images. Medians of 20 label maps (those SynthSeg was trained with). The pose from
 # these differs from the alignment of one anatomy by 1.1 degrees and 0.7 mm per axis (RMS).
 LANDMARKS = {
@@ -91,7 +93,7 @@ BRAINSTEM = Nucleus((0.0, -30.0, -35.0), (20.0, 16.0, 32.0))
 
 
 @functools.lru_cache(maxsize=2)
-def load_atlas(spacing):
+def load_atlas(spacing: int) -> AtlasAnatomy:
     """The ICBM152 2009a anatomy, painted at `spacing` 1 or 2 mm."""
     loaders = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
     images = [load(resolution=FINEST_MM) for load in loaders]
@@ -137,7 +139,7 @@ def _atlas_maps(tissue, fine_affine):
     )
 
 
-def find_label_maps(folder):
+def find_label_maps(folder: str | Path) -> list[Path]:
     """Sorted paths of the label maps in `folder`; none is an `InputError` naming the pattern."""
     folder = Path(folder)
     found = sorted({path for pattern in LABEL_MAP_PATTERNS for path in folder.glob(pattern)})
@@ -150,7 +152,7 @@ def find_label_maps(folder):
 
 
 @functools.lru_cache(maxsize=32)
-def load_label_map(path, spacing):
+def load_label_map(path: str, spacing: int) -> LabelAnatomy:
     """Anatomy of a FreeSurfer label map, painted at `spacing` 1 or 2 mm.
 
     Args:
@@ -164,7 +166,7 @@ def load_label_map(path, spacing):
     labels = _read_labels(path)
     tissue = tissue_of_labels(labels)
     _check_tissues(tissue, path)
-    solid = _largest_part(indicator(tissue, "background", "csf", "bone") == 0)
+    solid = largest_part(indicator(tissue, "background", "csf", "bone") == 0)
     box = _brain_box(solid)
     coarse = _label_maps(tissue[box], labels[box], solid[box])
     fine_affine = _boxed(np.eye(4), box)
@@ -187,17 +189,15 @@ def _pose(labels, affine):
     numbers = [n for name in LANDMARKS for n in FREESURFER[name][:2]]
     wanted = np.array([(s * x, y, z) for x, y, z in LANDMARKS.values() for s in (-1, 1)])
     present = np.isin(numbers, labels)
-    pose = np.eye(4)
     if present.sum() < FEWEST_LANDMARKS:
-        return pose
+        return np.eye(4)
     numbers, wanted = np.array(numbers)[present], wanted[present]
     found = np.array(ndimage.center_of_mass(np.ones_like(labels), labels, numbers))
-    found = found @ affine[:3, :3].T + affine[:3, 3]
+    found = apply_affine(affine, found)
     middles = wanted.mean(axis=0), found.mean(axis=0)
     turn, _ = Rotation.align_vectors(found - middles[1], wanted - middles[0])
-    pose[:3, :3] = turn.as_matrix()
-    pose[:3, 3] = middles[1] - pose[:3, :3] @ middles[0]
-    return pose
+    rotation = turn.as_matrix()
+    return from_matvec(rotation, middles[1] - rotation @ middles[0])
 
 
 def _label_maps(tissue, labels, solid):
@@ -235,29 +235,18 @@ def _check_tissues(tissue, path):
             )
 
 
-def _largest_part(mask):
-    parts, count = ndimage.label(mask)
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    return parts == sizes.argmax()
-
-
 def _brain_box(mask):
     """Slices of the bounding box of a mask at 1 mm, with a margin, of even lengths."""
     box = []
-    for axis in range(3):
-        used = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        low = max(used[0] - BOX_MARGIN_MM, 0)
-        high = min(used[-1] + 1 + BOX_MARGIN_MM, mask.shape[axis])
+    for used, length in zip(ndimage.find_objects(mask.astype(int))[0], mask.shape, strict=True):
+        low, high = max(used.start - BOX_MARGIN_MM, 0), min(used.stop + BOX_MARGIN_MM, length)
         box.append(slice(low, high - (high - low) % COARSE_MM))
     return tuple(box)
 
 
 def _boxed(affine, box):
     """Affine of a volume after `volume[box]`."""
-    moved = np.array(affine, dtype=float)
-    moved[:3, 3] += moved[:3, :3] @ [part.start for part in box]
-    return moved
+    return affine @ from_matvec(np.eye(3), [part.start for part in box])
 
 
 def _ellipsoids(place, nucleus):

@@ -1,14 +1,18 @@
 """One synthetic subject: an anatomy deformed, painted, given tumors, and seen by a scanner."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from preprocessing.phantom import GRADES, PATIENT
 from preprocessing.phantom import tumors as lesions
-from preprocessing.phantom.anatomy import COARSE_MM, FINEST_MM, to_voxels
+from preprocessing.phantom.anatomy import COARSE_MM, FINEST_MM, Anatomy, largest_part, to_voxels
 from preprocessing.phantom.fields import lattice_positions, random_field, upsample
 from preprocessing.phantom.sources import load_atlas, load_label_map
 from preprocessing.phantom.tissues import bounded_normal, draw_intensities
@@ -107,7 +111,7 @@ class Phantom:
     image: np.ndarray
     label: np.ndarray
     affine: np.ndarray
-    facts: dict
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class Grid:
     origin: np.ndarray
 
     @classmethod
-    def around(cls, anatomy, voxel_size, margin):
+    def around(cls, anatomy: Anatomy, voxel_size: float, margin: float) -> "Grid":
         """The grid that holds an anatomy and a margin in mm."""
         center, extent = anatomy.bounds()
         shape = np.ceil((extent + 2 * margin) / voxel_size).astype(int)
@@ -127,35 +131,39 @@ class Grid:
         return cls(tuple(shape.tolist()), voxel_size, origin)
 
     @property
-    def affine(self):
+    def affine(self) -> np.ndarray:
         """[4, 4], voxel -> mm."""
-        affine = np.diag([self.voxel_size] * 3 + [1.0])
-        affine[:3, 3] = self.origin
-        return affine
+        return from_matvec(np.diag([float(self.voxel_size)] * 3), self.origin)
 
     @property
-    def lattice_step(self):
+    def lattice_step(self) -> float:
         """Distance of the deformation's control points in voxels."""
         return LATTICE_MM / self.voxel_size
 
-    def lattice(self):
+    def lattice(self) -> np.ndarray:
         """[a, b, c, 3] places in mm of the control points of the deformation."""
         axes = [lattice_positions(n, self.lattice_step) * self.voxel_size for n in self.shape]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1) + self.origin
 
     @property
-    def lattice_affine(self):
-        """[4, 4], control point of the deformation -> mm."""
-        affine = np.diag([LATTICE_MM] * 3 + [1.0])
-        affine[:3, 3] = self.origin - LATTICE_MM  # the first lies one step before voxel 0
-        return affine
+    def lattice_affine(self) -> np.ndarray:
+        """[4, 4], control point of the deformation -> mm; the first lies one before voxel 0."""
+        return from_matvec(np.diag([LATTICE_MM] * 3), self.origin - LATTICE_MM)
 
-    def random_field(self, rng, scale_mm):
+    def random_field(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
         """Smooth random field [X, Y, Z], mean 0, standard deviation 1."""
         return random_field(rng, self.shape, scale_mm / self.voxel_size)
 
 
-def make_phantom(seed, kind, number, *, voxel_size=1.0, label_maps=(), settings=None):
+def make_phantom(
+    seed: int,
+    kind: int,
+    number: int,
+    *,
+    voxel_size: float = 1.0,
+    label_maps: Sequence[Path] = (),
+    settings: PhantomSettings | None = None,
+) -> Phantom:
     """Synthesize one subject, from (seed, kind, number) alone.
 
     Args:
@@ -189,7 +197,7 @@ def make_phantom(seed, kind, number, *, voxel_size=1.0, label_maps=(), settings=
     outside -= scan_rng.uniform(*settings.rim)
     rim = zip(settings.rim_scales, settings.rim_spreads, strict=True)
     ragged = sum(spread * grid.random_field(scan_rng, scale) for scale, spread in rim)
-    brain = _largest_part(outside < ragged)
+    brain = largest_part(outside < ragged)
     label = _grow(tumor_rng, tumors, image, brain & (outside < -SKULL_GAP_MM), grid)
     image *= _edge(scan_rng, outside, grid, settings)
     scan, facts = _scan(scan_rng, image, brain, grid, settings)
@@ -197,7 +205,7 @@ def make_phantom(seed, kind, number, *, voxel_size=1.0, label_maps=(), settings=
     return Phantom(image=scan, label=label, affine=grid.affine, facts=facts)
 
 
-def default_settings(label_maps):
+def default_settings(label_maps: Sequence[Path]) -> PhantomSettings:
     """The `PhantomSettings` for label maps, or for ICBM152 if there are none."""
     return LABEL_MAP_SETTINGS if label_maps else PhantomSettings()
 
@@ -276,13 +284,6 @@ def _sample(values, affine, grid, source, *, beyond=None):
     voxels = np.stack([upsample(axis, grid.shape, grid.lattice_step) for axis in lattice])
     mode = "nearest" if beyond is None else "constant"
     return ndimage.map_coordinates(values, voxels, order=1, mode=mode, cval=beyond or 0)
-
-
-def _largest_part(mask):
-    parts, count = ndimage.label(mask)
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    return parts == sizes.argmax()
 
 
 def _grow(rng, tumors, image, brain, grid):

@@ -61,7 +61,7 @@ BONE = (514, 515)  # cancellous, cortical
 HEMISPHERES = ((2, 3), (41, 42))  # cerebral white matter and cortex, left and right
 
 
-def draw_intensities(rng):
+def draw_intensities(rng: np.random.Generator) -> dict[str, float]:
     """Intensities of one subject by tissue name, relative to white matter."""
     contrast = 1 + GRAY_CONTRAST_SPREAD * bounded_normal(rng)
     fluid = 1 + FLUID_SPREAD * bounded_normal(rng)
@@ -72,7 +72,7 @@ def draw_intensities(rng):
     return levels
 
 
-def tissue_of_labels(labels):
+def tissue_of_labels(labels: np.ndarray) -> np.ndarray:
     """FreeSurfer numbers [...] -> indices of TISSUES [...] uint8; outside, all but bone is 0."""
     lookup = np.full(FIRST_EXTRACEREBRAL, TISSUE_INDEX[OTHER_TISSUE], np.uint8)
     lookup[0] = TISSUE_INDEX["background"]
@@ -83,6 +83,6 @@ def tissue_of_labels(labels):
     return tissue
 
 
-def bounded_normal(rng, size=None):
+def bounded_normal(rng: np.random.Generator, size: int | None = None) -> float | np.ndarray:
     """Standard normal numbers cut at LARGEST_DEVIATION."""
     return np.clip(rng.standard_normal(size), -LARGEST_DEVIATION, LARGEST_DEVIATION)

@@ -1,6 +1,7 @@
 """Synthetic gliomas on T2: where they grow, push, what they look like, and their BRATS labels."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -97,7 +98,7 @@ class Tumor:
     core_level: float
     enhancing: bool
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Plain numbers for phantom.json."""
         facts = asdict(self)
         for name, value in facts.items():
@@ -106,7 +107,9 @@ class Tumor:
         return facts
 
 
-def draw_tumors(rng, grade, *, places, depth):
+def draw_tumors(
+    rng: np.random.Generator, grade: str, *, places: np.ndarray, depth: np.ndarray
+) -> list[Tumor]:
     """One or two tumors of a patient.
 
     Args:
@@ -145,7 +148,7 @@ def _draw_tumor(rng, grade, places, depth, *, shrink):
     )
 
 
-def pull_back(tumor, points, outside):
+def pull_back(tumor: Tumor, points: np.ndarray, outside: np.ndarray) -> np.ndarray:
     """Where tissue seen at `points` was before the tumor pushed it, minus `points`.
 
     Args:
@@ -163,7 +166,16 @@ def pull_back(tumor, points, outside):
     return -tumor.push * strength * offset * free
 
 
-def grow(rng, tumor, *, image, label, brain, voxel_size, origin):
+def grow(
+    rng: np.random.Generator,
+    tumor: Tumor,
+    *,
+    image: np.ndarray,
+    label: np.ndarray,
+    brain: np.ndarray,
+    voxel_size: float,
+    origin: np.ndarray,
+) -> None:
     """Paint a tumor into an image and its labels, in place.
 
     Args:

@@ -1,4 +1,8 @@
-"""Intensities: bias correction, min-max normalisation, histogram matching inside the brain."""
+"""Intensities: bias correction, min-max normalization, histogram matching inside the brain.
+
+Everywhere `volume` is [X, Y, Z] intensity, `mask` [X, Y, Z] bool, the brain, and `reference` [Q]
+quantiles of the brain of the subject that others are matched to.
+"""
 
 from collections.abc import Sequence
 
@@ -16,12 +20,7 @@ N4_STEPS = (50, 50, 30)  # at each of three resolutions of the spline
 
 
 def correct_bias(volume: np.ndarray, mask: np.ndarray, voxel_sizes: Sequence[float]) -> np.ndarray:
-    """N4 bias correction (Tustison et al., IEEE TMI 2010) of the brain.
-
-    Args:
-        volume: [X, Y, Z] intensity.
-        mask: [X, Y, Z] bool, brain.
-        voxel_sizes: [3] mm.
+    """N4 bias correction (Tustison et al., IEEE TMI 2010) of the brain; `voxel_sizes` [3] in mm.
 
     Returns:
         [X, Y, Z] float32, `volume` divided by the field (which is 1 where nothing is known).
@@ -40,10 +39,6 @@ def correct_bias(volume: np.ndarray, mask: np.ndarray, voxel_sizes: Sequence[flo
 
 def normalize(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Min-max inside the brain, between the 0.1th and the 99.9th percentile of the brain.
-
-    Args:
-        volume: [X, Y, Z] intensity.
-        mask: [X, Y, Z] bool, brain.
 
     Returns:
         [X, Y, Z] float32: 1e-3 to 1 in the brain, exactly 0 outside.
@@ -70,12 +65,8 @@ def histogram_distance(volume: np.ndarray, mask: np.ndarray, reference: np.ndarr
 
     The mean over the quantiles of their absolute difference, in normalized intensity: 0 for equal
     histograms; what `match_to_reference` has to move a voxel by on average. `scipy.stats` sorts
-    every voxel for it, which takes six times as long and changes the fourth decimal.
-
-    Args:
-        volume: [X, Y, Z] intensity, normalized, not matched yet.
-        mask: [X, Y, Z] bool, brain.
-        reference: [Q] quantiles of the reference's brain; or any intensities of it.
+    every voxel for it, which takes six times as long and changes the fourth decimal. The volume is
+    normalized and not matched yet; `reference` may be any intensities of that brain.
     """
     steps = np.linspace(0, 1, QUANTILES)
     return float(np.abs(np.quantile(volume[mask], steps) - np.quantile(reference, steps)).mean())
@@ -86,11 +77,6 @@ def match_to_reference(volume: np.ndarray, mask: np.ndarray, reference: np.ndarr
 
     Only brain voxels take part: background in either histogram moves all ranks, which is what makes
     black patches. The map is monotone and stays in the reference's range.
-
-    Args:
-        volume: [X, Y, Z] intensity.
-        mask: [X, Y, Z] bool, brain.
-        reference: [Q] quantiles of the reference's brain, as `brain_quantiles` gives.
 
     Returns:
         [X, Y, Z] float32, above 0 in the brain, exactly 0 outside.
