@@ -17,6 +17,7 @@ from preprocessing.phantom.tissues import TISSUE_INDEX, TISSUES
 
 FINEST_MM = 1
 COARSE_MM = 2  # grid of the coarse maps
+Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -28,125 +29,84 @@ class Painting:
     gives these numbers: they bring slices near real ones in `preprocessing.cohort_figure` (three
     patients with multiple sclerosis, Lesjak et al., Neuroinformatics 2017, and one with a stroke,
     outside their lesions).
-
-    Attributes:
-        csf_cut: share of CSF from which on a voxel counts as CSF: how wide sulci are.
-        csf_edge: softness of that cut.
-        csf_wobble, wobble_mm: how far the cut wanders from place to place, and over what distance.
-        sulcal_csf: intensity of CSF outside the ventricles.
-        csf_patches: (scale, spread) of its unevenness: flow, vessels, membranes.
-        csf_range: darkest and brightest of it.
-        falx_mm, falx_darkness: half width of the falx, and what it takes from CSF.
-        folia_mm, folia_csf: distance between folia of the cerebellum as a scan at 1 mm shows them,
-            and the share of CSF between them.
-        folia_center, folia_flattening: what they curve around (MNI, the roof of the fourth
-            ventricle), and how much flatter from left to right.
-        ventricle_core: of the smoothed ventricles, from which on CSF has its full intensity.
     """
 
-    csf_cut: tuple
-    csf_edge: float
-    csf_wobble: float
-    sulcal_csf: tuple
-    csf_patches: tuple
-    folia_csf: tuple
+    csf_cut: Pair  # share of CSF from which on a voxel counts as CSF: how wide sulci are
+    csf_edge: float  # softness of that cut
+    csf_wobble: float  # how far the cut wanders from place to place, `wobble_mm` the distance
+    sulcal_csf: Pair  # intensity of CSF outside the ventricles
+    csf_patches: tuple[Pair, ...]  # (scale, spread) of its unevenness: flow, vessels, membranes
+    folia_csf: Pair  # share of CSF between the folia of a cerebellum
     wobble_mm: float = 7.0
-    csf_range: tuple = (0.1, 1.1)
-    falx_mm: float = 1.0
-    falx_darkness: tuple = (0.3, 0.7)
-    folia_mm: float = 5.0
-    folia_center: tuple = (0.0, -40.0, -32.0)
-    folia_flattening: float = 0.7
-    ventricle_core: float = 0.25
+    csf_range: Pair = (0.1, 1.1)  # darkest and brightest CSF outside the ventricles
+    falx_mm: float = 1.0  # half width of the falx
+    falx_darkness: Pair = (0.3, 0.7)  # what it takes from CSF
+    folia_mm: float = 5.0  # distance between folia as a scan at 1 mm shows them
+    folia_center: tuple[float, float, float] = (0.0, -40.0, -32.0)  # the roof of ventricle 4, MNI
+    folia_flattening: float = 0.7  # of the shells around it, from left to right
+    ventricle_core: float = 0.25  # of the smoothed ventricles, from which on CSF is at its full
 
 
 @dataclass(frozen=True)
 class AtlasPainting(Painting):
-    """Besides, for the averaged maps of ICBM152, which have neither crisp edges nor all sulci.
+    """Besides, for the averaged maps of ICBM152, which have neither crisp edges nor all sulci."""
 
-    Attributes:
-        white_cut, white_edge, white_wobble: as those of CSF, between gray and white matter.
-        deep_white_edge: softness among the deep nuclei.
-        iron: factor on the darkness of nuclei rich in iron.
-        fold_mm, fold_width: distance between sulci that are added, and their width.
-        fold_csf, fold_gray: what a fold adds to CSF and takes from white matter.
-    """
-
-    csf_cut: tuple = (0.34, 0.5)
+    csf_cut: Pair = (0.34, 0.5)
     csf_edge: float = 0.06
     csf_wobble: float = 0.07
-    sulcal_csf: tuple = (0.75, 0.95)
-    csf_patches: tuple = ((12.0, 0.12), (3.0, 0.16))
-    folia_csf: tuple = (0.04, 0.14)
-    white_cut: tuple = (0.36, 0.48)
+    sulcal_csf: Pair = (0.75, 0.95)
+    csf_patches: tuple[Pair, ...] = ((12.0, 0.12), (3.0, 0.16))
+    folia_csf: Pair = (0.04, 0.14)
+    white_cut: Pair = (0.36, 0.48)  # these three as those of CSF, between gray and white matter
     white_edge: float = 0.08
     white_wobble: float = 0.08
-    deep_white_edge: float = 0.28
-    iron: tuple = (0.7, 1.2)
-    fold_mm: float = 13.0
+    deep_white_edge: float = 0.28  # softness among the deep nuclei
+    iron: Pair = (0.7, 1.2)  # factor on the darkness of nuclei rich in iron
+    fold_mm: float = 13.0  # distance between sulci that are added
     fold_width: float = 0.25
-    fold_csf: tuple = (0.25, 0.45)
-    fold_gray: float = 0.5
+    fold_csf: Pair = (0.25, 0.45)  # what a fold adds to CSF
+    fold_gray: float = 0.5  # what it takes from white matter
 
 
 @dataclass(frozen=True)
 class LabelPainting(Painting):
-    """Besides, for label maps.
+    """Besides, for label maps: vessels in the CSF around the brain, dark because blood flows.
 
-    Attributes:
-        blur_mm: standard deviation of the blur of CSF before its cut.
-        vessel_mm, vessel_width, vessel_darkness: of vessels in the CSF around the brain, dark
-            because their blood flows: tubes where two random fields of this scale are both near 0.
+    They are tubes where two random fields of scale `vessel_mm` are both near 0.
     """
 
-    csf_cut: tuple = (0.48, 0.73)
+    csf_cut: Pair = (0.48, 0.73)
     csf_edge: float = 0.085
     csf_wobble: float = 0.06
-    sulcal_csf: tuple = (0.75, 1.0)
-    csf_patches: tuple = ((12.0, 0.05), (3.0, 0.08))
-    folia_csf: tuple = (0.08, 0.22)
-    blur_mm: float = 0.65
+    sulcal_csf: Pair = (0.75, 1.0)
+    csf_patches: tuple[Pair, ...] = ((12.0, 0.05), (3.0, 0.08))
+    folia_csf: Pair = (0.08, 0.22)
+    blur_mm: float = 0.65  # standard deviation of the blur of CSF before its cut
     vessel_mm: float = 9.0
     vessel_width: float = 0.22
-    vessel_darkness: tuple = (0.7, 1.0)
+    vessel_darkness: Pair = (0.7, 1.0)
 
 
 @dataclass(frozen=True)
 class CoarseMaps:
-    """Smooth maps of an anatomy on a grid of 2 mm, [X, Y, Z] float32.
+    """Smooth maps of an anatomy on a grid of 2 mm, [X, Y, Z] float32."""
 
-    Attributes:
-        affine: [4, 4], voxel -> mm.
-        outside: signed distance from the closed brain, mm, negative inside.
-        ventricle: smoothed indicator of the ventricles.
-        cerebrum: share of cerebral white and gray matter.
-        midline: distance from the plane between the hemispheres, mm.
-    """
-
-    affine: np.ndarray
-    outside: np.ndarray
-    ventricle: np.ndarray
-    cerebrum: np.ndarray
-    midline: np.ndarray
+    affine: np.ndarray  # [4, 4], voxel -> mm
+    outside: np.ndarray  # signed distance from the closed brain, mm, negative inside
+    ventricle: np.ndarray  # smoothed indicator of the ventricles
+    cerebrum: np.ndarray  # share of cerebral white and gray matter
+    midline: np.ndarray  # distance from the plane between the hemispheres, mm
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What both kinds of anatomy share.
+    """What both kinds of anatomy share."""
 
-    Attributes:
-        name: for the records.
-        affine: [4, 4] of the painted image, voxel -> mm, without rotation.
-        spacing: mm, of the painted image.
-        coarse: `CoarseMaps`.
-        pose: [4, 4], mm in MNI space -> mm in the anatomy's own space; rigid.
-    """
-
-    name: str
-    affine: np.ndarray
-    spacing: int
+    name: str  # for the records
+    affine: np.ndarray  # [4, 4] of the painted image, voxel -> mm, without rotation
+    spacing: int  # mm, of the painted image
     coarse: CoarseMaps
-    pose: np.ndarray
+    pose: np.ndarray  # [4, 4], mm in MNI space -> mm in the anatomy's own space; rigid
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Center [3] and extent [3] of the bounding box of the closed brain, mm in MNI space."""
@@ -201,19 +161,13 @@ class AtlasAnatomy(Anatomy):
 
     The maps are averages of many brains, so their sulci are vague. Thresholds that vary smoothly
     from place to place, and random folds of the cortex, give every subject crisp sulci of its own.
-
-    Attributes, all [X, Y, Z] float32:
-        gray, white: shares.
-        iron: factor on the intensity of tissue; nuclei rich in iron are dark.
-        cerebellum: indicator.
-        depth: 0 in the cortex, 1 among the deep nuclei.
     """
 
-    gray: np.ndarray
-    white: np.ndarray
-    iron: np.ndarray
-    cerebellum: np.ndarray
-    depth: np.ndarray
+    gray: np.ndarray  # share, as all of these [X, Y, Z] float32
+    white: np.ndarray  # share
+    iron: np.ndarray  # factor on the intensity of tissue; nuclei rich in iron are dark
+    cerebellum: np.ndarray  # indicator
+    depth: np.ndarray  # 0 in the cortex, 1 among the deep nuclei
     painting = AtlasPainting()
 
     @property

@@ -1,14 +1,17 @@
-"""Smooth random fields on voxel grids, by cubic B-splines on a coarse lattice.
+"""Voxel grids and smooth random fields on them, by cubic B-splines on a coarse lattice.
 
 Everything here is plain elementwise arithmetic in a fixed order, with no matrix products: the same
 numbers come out whatever the number of threads, which lets a seed fix a cohort byte for byte.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from nibabel.affines import from_matvec
 from scipy import ndimage
 
+LATTICE_MM = 4.0  # between control points of the deformation
 SPLINE_SUPPORT = 4  # control points that reach a place, per axis (cubic B-spline)
 # Standard deviation of a cubic B-spline with independent N(0, 1) control points, averaged over
 # places: (integral of B3^2)^(1/2) = sqrt(151/315) per axis, three axes.
@@ -84,3 +87,45 @@ def random_field(rng: np.random.Generator, shape: Sequence[int], scale: float) -
         control = ndimage.gaussian_filter(control, CONTROL_BLUR, mode="wrap")
     std = BLURRED_NOISE_STD if isotropic else SPLINE_NOISE_STD
     return upsample(control / np.float32(std), shape, step)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The voxels of a scan, RAS, without rotation; `origin` [3] is the center of voxel 0 in mm."""
+
+    shape: tuple
+    voxel_size: float
+    origin: np.ndarray
+
+    @classmethod
+    def around(
+        cls, center: np.ndarray, extent: np.ndarray, voxel_size: float, margin: float
+    ) -> "Grid":
+        """The grid that holds a box, by center [3] and extent [3], and a margin, in mm."""
+        shape = np.ceil((extent + 2 * margin) / voxel_size).astype(int)
+        origin = np.round(center - (shape - 1) / 2 * voxel_size)
+        return cls(tuple(shape.tolist()), voxel_size, origin)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """[4, 4], voxel -> mm."""
+        return from_matvec(np.diag([float(self.voxel_size)] * 3), self.origin)
+
+    @property
+    def lattice_step(self) -> float:
+        """Distance of the deformation's control points in voxels."""
+        return LATTICE_MM / self.voxel_size
+
+    def lattice(self) -> np.ndarray:
+        """[a, b, c, 3] places in mm of the control points of the deformation."""
+        axes = [lattice_positions(n, self.lattice_step) * self.voxel_size for n in self.shape]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1) + self.origin
+
+    @property
+    def lattice_affine(self) -> np.ndarray:
+        """[4, 4], control point of the deformation -> mm; the first lies one before voxel 0."""
+        return from_matvec(np.diag([LATTICE_MM] * 3), self.origin - LATTICE_MM)
+
+    def random_field(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
+        """Smooth random field [X, Y, Z], mean 0, standard deviation 1."""
+        return random_field(rng, self.shape, scale_mm / self.voxel_size)

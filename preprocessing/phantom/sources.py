@@ -37,8 +37,8 @@ from tf_lesion.scans.volumes import load_scan
 LABEL_MAP_PATTERNS = ("*.nii.gz", "*.nii")
 VOXEL_TOLERANCE_MM = 0.1
 MNI_BRAIN_CENTER = (0.0, -18.0, 6.0)  # mm, middle of the bounding box of the ICBM152 brain
-# Where `tf_lesion.scans.alignment` puts the right centroids of tissues in MNI space, mm; the left are
-# their mirror images. Medians of 20 label maps (those SynthSeg was trained with). The pose from
+# Where rigid alignment puts the right centroids of tissues in MNI space, mm; the left are their
+# mirror images. Medians of 20 label maps (those SynthSeg was trained with). The pose from
 # these differs from the alignment of one anatomy by 1.1 degrees and 0.7 mm per axis (RMS).
 LANDMARKS = {
     "white": (26.6, -18.5, 17.1),
@@ -63,19 +63,12 @@ DEPTH_RAMP_MM = (22.0, 34.0)  # below the surface, from cortex to deep nuclei
 
 @dataclass(frozen=True)
 class Nucleus:
-    """A structure that the ICBM152 maps do not delineate: a soft ellipsoid on either side, MNI mm.
+    """What the ICBM152 maps do not delineate: a soft ellipsoid on either side, in MNI mm."""
 
-    Attributes:
-        center: (|x|, y, z).
-        radii: half axes.
-        factor: on the intensity at its center.
-        softness: width of its edge, in half axes.
-    """
-
-    center: tuple
-    radii: tuple
-    factor: float = 1.0
-    softness: float = 0.1
+    center: tuple[float, float, float]  # |x|, y, z
+    radii: tuple[float, float, float]  # half axes
+    factor: float = 1.0  # on the intensity at its center
+    softness: float = 0.1  # width of its edge, in half axes
 
 
 # Places read off the ICBM152 2009a T1 template.

@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from preprocessing.phantom import GRADES, PATIENT
 from preprocessing.phantom import tumors as lesions
-from preprocessing.phantom.anatomy import COARSE_MM, FINEST_MM, Anatomy, largest_part, to_voxels
-from preprocessing.phantom.fields import lattice_positions, random_field, upsample
+from preprocessing.phantom.anatomy import COARSE_MM, FINEST_MM, Pair, largest_part, to_voxels
+from preprocessing.phantom.fields import LATTICE_MM, Grid, random_field, upsample
 from preprocessing.phantom.sources import load_atlas, load_label_map
 from preprocessing.phantom.tissues import bounded_normal, draw_intensities
 
 PAINT_COARSELY_FROM_MM = 3.0  # voxels of this size and more are sampled from a painting at 2 mm
-LATTICE_MM = 4.0  # between control points of the deformation
 STEEPEST_QUANTILE, STEEPEST_SHARE = 0.995, 1.5  # what counts as the wall of a ventricle
 FAR_OUTSIDE_MM = 20.0  # distance from the brain off the map: ICBM152 ends within the brainstem
 SKULL_GAP_MM = 1.0  # tumors end this far inside the brain
@@ -32,49 +30,31 @@ SLICE_BLUR = 0.5
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """How subjects vary. Lengths in mm, angles in degrees; pairs are the ends of a range.
+    """How subjects vary. Lengths in mm, angles in degrees; pairs are the ends of a range."""
 
-    Attributes:
-        margin: around the anatomy in a scan: room for pose, size and deformation.
-        rotation, shift: half ranges about and along each axis.
-        size_spread, axis_spread: of the logarithm of the head's size, and of each axis besides.
-        bend_scales, bend_spreads: distance and standard deviation of independent displacements.
-        ventricle_growth: shift of the walls of the ventricles.
-        texture_scales, texture_spread: of the unevenness within tissues.
-        psf: standard deviation of the scanner's blur.
-        thick_share, slice_mm: share of the scans that have thick axial slices, and their thickness.
-        rim, rim_scales, rim_spreads: how far the brain mask reaches beyond the closed brain: its
-            mean, and the scale and standard deviation of how it varies from place to place.
-        edge, edge_scales: depth to which a stripped brain is dark in places, size of the places.
-        edge_darkness: mean and spread of it, share of the intensity.
-        bias_scale, bias_spread: of the logarithm of the bias field.
-        noise: relative to white matter, at 1 mm.
-        white_level: intensity of white matter in scanner units, log-uniform.
-    """
-
-    margin: float = 22.0
-    rotation: float = 5.0
-    shift: float = 4.0
-    size_spread: float = 0.025
-    axis_spread: float = 0.02
-    bend_scales: tuple = (40.0, 20.0, 10.0)
-    bend_spreads: tuple = (2.5, 1.0, 0.5)
-    ventricle_growth: tuple = (-1.5, 5.0)
-    texture_scales: tuple = (2.0, 10.0)
+    margin: float = 22.0  # around the anatomy in a scan: room for pose, size and deformation
+    rotation: float = 5.0  # half range about each axis
+    shift: float = 4.0  # half range along each axis
+    size_spread: float = 0.025  # of the logarithm of the head's size
+    axis_spread: float = 0.02  # of the logarithm of each axis besides
+    bend_scales: tuple[float, ...] = (40.0, 20.0, 10.0)  # distance of independent displacements
+    bend_spreads: tuple[float, ...] = (2.5, 1.0, 0.5)  # their standard deviation
+    ventricle_growth: Pair = (-1.5, 5.0)  # shift of the walls of the ventricles
+    texture_scales: tuple[float, ...] = (2.0, 10.0)  # of the unevenness within tissues
     texture_spread: float = 0.028
-    psf: tuple = (0.4, 0.6)
-    thick_share: float = 0.0
-    slice_mm: tuple = (2.0, 5.0)
-    rim: tuple = (0.0, 2.5)
-    rim_scales: tuple = (8.0,)
-    rim_spreads: tuple = (0.4,)
-    edge: float = 2.5
-    edge_scales: tuple = (9.0, 3.0)
-    edge_darkness: tuple = (0.4, 0.4)
-    bias_scale: float = 70.0
+    psf: Pair = (0.4, 0.6)  # standard deviation of the scanner's blur
+    thick_share: float = 0.0  # of the scans, that has thick axial slices
+    slice_mm: Pair = (2.0, 5.0)  # their thickness
+    rim: Pair = (0.0, 2.5)  # how far the brain mask reaches beyond the closed brain: its mean,
+    rim_scales: tuple[float, ...] = (8.0,)  # the scale of how it varies from place to place,
+    rim_spreads: tuple[float, ...] = (0.4,)  # and its standard deviation
+    edge: float = 2.5  # depth to which a stripped brain is dark in places
+    edge_scales: tuple[float, ...] = (9.0, 3.0)  # size of the places
+    edge_darkness: Pair = (0.4, 0.4)  # mean and spread of it, share of the intensity
+    bias_scale: float = 70.0  # of the logarithm of the bias field
     bias_spread: float = 0.06
-    noise: tuple = (0.015, 0.055)
-    white_level: tuple = (150.0, 450.0)
+    noise: Pair = (0.015, 0.055)  # relative to white matter, at 1 mm
+    white_level: Pair = (150.0, 450.0)  # of white matter in scanner units, log-uniform
 
 
 # For label maps: they vary among themselves, and they come in the pose of MNI space, so that what
@@ -99,60 +79,12 @@ LABEL_MAP_SETTINGS = PhantomSettings(
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic scan.
+    """One synthetic scan."""
 
-    Attributes:
-        image: [X, Y, Z] int16, scanner units, 0 outside the brain and only there.
-        label: [X, Y, Z] uint8, BRATS labels 0, 1, 2, 4; 0 throughout in the healthy.
-        affine: [4, 4], voxel -> mm.
-        facts: what was drawn, JSON-serializable.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    affine: np.ndarray
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The voxels of a scan, RAS, without rotation; `origin` [3] is the center of voxel 0 in mm."""
-
-    shape: tuple
-    voxel_size: float
-    origin: np.ndarray
-
-    @classmethod
-    def around(cls, anatomy: Anatomy, voxel_size: float, margin: float) -> "Grid":
-        """The grid that holds an anatomy and a margin in mm."""
-        center, extent = anatomy.bounds()
-        shape = np.ceil((extent + 2 * margin) / voxel_size).astype(int)
-        origin = np.round(center - (shape - 1) / 2 * voxel_size)
-        return cls(tuple(shape.tolist()), voxel_size, origin)
-
-    @property
-    def affine(self) -> np.ndarray:
-        """[4, 4], voxel -> mm."""
-        return from_matvec(np.diag([float(self.voxel_size)] * 3), self.origin)
-
-    @property
-    def lattice_step(self) -> float:
-        """Distance of the deformation's control points in voxels."""
-        return LATTICE_MM / self.voxel_size
-
-    def lattice(self) -> np.ndarray:
-        """[a, b, c, 3] places in mm of the control points of the deformation."""
-        axes = [lattice_positions(n, self.lattice_step) * self.voxel_size for n in self.shape]
-        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1) + self.origin
-
-    @property
-    def lattice_affine(self) -> np.ndarray:
-        """[4, 4], control point of the deformation -> mm; the first lies one before voxel 0."""
-        return from_matvec(np.diag([LATTICE_MM] * 3), self.origin - LATTICE_MM)
-
-    def random_field(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
-        """Smooth random field [X, Y, Z], mean 0, standard deviation 1."""
-        return random_field(rng, self.shape, scale_mm / self.voxel_size)
+    image: np.ndarray  # [X, Y, Z] int16, scanner units, 0 outside the brain and only there
+    label: np.ndarray  # [X, Y, Z] uint8, BRATS labels 0, 1, 2, 4; 0 throughout in the healthy
+    affine: np.ndarray  # [4, 4], voxel -> mm
+    facts: dict[str, Any]  # what was drawn, JSON-serializable
 
 
 def make_phantom(
@@ -184,7 +116,7 @@ def make_phantom(
     rng = np.random.default_rng([seed, kind, number])
     shape_rng, paint_rng, scan_rng, tumor_rng = rng.spawn(4)
     anatomy = _choose_anatomy(number, label_maps, voxel_size)
-    grid = Grid.around(anatomy, voxel_size, settings.margin)
+    grid = Grid.around(*anatomy.bounds(), voxel_size, settings.margin)
     points = grid.lattice()
     source = _deform(shape_rng, anatomy, points, settings)
     tumors = []
@@ -198,7 +130,9 @@ def make_phantom(
     rim = zip(settings.rim_scales, settings.rim_spreads, strict=True)
     ragged = sum(spread * grid.random_field(scan_rng, scale) for scale, spread in rim)
     brain = largest_part(outside < ragged)
-    label = _grow(tumor_rng, tumors, image, brain & (outside < -SKULL_GAP_MM), grid)
+    label, room = np.zeros(grid.shape, np.uint8), brain & (outside < -SKULL_GAP_MM)
+    for tumor in tumors:
+        lesions.grow(tumor_rng, tumor, image=image, label=label, brain=room, grid=grid)
     image *= _edge(scan_rng, outside, grid, settings)
     scan, facts = _scan(scan_rng, image, brain, grid, settings)
     facts = {"anatomy": anatomy.name, **facts, **_lesion_facts(tumors, label, voxel_size)}
@@ -284,22 +218,6 @@ def _sample(values, affine, grid, source, *, beyond=None):
     voxels = np.stack([upsample(axis, grid.shape, grid.lattice_step) for axis in lattice])
     mode = "nearest" if beyond is None else "constant"
     return ndimage.map_coordinates(values, voxels, order=1, mode=mode, cval=beyond or 0)
-
-
-def _grow(rng, tumors, image, brain, grid):
-    """Paint all tumors into `image`; returns their labels [X, Y, Z] uint8."""
-    label = np.zeros(grid.shape, np.uint8)
-    for tumor in tumors:
-        lesions.grow(
-            rng,
-            tumor,
-            image=image,
-            label=label,
-            brain=brain,
-            voxel_size=grid.voxel_size,
-            origin=grid.origin,
-        )
-    return label
 
 
 def _edge(rng, outside, grid, settings):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from preprocessing.phantom.fields import random_field
+from preprocessing.phantom.fields import Grid, random_field
 
 NECROSIS, EDEMA, ENHANCING = 1, 2, 4  # BRATS 2017 labels; 1 is the non-enhancing core as well
 LABELS = {"necrosis": NECROSIS, "edema": EDEMA, "enhancing": ENHANCING}
@@ -42,16 +42,16 @@ class Grade:
     is the exception, and of the high grade.
     """
 
-    radius: tuple
-    core: tuple
-    push: tuple  # share of the radius
-    bright_core_level: tuple
+    radius: tuple[float, float]
+    core: tuple[float, float]
+    push: tuple[float, float]  # share of the radius
+    bright_core_level: tuple[float, float]
     dark_core_rate: float
     enhancing_rate: float
-    necrosis: tuple = (0.5, 0.8)
-    edema_level: tuple = (1.7, 2.4)
-    rim_level: tuple = (1.25, 2.0)
-    dark_core_level: tuple = (0.45, 0.75)
+    necrosis: tuple[float, float] = (0.5, 0.8)
+    edema_level: tuple[float, float] = (1.7, 2.4)
+    rim_level: tuple[float, float] = (1.25, 2.0)
+    dark_core_level: tuple[float, float] = (0.45, 0.75)
 
 
 GRADES = {
@@ -76,27 +76,19 @@ GRADES = {
 
 @dataclass(frozen=True)
 class Tumor:
-    """One tumor. Lengths in mm, intensities relative to white matter.
-
-    Attributes:
-        center: [3] mm, in the space of the scan.
-        stretch: [3] relative half axes, product 1.
-        radius: of the edema; `core` and `necrosis` are fractions of it.
-        push: largest shift of the tissue around, mm.
-        enhancing: whether the core has an enhancing rim (label 4).
-    """
+    """One tumor. Lengths in mm, intensities relative to white matter."""
 
     grade: str
-    center: tuple
-    stretch: tuple
-    radius: float
-    core: float
-    necrosis: float
-    push: float
+    center: tuple[float, float, float]  # in the space of the scan
+    stretch: tuple[float, float, float]  # relative half axes, product 1
+    radius: float  # of the edema
+    core: float  # fraction of the radius
+    necrosis: float  # fraction of the core
+    push: float  # largest shift of the tissue around
     edema_level: float
     rim_level: float
     core_level: float
-    enhancing: bool
+    enhancing: bool  # whether the core has an enhancing rim (label 4)
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers for phantom.json."""
@@ -173,8 +165,7 @@ def grow(
     image: np.ndarray,
     label: np.ndarray,
     brain: np.ndarray,
-    voxel_size: float,
-    origin: np.ndarray,
+    grid: Grid,
 ) -> None:
     """Paint a tumor into an image and its labels, in place.
 
@@ -183,14 +174,13 @@ def grow(
         image: [X, Y, Z] float32, in units of white matter.
         label: [X, Y, Z] uint8, BRATS labels so far.
         brain: [X, Y, Z] bool; no tumor outside.
-        voxel_size: mm.
-        origin: [3] mm, center of voxel 0.
+        grid: that of the image.
     """
-    box, distance = _distance(tumor, image.shape, voxel_size, origin)
-    regions = _regions(rng, tumor, distance, image[box], brain[box], voxel_size)
-    painted = _paint(rng, tumor, regions, image[box], voxel_size)
+    box, distance = _distance(tumor, image.shape, grid.voxel_size, grid.origin)
+    regions = _regions(rng, tumor, distance, image[box], brain[box], grid.voxel_size)
+    painted = _paint(rng, tumor, regions, image[box], grid.voxel_size)
     # The scanner blurs the tumor as it does the brain.
-    change = ndimage.gaussian_filter(painted - image[box], EDGE_BLUR_MM / voxel_size)
+    change = ndimage.gaussian_filter(painted - image[box], EDGE_BLUR_MM / grid.voxel_size)
     image[box] += change
     seen = label[box]
     seen[regions.edema & (seen == 0)] = EDEMA
