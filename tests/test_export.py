@@ -1,7 +1,5 @@
 """The SavedModel: the numbers of the model in memory, alone with TensorFlow, and back into use."""
 
-import dataclasses
-import json
 import re
 import shutil
 import subprocess
@@ -13,12 +11,16 @@ import tensorflow as tf
 from conftest import HEIGHT, WIDTH, phantom_slices, small_config
 
 import restore_brats
+import tf_lesion
+from tf_lesion import methods
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import SliceCache
+from tf_lesion.calibration import Calibration, Threshold
+from tf_lesion.cli import export as command
 from tf_lesion.files import InputError
 from tf_lesion.presets import preset
 from tf_lesion.restoration import Restorer, detect, restore, step_size_at
-from tf_lesion.saved_model import export, exported
+from tf_lesion.saved_model import export, exported, verify
 from tf_lesion.saved_model import intensity as in_graph
 from tf_lesion.saved_model.exported import read_assets
 from tf_lesion.saved_model.signatures import signatures
@@ -33,58 +35,56 @@ SAME_INTENSITY = 1e-6  # by which graph and NumPy may part
 
 
 def _make_run(folder, cache_path, kind="gmvae"):
-    """A run with untrained but saved weights, and a lambda of its own."""
+    """A run with untrained but saved weights, not calibrated."""
     run = runs.Run(folder)
     config = small_config(kind, restoration={"steps": STEPS, "gradient_clip": 20.0})
     with SliceCache(cache_path, "Train") as train, SliceCache(cache_path, "Test") as test:
         run.write(config, train)
         Trainer(run, config, train=train, test=test).save()
-    choice = {"model_identity": runs.load(folder).identity, "tv_weight": LAMBDA}
-    (folder / "lambda.json").write_text(json.dumps(choice))
     return folder
 
 
-def _write_thresholds(path, **changes):
-    """A file as eval.thresholds writes it."""
-    points = [
-        {"target_fpr": rate, "threshold": limit, "fpr": rate} for rate, limit in LIMITS.items()
-    ]
-    content = {
-        "tf_lesion_version": "0",
-        "method": "exact",
-        "restoration": {"tv_weight": LAMBDA, "steps": STEPS, "precision": "float32"},
-        "cohort": {},
-        "points": {"residual": points},
-    }
-    path.write_text(json.dumps({**content, **changes}))
-    return path
+def _calibrate(folder, name="calibration.h5", **changes):
+    """A calibration as tf-lesion calibrate writes it."""
+    prior = tf_lesion.load(folder)
+    restoration = prior.describe(prior.restoration(tv_weight=LAMBDA))
+    restoration |= changes.pop("restoration", {})
+    points = tuple(Threshold(rate, limit, rate) for rate, limit in sorted(LIMITS.items()))
+    content = {"points": {"residual": points}, "model_identity": prior.identity, **changes}
+    made = Calibration(restoration=restoration, tv_weight=LAMBDA, **content)
+    made.save(folder / name)
+    return folder / name
 
 
 def _export(model, out, *options):
-    return export.main(["--model", str(model), "--out", str(out), *map(str, options)])
+    return command.main(["--model", str(model), "--out", str(out), *map(str, options)])
 
 
 @pytest.fixture(scope="module")
-def run(cache_path, tmp_path_factory):
-    return _make_run(tmp_path_factory.mktemp("runs") / "run", cache_path)
+def plain(cache_path, tmp_path_factory):
+    """A run that was not calibrated."""
+    return _make_run(tmp_path_factory.mktemp("runs") / "plain", cache_path)
+
+
+@pytest.fixture(scope="module")
+def run(plain):
+    """The same run, calibrated."""
+    folder = plain.with_name("run")
+    shutil.copytree(plain, folder)
+    _calibrate(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def loaded(run):
-    return runs.load(run)
+    return tf_lesion.load(run)
 
 
 @pytest.fixture(scope="module")
-def thresholds_path(loaded, tmp_path_factory):
-    path = tmp_path_factory.mktemp("thresholds") / "thresholds.json"
-    return _write_thresholds(path, model_id=loaded.identity)
-
-
-@pytest.fixture(scope="module")
-def saved_path(run, thresholds_path, tmp_path_factory):
-    """The run's SavedModel, with thresholds."""
+def saved_path(run, tmp_path_factory):
+    """The run's SavedModel, with the thresholds of its calibration."""
     out = tmp_path_factory.mktemp("exported") / "saved"
-    assert _export(run, out, "--thresholds", thresholds_path) == 0
+    assert _export(run, out) == 0
     return out
 
 
@@ -110,7 +110,7 @@ _RESTORERS = {}  # compiled once per model: what changes below is read at each c
 
 def _in_memory(loaded, images, mask, *, seed=4, **changes):
     settings = {"tv_weight": LAMBDA, "steps": STEPS, **changes}
-    restoration = dataclasses.replace(loaded.config.restoration, **settings)
+    restoration = loaded.config.restoration.changed(**settings)
     restorer = _RESTORERS.setdefault(loaded.model, Restorer(loaded.model, restoration))
     restorer.restoration, restorer.seed = restoration, seed
     return restore(restorer, images, mask, range(len(images)))[0]
@@ -146,12 +146,27 @@ def test_any_batch_size_gives_the_same_images(saved, batch):
         np.testing.assert_array_equal(alone, together[part])
 
 
+def test_a_mask_is_brain_where_it_is_above_0_in_every_signature(saved, batch):
+    images, mask = batch
+    weak = mask * np.float32(0.3)
+    whole, faint = (_restored(saved, images, brain) for brain in (mask, weak))
+    for name, values in whole.items():
+        np.testing.assert_array_equal(faint[name], values)
+    given = {"image": images, "observed": images, "slices": np.arange(5), "start": 0, "stop": 5}
+    ascend = saved.signatures["ascend"]
+    first, second = (ascend(**given, mask=m, tv_weight=1.0, seed=0) for m in (mask, weak))
+    np.testing.assert_array_equal(first["image"], second["image"])
+    first, second = (saved.signatures["detect"](raw=images, mask=m) for m in (mask, weak))
+    for name, values in first.items():
+        np.testing.assert_array_equal(second[name], values)
+
+
 @pytest.mark.parametrize("name", ["released", "paper"])
 def test_step_sizes_in_the_graph_are_those_of_the_config_and_go_on_after_it(name):
-    restoration = preset(name).restoration
-    size = tf.function(lambda step: step_size_at(restoration, step))
-    for step in (0, 99, 100, 101, restoration.steps, 10 * restoration.steps):
-        assert size(tf.constant(step)) == np.float32(restoration.step_size(step))
+    solver = preset(name).restoration.solver
+    size = tf.function(lambda step: step_size_at(solver, step))
+    for step in (0, 99, 100, 101, solver.steps, 10 * solver.steps):
+        assert size(tf.constant(step)) == np.float32(solver.step_size(step))
 
 
 def test_detect_is_preprocessing_then_restoration_then_thresholds(saved, loaded, batch):
@@ -200,18 +215,18 @@ def test_reconstruct_decodes_the_posterior_mean_and_elbo_names_its_terms(saved, 
 
 @pytest.fixture(scope="module")
 def vae_paths(cache_path, tmp_path_factory):
-    """A VAE's run without reference, and its SavedModel in bfloat16 without thresholds."""
+    """A VAE's run without reference, and its SavedModel in bfloat16."""
     folder = tmp_path_factory.mktemp("vae")
     run, out = _make_run(folder / "run", cache_path, "vae"), folder / "saved"
     (run / "reference.npy").unlink()
-    assert _export(run, out, "--tv-weight", "auto", "--precision", "bfloat16") == 0
+    assert _export(run, out, "--tv-weight", LAMBDA, "--precision", "bfloat16") == 0
     return run, out
 
 
 def test_a_vae_exports_too_in_another_precision_without_reference_or_thresholds(vae_paths, batch):
     images, mask = batch
     run, out = vae_paths
-    saved, loaded = tf.saved_model.load(str(out)), runs.load(run, precision="bfloat16")
+    saved, loaded = tf.saved_model.load(str(out)), tf_lesion.load(run, precision="bfloat16")
     found = _restored(saved, images, mask)["restored"]
     np.testing.assert_array_equal(found, _in_memory(loaded, images, mask))
     assert set(saved.signatures["elbo"].structured_outputs) == {"elbo", "log_likelihood", "kl_z"}
@@ -222,24 +237,23 @@ def test_a_vae_exports_too_in_another_precision_without_reference_or_thresholds(
     )
     assets = read_assets(out)
     assert assets["reference"] is None
-    assert assets["thresholds"] is None
+    assert assets["calibration"] is None
     assert assets["model"]["tv_weight"] == LAMBDA
     assert not assets["model"]["detect"]["matched_to_reference"]
 
 
-class _Halved(tf.Module):
+class _Halved(methods.Method):
     """A method without lambda: it restores at once, and has neither z nor ELBO."""
 
-    has_lambda, has_steps, grid = False, False, (1, 1)
-    network = small_config().network
-
-    def restored(self, observed, mask, *, slices, seed, steps, tv_weight):
+    def restored(self, observed, mask, **inputs):
         return observed * (1 - 0.5 * mask)
 
 
 def test_a_method_without_lambda_restores_and_detects_by_the_same_code(batch):
     images, mask = batch
-    made = signatures(_Halved(), small_config().restoration, thresholds={"fpr_0.05": 0.3})
+    config = small_config()
+    halved = _Halved(config.network, config.objective, name="halved")
+    made = signatures(halved, config.restoration, thresholds={"fpr_0.05": 0.3})
     assert set(made) == {"restore", "detect", "ascend"}
     found = made["restore"](images, mask, np.arange(5), 0.0, 1, 0)
     np.testing.assert_array_equal(found["restored"], images * (1 - 0.5 * mask))
@@ -274,16 +288,15 @@ def test_it_restores_where_nothing_but_tensorflow_can_be_imported(
 
 
 def test_verify_finds_what_another_model_changes_and_passes_the_rest(saved_path, loaded):
-    thresholds, _ = export.read_thresholds(loaded, saved_path / "assets" / "thresholds.json")
     bias = loaded.model.decoder.mean_head.bias
     before = bias.numpy()
     bias.assign(before + 0.01)
     try:
-        differences = export.verify(
+        differences = verify.verify(
             loaded,
             saved_path,
-            restoration=runs.load(saved_path).config.restoration,
-            thresholds=thresholds,
+            restoration=loaded.calibrated(),
+            thresholds=loaded.calibration.points["residual"],
         )
     finally:
         bias.assign(before)
@@ -299,12 +312,12 @@ def test_a_difference_makes_the_exit_status_1(
     run, tmp_path, monkeypatch, capsys, difference, status
 ):
     monkeypatch.setattr(export, "export", lambda *args, **options: None)
-    monkeypatch.setattr(export, "verify", lambda *args, **options: {"a": 0.0, "b": difference})
+    monkeypatch.setattr(verify, "verify", lambda *args, **options: {"a": 0.0, "b": difference})
     assert _export(run, tmp_path / "saved", "--verify") == status
     assert f"to memory: {difference:.1e}" in capsys.readouterr().out
 
 
-def test_assets_tell_what_the_model_is_without_loading_it(saved_path, loaded, thresholds_path):
+def test_assets_tell_what_the_model_is_without_loading_it(saved_path, loaded):
     assets = read_assets(saved_path)
     model = assets["model"]
     assert model["model_identity"] == loaded.identity
@@ -313,8 +326,8 @@ def test_assets_tell_what_the_model_is_without_loading_it(saved_path, loaded, th
     assert model["tensorflow_version"] == tf.__version__
     assert list(model["detect"]["thresholds"]) == ["lesions_fpr_0_01", "lesions_fpr_0_05"]
     assert model["detect"]["thresholds"]["lesions_fpr_0_05"]["threshold"] == LIMITS[0.05]
-    assert assets["thresholds"] == json.loads(thresholds_path.read_text())
-    assert assets["lambda"]["tv_weight"] == LAMBDA
+    kept = Calibration.load(assets["calibration"])
+    assert (kept.points, kept.tv_weight) == (loaded.calibration.points, LAMBDA)
     np.testing.assert_array_equal(assets["reference"], loaded.reference)
     described = model["signatures"]["restore"]["inputs"]
     assert list(described) == ["observed", "mask", "slices", "tv_weight", "steps", "seed"]
@@ -335,9 +348,10 @@ def _restore_cache(model, cache, out, *options):
 
 
 def test_restoring_a_cache_with_the_saved_model_equals_the_run(
-    run, saved_path, cache_path, thresholds_path, tmp_path
+    run, saved_path, cache_path, tmp_path
 ):
-    options = ["--tv-weight", "auto", "--thresholds", thresholds_path, "--save-every", 8]
+    options = ["--tv-weight", "auto", "--save-every", 8]
+    options += ["--calibration", saved_path / "assets" / "calibration.h5"]
     ours = _restore_cache(run, cache_path, tmp_path / "run.h5", *options)
     options += ["--batch-size", 3]
     theirs = _restore_cache(saved_path, cache_path, tmp_path / "saved.h5", *options)
@@ -349,24 +363,30 @@ def test_restoring_a_cache_with_the_saved_model_equals_the_run(
     assert {**theirs[3], "model_path": None} == {**ours[3], "model_path": None}
 
 
-def test_the_exported_lambda_and_steps_are_the_defaults(saved_path):
-    restoration = runs.load(saved_path).config.restoration
-    assert (restoration.tv_weight, restoration.steps) == (LAMBDA, STEPS)
+def test_an_export_is_a_prior_with_the_lambda_steps_and_thresholds_of_the_run(saved_path, loaded):
+    again = tf_lesion.load(saved_path)
+    for restoration in (again.config.restoration, again.calibrated()):
+        assert (restoration.tv_weight, restoration.steps) == (LAMBDA, STEPS)
+    assert again.identity == loaded.identity
+    assert again.calibration.points == loaded.calibration.points
+    images = phantom_slices(3, seed=1)
+    found, expected = (prior.restore(images, images > 0) for prior in (again, loaded))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_another_precision_than_the_exported_is_refused(saved_path, vae_paths):
-    with pytest.raises(InputError, match="computes in float32, not in bfloat16; give --precision"):
-        runs.load(saved_path, precision="bfloat16")
+    with pytest.raises(InputError, match="computes in float32, not in bfloat16"):
+        tf_lesion.load(saved_path, precision="bfloat16")
     run, out = vae_paths
-    with pytest.raises(InputError, match="export the run with --precision float32"):
-        runs.load(out)
-    assert runs.load(out, precision="bfloat16").identity == runs.load(run).identity
+    with pytest.raises(InputError, match="export the run with precision float32"):
+        tf_lesion.load(out)
+    assert tf_lesion.load(out, precision="bfloat16").identity == tf_lesion.load(run).identity
 
 
 def test_step_sizes_that_are_not_in_the_graph_are_refused(saved_path):
-    loaded = runs.load(saved_path)
-    other = dataclasses.replace(loaded.config.restoration, gradient_clip=3.0)
-    with pytest.raises(InputError, match=r"was exported with gradient_clip 20.0, not 3.0"):
+    loaded = tf_lesion.load(saved_path)
+    other = loaded.config.restoration.changed(gradient_clip=3.0)
+    with pytest.raises(InputError, match=r"was exported with .*clip=20.0.*, not .*clip=3.0"):
         Restorer(loaded.model, other)
 
 
@@ -395,51 +415,67 @@ def test_a_failed_export_leaves_nothing(loaded, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("tv_weight", "used"), [(None, True), (LAMBDA + 1, False)])
-def test_thresholds_of_the_run_itself_are_taken_where_they_hold(
-    run, loaded, tmp_path, tv_weight, used
+def _copied(run, folder):
+    shutil.copytree(run, folder)
+    return folder
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What the command hands to `export`, which makes nothing."""
+    content = {}
+    monkeypatch.setattr(export, "export", lambda prior, out, **options: content.update(options))
+    return content
+
+
+def test_a_restoration_that_the_calibration_does_not_hold_for_has_no_lesion_maps(
+    run, tmp_path, capsys, told
 ):
-    own = tmp_path / "run"
-    shutil.copytree(run, own)
-    settings = loaded.config.restoration
-    restoration = {
-        "tv_weight": tv_weight or settings.tv_weight,
-        "steps": settings.steps,
-        "solver": settings.solver,
-        "precision": "float32",
-    }
-    _write_thresholds(own / "thresholds.json", model_id=loaded.identity, restoration=restoration)
-    assert _export(own, tmp_path / "saved") == 0
-    model = json.loads((tmp_path / "saved" / "assets" / "model.json").read_text())
-    assert bool(model["detect"]["thresholds"]) == used
+    assert _export(run, tmp_path / "saved", "--tv-weight", LAMBDA + 1) == 0
+    assert "No lesion maps: The calibration was made with tv_weight 1.3" in capsys.readouterr().err
+    assert told["thresholds"] == ()
+    assert told["restoration"].tv_weight == LAMBDA + 1
 
 
-def test_thresholds_in_the_run_of_other_weights_are_left_out(run, tmp_path, capsys):
-    own = tmp_path / "run"
-    shutil.copytree(run, own)
-    _write_thresholds(own / "thresholds.json", model_id="other")
+def test_averages_are_not_in_the_graph_nor_are_their_thresholds(plain, tmp_path, capsys, told):
+    own = _copied(plain, tmp_path / "run")
+    _calibrate(own, restoration={"seeds": 4})
     assert _export(own, tmp_path / "saved") == 0
-    assert "No lesion maps: " in capsys.readouterr().err
+    assert "made with seeds 4, not 1" in capsys.readouterr().err
+    assert told["thresholds"] == ()
+    assert told["restoration"].seeds == 1
+
+
+def test_a_calibration_in_the_run_of_other_weights_is_left_out(plain, tmp_path, capsys, told):
+    own = _copied(plain, tmp_path / "run")
+    _calibrate(own, model_identity="other")
+    assert _export(own, tmp_path / "saved") == 0
+    assert "belongs to model other, not to" in capsys.readouterr().err
+    assert told["thresholds"] == ()
 
 
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"model_id": "other"}, [], "belongs to model other, not to"),
+        ({"model_identity": "other"}, [], "belongs to model other, not to"),
         ({}, ["--tv-weight", 2], r"made with tv_weight 1.3, not 2.0"),
-        ({}, ["--steps", 3], "made with steps 20, not 3"),
-        ({"points": {}}, [], "Expected thresholds written by eval.thresholds"),
-        ({"restoration": {}}, [], "Expected thresholds written by eval.thresholds"),
+        ({}, ["--steps", 3, "--tv-weight", LAMBDA], "made with steps 20, not 3"),
+        ({"points": {}}, [], "no thresholds of the residual"),
     ],
 )
-def test_thresholds_of_something_else_are_refused(
-    run, loaded, tmp_path, capsys, changes, options, message
+def test_a_calibration_of_something_else_is_refused(
+    plain, tmp_path, capsys, changes, options, message
 ):
-    content = {"model_id": loaded.identity, **changes}
-    path = _write_thresholds(tmp_path / "thresholds.json", **content)
-    assert _export(run, tmp_path / "out", "--thresholds", path, *options) == 2
+    path = _calibrate(_copied(plain, tmp_path / "run"), "given.h5", **changes)
+    assert _export(plain, tmp_path / "out", "--calibration", path, *options) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_another_precision_than_that_of_the_calibration_is_told(run, tmp_path, capsys, told):
+    assert _export(run, tmp_path / "saved", "--precision", "bfloat16") == 0
+    assert "calibration was made in float32, the SavedModel" in capsys.readouterr().err
+    assert [point.threshold for point in told["thresholds"]] == [LIMITS[0.01], LIMITS[0.05]]
 
 
 def test_a_saved_model_is_not_exported_again(saved_path, tmp_path, capsys):
@@ -449,12 +485,12 @@ def test_a_saved_model_is_not_exported_again(saved_path, tmp_path, capsys):
 
 def test_a_saved_model_of_someone_else_is_refused(tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path / "other"))
-    with pytest.raises(InputError, match=r"Expected a SavedModel of tf_lesion\.export in"):
-        runs.load(tmp_path / "other")
+    with pytest.raises(InputError, match=r"Expected a SavedModel of tf-lesion export in"):
+        tf_lesion.load(tmp_path / "other")
     (tmp_path / "other" / "assets" / "model.json").write_text("{}")
-    with pytest.raises(InputError, match="not that of an exported model"):
-        runs.load(tmp_path / "other")
-    with pytest.raises(FileNotFoundError, match=r"make one with tf_lesion\.export"):
+    with pytest.raises(InputError, match=r"not that of an exported model.* export the run again"):
+        tf_lesion.load(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match=r"make one with tf-lesion export"):
         exported.read_assets(tmp_path / "missing")
 
 

@@ -1,94 +1,82 @@
-"""A packed run restores as the run did, without options, and names no folder of this machine."""
-
-import json
+"""An exported run restores as the run did, without options, and names no folder of this machine."""
 
 import numpy as np
 import pytest
 from conftest import make_run
 
-from tf_lesion import choices, pack
-from tf_lesion.caches.slices import SliceCache
-from tf_lesion.detection.postprocessing import Postprocessing, read_choice
+import tf_lesion
+from tf_lesion.calibration import Calibration, Threshold
+from tf_lesion.cli import export
 from tf_lesion.presets import preset
-from tf_lesion.restoration import Restorer, restore
-from tf_lesion.training.runs import PRETRAINED, load
+from tf_lesion.prior import PRETRAINED
 
 LAMBDA = 0.7
 
 
+def _pack(run, out, *options):
+    return export.main(["--as", "run", "--model", str(run), "--out", str(out), *options])
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache_path):
-    """A run with a lambda and thresholds of its own."""
+    """A run, calibrated for three steps of another solver."""
     folder = make_run(tmp_path_factory.mktemp("run") / "run", cache_path)
-    chosen = {
-        "model_identity": load(folder).identity,
-        "tv_weight": LAMBDA,
-        "model_path": str(folder),
-    }
-    (folder / choices.FILE_NAME).write_text(json.dumps(chosen))
-    name = choices.THRESHOLD_FILES["residual"]
-    (folder / name).write_text(json.dumps({"cohort": {"cache": str(cache_path)}}))
+    prior = tf_lesion.load(folder)
+    restoration = prior.describe(prior.restoration(tv_weight=LAMBDA, solver="paper", steps=3))
+    Calibration(
+        model_identity=prior.identity,
+        restoration=restoration,
+        points={"residual": (Threshold(0.05, 0.1, 0.04),)},
+        tv_weight=LAMBDA,
+        postprocessing="signed",
+        cohort={"cache": str(cache_path)},
+    ).save(folder / "calibration.h5")
     return folder
 
 
-def test_a_packed_run_restores_as_the_run_with_its_own_lambda(run, tmp_path, cache_path):
-    assert (
-        pack.main(["--model", str(run), "--out", str(tmp_path / "p"), "--solver", "multirate"]) == 0
-    )
-    first, second = load(run), load(tmp_path / "p")
-    wanted = choices.restoration_of(first, tv_weight="auto", solver="multirate")
-    assert second.config.restoration == wanted
-    assert wanted.tv_weight == LAMBDA
-    assert second.identity == first.identity
-    with SliceCache(cache_path) as cache:
-        rows = np.arange(3)
-        batch = cache.read(rows), cache.mask(rows), rows
-    images = [restore(Restorer(loaded.model, wanted), *batch)[0] for loaded in (first, second)]
-    np.testing.assert_array_equal(*images)
-    np.testing.assert_array_equal(first.reference, second.reference)
-
-
-def test_the_chosen_steps_travel_with_the_prior(run, tmp_path):
+def test_a_packed_run_restores_as_the_run_with_its_own_lambda(run, tmp_path):
     out = tmp_path / "p"
-    assert pack.main(["--model", str(run), "--out", str(out), "--postprocess", "signed"]) == 0
-    assert read_choice(load(out)) == Postprocessing(signed=True)
+    assert _pack(run, out) == 0
+    first, second = tf_lesion.load(run), tf_lesion.load(out)
+    assert second.config.restoration == first.calibrated() == second.calibrated()
+    assert (second.config.restoration.tv_weight, second.config.restoration.steps) == (LAMBDA, 3)
+    assert second.identity == first.identity
+    images = np.random.default_rng(0).uniform(0.1, 1, (3, 38, 42)).astype(np.float32)
+    np.testing.assert_array_equal(*(prior.restore(images, images > 0) for prior in (first, second)))
+    np.testing.assert_array_equal(first.reference, second.reference)
+    assert second.calibration.points == first.calibration.points
+    assert str(second.calibration.steps()) == "signed"
 
 
 def test_a_packed_run_has_no_optimizer_and_no_local_path(run, tmp_path):
     out = tmp_path / "p"
-    size = pack.pack(run, out)
+    prior = tf_lesion.load(run)
+    size = prior.save(out, align=None)
     assert size == sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    weights = sum(weight.numpy().nbytes for weight in load(run).model.weights)
-    assert (
-        weights
-        < (out / "checkpoints" / "ckpt-12.data-00000-of-00001").stat().st_size
-        < 1.5 * weights
-    )
+    weights = sum(weight.numpy().nbytes for weight in prior.model.weights)
+    stored = (out / "checkpoints" / "ckpt-12.data-00000-of-00001").stat().st_size
+    assert weights < stored < 1.5 * weights
     for path in out.rglob("*"):
-        if path.suffix in {".json", ""} and path.is_file():
-            assert str(run.parent) not in path.read_text(), path
-    stored = json.loads((out / choices.THRESHOLD_FILES["residual"]).read_text())
-    assert stored["cohort"]["cache"] == "healthy.h5"
+        assert path.is_dir() or str(run.parent).encode() not in path.read_bytes(), path
+    assert Calibration.load(out / "calibration.h5").cohort["cache"] == "healthy.h5"
 
 
-def test_a_run_without_lambda_is_not_packed(tmp_path, cache_path, capsys):
-    run = make_run(tmp_path / "run", cache_path, steps=1)
-    assert pack.main(["--model", str(run), "--out", str(tmp_path / "p")]) == 2
-    assert "lambda.json" in capsys.readouterr().err
+@pytest.mark.parametrize("option", [["--solver", "huber"], ["--steps", "3"], ["--verify"]])
+def test_what_the_calibration_says_cannot_be_given(run, tmp_path, capsys, option):
+    assert _pack(run, tmp_path / "p", *option) == 2
+    assert f"Expected no {option[0]} with --as run" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
 
 
 @pytest.mark.parametrize("name", PRETRAINED)
-def test_the_shipped_priors_load_with_their_choices(name):
-    loaded = load(name)
-    restoration = loaded.config.restoration
-    assert (loaded.config.network.height, loaded.config.network.width) == (158, 198)
-    assert choices.read_lambda(loaded) == restoration.tv_weight
-    points, settings = choices.read_thresholds(
-        loaded, loaded.extras / choices.THRESHOLD_FILES["residual"]
-    )
-    assert set(points) == {"fpr_0.01", "fpr_0.05", "fpr_0.1"}
-    assert (settings["steps"], settings["solver"]) == (restoration.steps, restoration.solver)
-    assert loaded.reference is not None
-    assert loaded.data["preprocessing"]["scan"]["align"] == "rigid"  # patients lie anywhere
-    assert loaded.config.objective == preset("practical").objective
+def test_the_shipped_priors_load_with_their_calibration(name):
+    prior = tf_lesion.load(name)
+    restoration = prior.config.restoration
+    assert (prior.config.network.height, prior.config.network.width) == (158, 198)
+    assert prior.calibrated() == restoration
+    assert (restoration.solver.name, restoration.steps) == ("huber", 50)
+    points = prior.calibration.thresholds("residual", restoration=prior.describe(restoration))
+    assert [point.key for point in points] == ["fpr_0.01", "fpr_0.05", "fpr_0.1"]
+    assert prior.reference is not None
+    assert prior.data["preprocessing"]["scan"]["align"] == "rigid"  # patients lie anywhere
+    assert prior.config.objective == preset("practical").objective

@@ -10,6 +10,7 @@ REPLACED = {
     "eval.healthy_residual": "tf-lesion calibrate",
     "eval.score_scans": "tf-lesion evaluate --results MAPS",
     "eval.compare_postprocessing": "tf-lesion evaluate --compare STEPS",
+    "tf_lesion.export": "tf-lesion export, with --calibration in place of --thresholds,",
     "tf_lesion.pack": "tf-lesion export --as run",
 }
 

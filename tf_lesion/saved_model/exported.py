@@ -1,4 +1,4 @@
-"""A SavedModel of `tf_lesion.export`: what its assets tell, and how it restores.
+"""A SavedModel of `tf-lesion export`: what its assets tell, and how it restores.
 
     assets/model.json       settings, lambda, steps, thresholds, preprocessing, versions, identity
     assets/reference.npy    brain intensities to which scans are histogram-matched, [Q]
@@ -40,10 +40,10 @@ def read_assets(path: str | Path) -> dict:
         (its path), each None if it has none.
 
     Raises:
-        FileNotFoundError, InputError: if `path` is no SavedModel of `tf_lesion.export`.
+        FileNotFoundError, InputError: if `path` is no SavedModel of `tf-lesion export`.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"No SavedModel at {path}; make one with tf_lesion.export.")
+        raise FileNotFoundError(f"No SavedModel at {path}; make one with tf-lesion export.")
     folder = Path(path) / FOLDER
     try:
         reference = folder / REFERENCE
@@ -54,7 +54,7 @@ def read_assets(path: str | Path) -> dict:
         }
     except (OSError, ValueError) as error:
         raise InputError(
-            f"Expected a SavedModel of tf_lesion.export in {path}, with {FOLDER}/{SETTINGS}: "
+            f"Expected a SavedModel of tf-lesion export in {path}, with {FOLDER}/{SETTINGS}: "
             f"{error}."
         ) from error
 
@@ -114,12 +114,13 @@ def load(path: Path, *, precision: str) -> tuple:
         uses = frozenset(settings["restoration_settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path}/{FOLDER}/{SETTINGS} is not that of an exported model ({error!r})."
+            f"{path}/{FOLDER}/{SETTINGS} is not that of an exported model of this version "
+            f"({error!r}); export the run again."
         ) from error
     if precision != config.network.precision:
         raise InputError(
-            f"{path} computes in {config.network.precision}, not in {precision}; give --precision "
-            f"{config.network.precision}, or export the run with --precision {precision}."
+            f"{path} computes in {config.network.precision}, not in {precision}; load it with that "
+            f"precision, or export the run with precision {precision}."
         )
     model = ExportedModel(path, config, restoration_settings=uses, identity=identity)
     return model, config, data, assets["reference"]

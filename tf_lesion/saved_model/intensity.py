@@ -1,8 +1,8 @@
 """Min-max normalization and histogram matching as TensorFlow graphs, for the exported model.
 
-The same numbers as `normalize` and `match_to_reference` of `preprocessing.intensity`, which work in
-NumPy: float64 throughout, rounded to float32 at the end of each. All brain pixels of one call take
-part together, so a call should hold the slices of one subject.
+The same numbers as `normalize` and `match_to_reference` of `scans.intensity`, which work in NumPy:
+float64 throughout, rounded to float32 at the end of each. All brain pixels of one call take part
+together, so a call should hold the slices of one subject.
 """
 
 import numpy as np
@@ -13,13 +13,13 @@ from tf_lesion.caches.slices import BRAIN_FLOOR, HIGHEST_PERCENTILE, LOWEST_PERC
 PERCENT = 100
 
 
-def prepared(images, mask, reference):
+def prepared(images: tf.Tensor, mask: tf.Tensor, reference: np.ndarray | None) -> tf.Tensor:
     """Normalized and, if there is a reference, matched to it; see `normalize`."""
     images = normalize(images, mask)
     return images if reference is None else match_to_reference(images, mask, reference)
 
 
-def normalize(images, mask):
+def normalize(images: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Min-max inside the brain, between the 0.1th and the 99.9th percentile of the brain.
 
     Args:
@@ -50,7 +50,7 @@ def normalize(images, mask):
 
 
 def _percentile(ordered, percent):
-    """Percentile of ascending values, linear between two of them as in `numpy.percentile`."""
+    """Percentile of ascending values; `numpy.percentile` to the last bit, as TFP's is not."""
     last = tf.size(ordered) - 1
     place = tf.constant(percent / PERCENT, tf.float64) * tf.cast(last, tf.float64)
     below = tf.cast(tf.floor(place), tf.int32)
@@ -62,7 +62,7 @@ def _percentile(ordered, percent):
     return tf.where(nearer_low, low + step * share, high - step * (1 - share))
 
 
-def match_to_reference(images, mask, reference):
+def match_to_reference(images: tf.Tensor, mask: tf.Tensor, reference: np.ndarray) -> tf.Tensor:
     """Match the histogram of the brain to that of the reference subject.
 
     Args:

@@ -11,8 +11,13 @@ Images and masks are [B, H, W, 1] float32 for any B; a mask is brain where it is
 batches changes nothing, but for `detect`, whose brightness comes from all slices of the call.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import tensorflow as tf
 
+from tf_lesion.config import RestorationConfig
 from tf_lesion.noise import slice_noise
 from tf_lesion.objective import elbo
 from tf_lesion.restoration import padded
@@ -22,17 +27,23 @@ DIVERGED = "the restoration diverged: train the model for more steps, or clip th
 DETECTION_SEED = 0
 
 
-def lesion_output(name):
+def lesion_output(name: str) -> str:
     """Output of `detect` for the threshold `name`: fpr_0.05 -> lesions_fpr_0_05."""
     return f"lesions_{name}".replace(".", "_")
 
 
-def signatures(model, restoration, *, reference=None, thresholds=None):
+def signatures(
+    model: Any,
+    restoration: RestorationConfig,
+    *,
+    reference: np.ndarray | None = None,
+    thresholds: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """Every signature that the model can give.
 
     Args:
-        model: a GMVAE or VAE, or another method: then without `reconstruct` and `elbo`.
-        restoration: `RestorationConfig`; `detect` takes its steps and its lambda.
+        model: a `methods.Method`; one without ELBO has neither `reconstruct` nor `elbo`.
+        restoration: its solver is in the graph; `detect` takes its steps and its lambda.
         reference: [Q] brain intensities that `detect` matches to, or None.
         thresholds: {name: residual} of the lesion maps of `detect`.
 
