@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import read_counts
 from tf_lesion.evaluation import metrics
-from tf_lesion.evaluation.scores import Cohort
+from tf_lesion.evaluation.scans import Cohort
 from tf_lesion.files import InputError
 
 RELEASED_BATCH = 60  # slices

@@ -13,7 +13,7 @@ from tf_lesion import presets as configuration
 from tf_lesion.baselines import METHODS
 from tf_lesion.caches.slices import SliceCache, read_counts
 from tf_lesion.calibration.tv_weight import parse_grid
-from tf_lesion.evaluation.scores import Cohort
+from tf_lesion.evaluation.scans import Cohort
 from tf_lesion.files import InputError
 
 

@@ -4,6 +4,7 @@ import json
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from eval.thresholds import Threshold, Thresholds
 from matplotlib import pyplot as plt
@@ -11,9 +12,11 @@ from matplotlib.colors import to_rgb
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tf_lesion.caches.slices import CacheWriter
-from tf_lesion.evaluation import evaluate, metrics, plots
-from tf_lesion.evaluation.evaluate import main
-from tf_lesion.evaluation.scores import Cohort
+from tf_lesion.calibration import Calibration, Threshold
+from tf_lesion.cli.evaluate import main
+from tf_lesion.evaluation import metrics, plots
+from tf_lesion.evaluation.measure import measure
+from tf_lesion.evaluation.scans import Cohort, from_cache, largest_lesions
 from tf_lesion.files import InputError
 
 SHAPE = (38, 42)
@@ -63,16 +66,15 @@ def write(folder, name, observed, restored, label, *, rows=None, settings=SETTIN
     return cache, result
 
 
-def healthy_thresholds(**changed):
-    points = [Threshold(0.01, 0.3, 0.009), Threshold(0.05, 0.2, 0.05), Threshold(0.1, 0.15, 0.1)]
-    fields = {
-        "method": "exact",
-        "model_id": "m1",
-        "restoration": SETTINGS,
-        "cohort": {},
-        "points": {"residual": points},
-    }
-    return Thresholds(**{**fields, **changed})
+def save_calibration(path, **changed):
+    points = (Threshold(0.01, 0.3, 0.009), Threshold(0.05, 0.2, 0.05), Threshold(0.1, 0.15, 0.1))
+    fields = {"model_identity": "m1", "restoration": SETTINGS, "points": {"residual": points}}
+    Calibration(**{**fields, **changed}).save(path)
+
+
+def measured(*cohorts, score="residual", **options):
+    """The row of a score over all scans."""
+    return measure(from_cache(cohorts), **options).as_json()["scores"][score]
 
 
 @pytest.fixture
@@ -93,28 +95,31 @@ def run(patients, *extra, out="results"):
     return status, json.loads(path.read_text()) if path.exists() else None
 
 
+def scans_of(patients, score="residual", out="results"):
+    rows = pd.read_csv(patients[0] / out / "scans.csv")
+    return rows[rows["score"] == score].reset_index()
+
+
 def test_pooled_numbers_are_those_of_all_brain_voxels_together(patients):
     status, results = run(patients)
     residual, truth = patients[3:5]
-    measured = results["scores"]["residual"]
+    row = results["scores"]["residual"]
     assert status == 0
-    assert measured["auc_method"] == "exact"
-    assert measured["pooled_auc"] == pytest.approx(roc_auc_score(truth, residual), abs=EXACT)
+    assert row["auc_method"] == "exact"
+    assert row["pooled_auc"] == pytest.approx(roc_auc_score(truth, residual), abs=EXACT)
     expected = average_precision_score(truth, residual)
-    assert measured["pooled_auprc"] == pytest.approx(expected, abs=EXACT)
-    low, high = measured["pooled_auc_interval"]
-    assert low < measured["pooled_auc"] < high
-    point = measured["points"]["dsc_auc"]
-    detected = residual > point["threshold"]
-    assert point["pooled_fpr"] == pytest.approx(detected[~truth].mean())
-    assert point["pooled_fnr"] == pytest.approx(1 - detected[truth].mean())
+    assert row["pooled_auprc"] == pytest.approx(expected, abs=EXACT)
+    assert row["pooled_auc_low"] < row["pooled_auc"] < row["pooled_auc_high"]
+    detected = residual > row["threshold_dsc_auc"]
+    assert row["pooled_fpr_dsc_auc"] == pytest.approx(detected[~truth].mean())
+    assert row["pooled_fnr_dsc_auc"] == pytest.approx(1 - detected[truth].mean())
 
 
 def test_subject_numbers_are_means_over_subjects(patients):
     _, results = run(patients)
     observed, restored, label = patients[5]
-    measured = results["scores"]["residual"]
-    threshold = measured["points"]["dsc_auc"]["threshold"]
+    row = results["scores"]["residual"]
+    threshold = row["threshold_dsc_auc"]
     aucs, dices = [], []
     for images in zip(observed, restored, label, strict=True):
         one, other, truth = (image[:, brain()].ravel() for image in images)
@@ -122,23 +127,24 @@ def test_subject_numbers_are_means_over_subjects(patients):
         aucs.append(roc_auc_score(truth, residual))
         detected = residual > threshold
         dices.append(2 * (detected & truth).sum() / (detected.sum() + truth.sum()))
-    assert measured["subjects"]["auc"] == pytest.approx(aucs, abs=EXACT)
-    assert measured["mean_subject_auc"] == pytest.approx(np.mean(aucs), abs=EXACT)
-    point = measured["points"]["dsc_auc"]
-    assert point["subjects"]["dice"] == pytest.approx(dices, abs=EXACT)
-    assert point["mean_subject_dice"] == pytest.approx(np.mean(dices), abs=EXACT)
-    assert point["std_subject_dice"] == pytest.approx(np.std(dices), abs=EXACT)
-    assert measured["mean_subject_largest_dice"] >= point["mean_subject_dice"]
+    scans = scans_of(patients)
+    assert list(scans["auc"]) == pytest.approx(aucs, abs=EXACT)
+    assert row["mean_auc"] == pytest.approx(np.mean(aucs), abs=EXACT)
+    assert list(scans["dice_dsc_auc"]) == pytest.approx(dices, abs=EXACT)
+    assert row["mean_dice_dsc_auc"] == pytest.approx(np.mean(dices), abs=EXACT)
+    assert row["std_dice_dsc_auc"] == pytest.approx(np.std(dices), abs=EXACT)
+    assert row["mean_largest_dice"] >= row["mean_dice_dsc_auc"]
+    assert list(scans["scan"]) == ["s0", "s1", "s2"]
 
 
 def test_baselines_are_measured_on_the_same_voxels(patients, capsys):
     _, results = run(patients)
     intensity = patients[5][0][np.broadcast_to(brain(), patients[5][0].shape)]
-    measured = results["scores"]["intensity"]["pooled_auc"]
-    assert measured == pytest.approx(roc_auc_score(patients[4], intensity), abs=EXACT)
+    area = results["scores"]["intensity"]["pooled_auc"]
+    assert area == pytest.approx(roc_auc_score(patients[4], intensity), abs=EXACT)
     equalized = results["scores"]["equalized"]
-    assert equalized["mean_subject_auc"] == pytest.approx(
-        results["scores"]["intensity"]["mean_subject_auc"], abs=1e-3
+    assert equalized["mean_auc"] == pytest.approx(
+        results["scores"]["intensity"]["mean_auc"], abs=1e-3
     )  # equalization keeps the order within a subject, up to the bins of its histogram
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("residual", "intensity", "equalized"))
@@ -149,40 +155,41 @@ def test_released_protocol_counts_at_the_401_thresholds_only(patients):
     residual, truth = patients[3:5]
     thresholds = metrics.released_thresholds()
     curve = metrics.Curve.from_counts(metrics.count_at(residual, truth, thresholds), thresholds)
-    measured = results["scores"]["residual"]
+    row = results["scores"]["residual"]
     assert status == 0
-    assert measured["auc_method"] == "released"
-    assert measured["pooled_auc"] == metrics.area(curve)
-    assert measured["points"]["dsc_auc"]["threshold"] in thresholds
-    low, high = measured["pooled_auc_interval"]
-    assert low < measured["pooled_auc"] < high
+    assert row["auc_method"] == "released"
+    assert row["pooled_auc"] == metrics.area(curve)
+    assert row["threshold_dsc_auc"] in thresholds
+    assert row["pooled_auc_low"] < row["pooled_auc"] < row["pooled_auc_high"]
 
 
-def test_healthy_thresholds_give_dsc1_5_10(patients):
-    path = patients[0] / "thresholds.json"
-    healthy_thresholds().save(path)
-    status, results = run(patients, "--thresholds", path, "--pdf")
+def test_a_calibration_gives_dsc1_5_10(patients):
+    path = patients[0] / "calibration.h5"
+    save_calibration(path)
+    status, results = run(patients, "--calibration", path, "--pdf")
     assert status == 0
-    points = results["scores"]["residual"]["points"]
-    assert list(points) == ["dsc_auc", "dsc1", "dsc5", "dsc10"]
-    assert [points[name]["threshold"] for name in ("dsc1", "dsc5", "dsc10")] == [0.3, 0.2, 0.15]
+    row = results["scores"]["residual"]
+    names = [name.removeprefix("threshold_") for name in row if name.startswith("threshold_")]
+    assert names == ["dsc_auc", "dsc1", "dsc5", "dsc10"]
+    assert [row[f"threshold_{name}"] for name in names[1:]] == [0.3, 0.2, 0.15]
     detected = patients[3] > 0.2
-    assert points["dsc5"]["pooled_fpr"] == pytest.approx(detected[~patients[4]].mean())
-    assert results["settings"]["thresholds"]["model_id"] == "m1"
+    assert row["pooled_fpr_dsc5"] == pytest.approx(detected[~patients[4]].mean())
+    assert results["scores"]["intensity"]["threshold_dsc5"] is None
+    assert results["settings"]["calibration"]["model_identity"] == "m1"
     assert (patients[0] / "results" / "panel.pdf").read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model_id": "m2"}, "belongs to model m2, not to m1"),
+        ({"model_identity": "m2"}, "belongs to model m2, not to m1"),
         ({"restoration": {"tv_weight": 2.0}}, "made with tv_weight 2.0, not 1.8"),
     ],
 )
-def test_thresholds_of_another_model_or_lambda_are_an_error(patients, capsys, changed, message):
-    path = patients[0] / "thresholds.json"
-    healthy_thresholds(**changed).save(path)
-    status, results = run(patients, "--thresholds", path)
+def test_a_calibration_of_another_model_or_lambda_is_an_error(patients, capsys, changed, message):
+    path = patients[0] / "calibration.h5"
+    save_calibration(path, **changed)
+    status, results = run(patients, "--calibration", path)
     assert (status, results) == (2, None)
     assert message in capsys.readouterr().err
 
@@ -197,12 +204,13 @@ def test_lesions_and_false_ones_are_counted_per_scan(tmp_path):
     observed[1, 3, 30, 30] += 0.3  # two false ones in one scan, none in the third
     observed[1, 1, 30, 30] += 0.3
     patients = (tmp_path, *write(tmp_path, "patients", observed, restored, label))
-    healthy_thresholds().save(tmp_path / "thresholds.json")
-    _, results = run(patients, "--thresholds", tmp_path / "thresholds.json")
-    point = results["scores"]["residual"]["points"]["dsc5"]
-    assert point["lesions"] == 2
-    assert point["lesion_detection_rate"] == 0.5
-    assert point["false_positives_per_scan"] == pytest.approx(2 / 3)
+    save_calibration(tmp_path / "calibration.h5")
+    _, results = run(patients, "--calibration", tmp_path / "calibration.h5")
+    row = results["scores"]["residual"]
+    assert scans_of(patients)["lesions"].sum() == 2
+    assert row["pooled_lesions_found_dsc5"] == 1
+    assert row["pooled_lesion_detection_rate_dsc5"] == 0.5
+    assert row["mean_false_positives_dsc5"] == pytest.approx(2 / 3)
 
 
 def test_a_subject_without_lesion_is_counted_but_has_no_auc(tmp_path):
@@ -210,12 +218,13 @@ def test_a_subject_without_lesion_is_counted_but_has_no_auc(tmp_path):
     label[1] = False
     patients = (tmp_path, *write(tmp_path, "patients", observed, restored, label))
     status, results = run(patients)
-    measured = results["scores"]["residual"]
+    row = results["scores"]["residual"]
     assert status == 0
     assert results["cohort"]["subjects_without_lesion"] == 1
-    assert measured["subjects_with_auc"] == 2
-    assert measured["subjects"]["auc"][1] is None
-    assert measured["points"]["dsc_auc"]["subjects"]["dice"][1] == 0
+    assert row["scans_with_auc"] == 2
+    scans = scans_of(patients)
+    assert np.isnan(scans["auc"][1])
+    assert scans["dice_dsc_auc"][1] == 0
 
 
 def test_a_cohort_without_any_lesion_is_measured_without_auc(tmp_path):
@@ -223,7 +232,7 @@ def test_a_cohort_without_any_lesion_is_measured_without_auc(tmp_path):
     status, results = run(patients)
     assert status == 0
     assert results["scores"]["residual"]["pooled_auc"] is None
-    assert results["scores"]["residual"]["points"] == {}
+    assert "threshold_dsc_auc" not in results["scores"]["residual"]
 
 
 def test_two_cohorts_are_pooled(tmp_path):
@@ -235,8 +244,8 @@ def test_two_cohorts_are_pooled(tmp_path):
     results = json.loads((tmp_path / "both" / "metrics.json").read_text())
     residual = np.concatenate([np.abs(o - r)[..., brain()].ravel() for o, r, _ in images])
     truth = np.concatenate([label[..., brain()].ravel() for *_, label in images])
-    measured = results["scores"]["residual"]["pooled_auc"]
-    assert measured == pytest.approx(roc_auc_score(truth, residual), abs=EXACT)
+    area = results["scores"]["residual"]["pooled_auc"]
+    assert area == pytest.approx(roc_auc_score(truth, residual), abs=EXACT)
     assert results["cohort"]["subjects"] == 6
 
 
@@ -249,8 +258,8 @@ def test_a_shuffled_subset_of_slices_is_matched_to_its_rows(tmp_path):
     expected = roc_auc_score(pick[2].ravel(), np.abs(pick[0] - pick[1]).ravel())
     assert results["scores"]["residual"]["pooled_auc"] == pytest.approx(expected, abs=EXACT)
     assert results["cohort"]["slices"] == 9
-    assert results["cohort"]["subject_ids"] == ["s0", "s1", "s2"]
-    assert results["cohort"]["subject_slices"] == np.bincount(rows // SLICES).tolist()
+    assert list(scans_of(patients)["scan"]) == ["s0", "s1", "s2"]
+    assert list(scans_of(patients)["slices"]) == np.bincount(rows // SLICES).tolist()
 
 
 def test_slices_come_in_axial_order_whatever_the_order_in_the_file(tmp_path):
@@ -266,18 +275,18 @@ def test_lesion_outside_the_brain_mask_is_not_counted(tmp_path):
     inside = int(label.sum())
     label[:, :, :2] = True
     cache, result = write(tmp_path, "patients", observed, restored, label)
-    results, _ = evaluate.evaluate([Cohort(result, cache)], progress=False)
-    assert results["cohort"]["lesion_voxels"] == inside
+    found = measure(from_cache([Cohort(result, cache)]))
+    assert found.cohort["lesion_voxels"] == inside
+    assert (found.scans["outside_brain_ml"] > 0).all()
 
 
 def test_interval_of_one_subject_is_its_auc_even_with_many_zeros(tmp_path):
     observed, restored, label = made_up(2, subjects=1)
     restored[:, ::2] = observed[:, ::2]
     cache, result = write(tmp_path, "patients", observed, restored, label)
-    results, _ = evaluate.evaluate([Cohort(result, cache)], progress=False)
-    measured = results["scores"]["residual"]
-    low, high = measured["pooled_auc_interval"]
-    assert low == high == pytest.approx(measured["pooled_auc"], abs=1e-4)
+    row = measured(Cohort(result, cache))
+    assert row["pooled_auc_low"] == row["pooled_auc_high"]
+    assert row["pooled_auc_low"] == pytest.approx(row["pooled_auc"], abs=1e-4)
 
 
 def test_a_released_cache_is_evaluated_with_its_label_file_and_counts(tmp_path, patients):
@@ -296,17 +305,18 @@ def test_a_released_cache_is_evaluated_with_its_label_file_and_counts(tmp_path, 
     assert status == 0
     ours, theirs = (r["scores"]["residual"] for r in (ours, results))
     assert theirs["pooled_auc"] == ours["pooled_auc"]
-    assert theirs["mean_subject_auc"] == ours["mean_subject_auc"]
+    assert theirs["mean_auc"] == ours["mean_auc"]
 
 
 def test_slices_of_unknown_position_have_no_lesion_wise_numbers(tmp_path, patients):
     with h5py.File(patients[1], "a") as file:
         del file["Test_info"]
     status, results = run(patients)
-    point = results["scores"]["residual"]["points"]["dsc_auc"]
+    row = results["scores"]["residual"]
     assert status == 0
     assert results["cohort"]["subjects"] == 1
-    assert point["lesion_detection_rate"] is None
+    assert row["pooled_lesion_detection_rate_dsc_auc"] is None
+    assert row["pooled_dice_dsc_auc"] > 0
 
 
 def test_images_of_an_earlier_step_can_be_evaluated(tmp_path):
@@ -315,34 +325,35 @@ def test_images_of_an_earlier_step_can_be_evaluated(tmp_path):
     cache, result = write(tmp_path, "patients", observed, restored, label, extra=extra)
     aucs = []
     for step in (0, 500, None):
-        cohort = Cohort(result, cache, step=step)
-        results, _ = evaluate.evaluate([cohort], progress=False)
-        aucs.append(results["scores"]["residual"]["pooled_auc"])
+        aucs.append(measured(Cohort(result, cache, step=step))["pooled_auc"])
     assert aucs[0] == 0.5  # nothing has moved
     assert aucs[1] == aucs[2] > 0.6
     with pytest.raises(InputError, match="after step 7; it holds 0, 500"):
-        evaluate.evaluate([Cohort(result, cache, step=7)], progress=False)
+        measured(Cohort(result, cache, step=7))
 
 
 def test_binned_pooling_gives_the_same_numbers(patients, monkeypatch):
     cohort = Cohort(patients[2], patients[1])
-    exact, _ = evaluate.evaluate([cohort], progress=False)
+    exact = measured(cohort)
     kept = metrics.PooledScores
     monkeypatch.setattr(metrics, "PooledScores", lambda: kept(max_bins=4_000))
-    binned, _ = evaluate.evaluate([cohort], progress=False)
-    exact, binned = (results["scores"]["residual"] for results in (exact, binned))
+    binned = measured(cohort)
     assert (exact["auc_method"], binned["auc_method"]) == ("exact", "binned")
     assert binned["pooled_auc"] == pytest.approx(exact["pooled_auc"], abs=1e-4)
-    assert binned["mean_subject_auc"] == exact["mean_subject_auc"]
+    assert binned["mean_auc"] == exact["mean_auc"]
 
 
-def test_results_name_version_settings_and_one_csv_row_per_subject(patients):
+def test_results_name_version_settings_and_a_csv_row_for_every_score(patients):
     _, results = run(patients)
     assert results["tf_lesion_version"]
     assert results["settings"]["restoration"] == [SETTINGS]
-    lines = (patients[0] / "results" / "subjects.csv").read_text().splitlines()
-    assert len(lines) == 4
-    assert lines[0].startswith("ids,slices,brain_voxels,lesion_voxels,residual_auc")
+    scores = ["residual", "intensity", "equalized"]
+    assert list(results["scores"]) == scores
+    scans = pd.read_csv(patients[0] / "results" / "scans.csv")
+    assert list(scans["score"]) == scores * 3
+    means = pd.read_csv(patients[0] / "results" / "scores.csv")
+    expected = scans.groupby("score")["auprc"].mean()[scores]
+    assert list(means["mean_auprc"]) == pytest.approx(list(expected), abs=EXACT)
 
 
 def test_existing_results_are_kept_without_force(patients, capsys):
@@ -443,12 +454,9 @@ def test_slices_are_shown_anterior_up_with_the_right_side_on_the_left():
 
 
 def test_panel_shows_the_largest_lesions_of_different_subjects(patients):
-    cohort = Cohort(patients[2], patients[1])
-    _, panel = evaluate.evaluate([cohort], progress=False)
-    areas = [kept[0] for kept in panel._kept]
-    names = [kept[1].splitlines()[0] for kept in panel._kept]
-    assert areas == sorted(areas, reverse=True) == [64, 64, 64]
-    assert sorted(names) == ["s0", "s1", "s2"]
+    arrays = largest_lesions([Cohort(patients[2], patients[1])], 2)
+    assert list(arrays["truth"].sum(axis=(1, 2))) == [64, 64]
+    assert [title.splitlines()[0] for title in arrays["titles"]] == ["s0", "s1"]
 
 
 def test_panel_is_a_picture_of_five_rows_with_one_gray_window(patients, monkeypatch):
@@ -470,7 +478,7 @@ def test_lines_are_told_apart_without_color(tmp_path, monkeypatch):
     x = np.linspace(0, 4, 5)
     series = dict.fromkeys(("GMVAE", "VAE", "baseline"), (x, x / 8, x / 8 - 0.1, x / 8 + 0.1))
     path = tmp_path / "fig2a.png"
-    plots.auc_against_lambda(path, series, marked={"GMVAE": 1.9}, pdf=True)
+    plots.lines(path, series, marked={"GMVAE": 1.9}, pdf=True, xlabel="λ", ylabel="AUC")
     (axis,) = drawn[0].axes
     whole = [line for line in axis.lines if len(line.get_xdata()) > 1]
     styles = [(line.get_color(), line.get_linestyle()) for line in whole]

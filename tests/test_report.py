@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import tiny_scans
 
-from tf_lesion.report import report
-from tf_lesion.report.data import Result
+from tf_lesion.cli import report
+from tf_lesion.evaluation.measure import measure
+from tf_lesion.evaluation.results import Result
+from tf_lesion.report import pages
 
 LIMIT = 0.15
 AFFINE_ML = (tiny_scans.VOXEL_MM / 10) ** 3
@@ -61,7 +63,7 @@ def _results(folder, name="P_1", *, blobs=(((-20, -10, 30), 14),), truth=None, *
         "command": "restore_brats.py --input x",
         "tf_lesion_version": "0.1.0",
         "commit": None,
-        "versions": dict.fromkeys(report.VERSION_NAMES, "1.2.3"),
+        "versions": dict.fromkeys(pages.VERSION_NAMES, "1.2.3"),
         "input": str(scan),
         "model": "gmvae",
         "model_path": "runs/gmvae",
@@ -111,7 +113,8 @@ def page(tmp_path_factory):
             "residual": {
                 "roc": {"fpr": [1, 0.2, 0], "tpr": [1, 0.6, 0]},
                 "pooled_auc": 0.71,
-                "pooled_auc_interval": [0.6, 0.8],
+                "pooled_auc_low": 0.6,
+                "pooled_auc_high": 0.8,
             }
         },
     }
@@ -176,6 +179,31 @@ def test_a_scan_without_thresholds_and_truth_still_has_a_page(tmp_path):
     assert content.count("<iframe") == 1
 
 
+def test_a_method_without_lambda_and_steps_has_a_page(tmp_path):
+    _results(tmp_path)
+    path = tmp_path / "P_1_restoration.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in facts.items() if k not in ("tv_weight", "steps")}))
+    assert report.main(["--results", str(tmp_path)]) == 0
+    text = _text((tmp_path / "report.html").read_text())
+    assert "per unit intensity" not in text
+    assert "restoration every axial slice (30 restored)" in text
+
+
+def test_lesion_outside_the_restored_brain_changes_no_number_of_a_page(tmp_path, page):
+    result = Result.read(page.parent / "P_1_restoration.json")
+    truth = result.truth.astype(np.uint8)
+    truth[tuple(np.argwhere(~result.brain)[:100].T)] = 1
+    seg = tiny_scans.write(tmp_path / "seg.nii.gz", truth, result.scan.affine)
+    first, second = (
+        measure([each.labeled(scores=["residual"])]).scans.iloc[0]
+        for each in (result, Result.read(result.facts_path, truth=seg))
+    )
+    assert second.pop("outside_brain_ml") == pytest.approx(100 * AFFINE_ML)
+    assert first.pop("outside_brain_ml") == 0
+    assert first.to_dict() == second.to_dict()
+
+
 def test_an_empty_truth_gives_dashes_instead_of_rates(tmp_path):
     _results(tmp_path, truth=((0, 0, 500), 1))
     assert report.main(["--results", str(tmp_path)]) == 0
@@ -217,7 +245,7 @@ def test_without_a_truth_the_largest_lesions_come_first():
         {"name": name, "page": f"{name}.html", "volume_ml": ml, "warnings": 0, **numbers}
         for name, ml in (("small", 1.0), ("none", np.nan), ("large", 9.0))
     ]
-    content = report.index_page(rows)
+    content = pages.index_page(rows)
     assert _Addresses(content).links == ["large.html", "small.html", "none.html"]
     assert "Dice" not in content
     assert '<th aria-sort="descending"><button type="button">lesions ml' in content
@@ -227,7 +255,7 @@ def test_without_a_truth_the_largest_lesions_come_first():
     ("options", "message"),
     [
         ("--results {folder} --force --truth x.nii", "are for one scan"),
-        ("--results {folder} --force --evaluation nowhere", "make it with eval.evaluate"),
+        ("--results {folder} --force --evaluation nowhere", "make it with tf-lesion evaluate"),
         ("--results {folder}", "pass --force"),
         ("--results {folder} --out {folder}/summary.json", "pass --force"),
         ("--results nowhere", "No folder of results"),

@@ -16,7 +16,7 @@ from eval.thresholds import (
 
 from eval import thresholds
 from tf_lesion.caches.slices import CacheWriter
-from tf_lesion.evaluation.scores import Cohort
+from tf_lesion.evaluation.scans import Cohort
 from tf_lesion.files import InputError
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"

@@ -12,7 +12,7 @@ from tf_lesion.calibration.file import HEALTHY_SLICES, Calibration
 from tf_lesion.calibration.thresholds import TARGETS, find_thresholds
 from tf_lesion.calibration.tv_weight import select
 from tf_lesion.detection.postprocessing import HealthyMaps, HealthyResidual, Postprocessing
-from tf_lesion.evaluation.scores import Cohort, cache_axes_mm
+from tf_lesion.evaluation.scans import Cohort, cache_axes_mm
 from tf_lesion.files import InputError
 
 AUTO = "auto"

@@ -185,6 +185,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--verify": _flag("compare with the model in a fresh interpreter"),
     "--as": {"choices": ["savedmodel", "run"], "default": "savedmodel", "help": "what to write"},
     # evaluation
+    "--protocol": {
+        "choices": ["all", "released"],
+        "default": "all",
+        "help": "all scores as thresholds, or the 401 of the released code",
+    },
+    "--pdf": _flag("write pictures as PDF too"),
+    "--compare": {"metavar": "STEPS", "help": "measure each post-processing step alone, and all"},
+    "--all-combinations": _flag("--compare every combination of its steps"),
+    "--truth": {"type": Path, "help": "segmentation of the one scan; default: that beside it"},
+    "--scan": {"type": Path, "help": "the one scan, if it has moved"},
+    "--evaluation": {"type": Path, "help": "--out of tf-lesion evaluate: the cohort's ROC curve"},
+    "--target-fpr": {
+        "type": float,
+        "default": 0.05,
+        "help": "show the threshold with this share of healthy voxels above it, a fraction",
+    },
     "--seg": {"type": Path, "help": "segmentation of the one scan, NIfTI on its grid"},
 }
 

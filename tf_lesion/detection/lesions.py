@@ -6,6 +6,7 @@ A lesion is a 26-connected component of the truth in a whole scan, not in a slic
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 from skimage import measure
 
 MM3_PER_ML = 1e3
@@ -26,9 +27,13 @@ class LesionCounts:
     false_positives: int
 
 
-def lesion_counts(detected, truth):
+def lesion_counts(detected: np.ndarray, truth: np.ndarray) -> LesionCounts:
     """Lesion-wise `LesionCounts` of one scan [X, Y, Z], 26-connected."""
     detected, truth = np.asarray(detected, bool), np.asarray(truth, bool)
+    window = ndimage.find_objects((detected | truth).astype(np.uint8))
+    if not window:
+        return LesionCounts(0, 0, 0)
+    detected, truth = detected[window[0]], truth[window[0]]
     lesions, num_lesions = measure.label(truth, connectivity=truth.ndim, return_num=True)
     parts, num_parts = measure.label(detected, connectivity=truth.ndim, return_num=True)
     found = np.unique(lesions[detected & truth]).size
@@ -47,11 +52,11 @@ class Lesion:
     """
 
     volume_ml: float
-    center_mm: tuple
+    center_mm: tuple[float, float, float]
     mean_residual: float
 
 
-def find_lesions(detected, residual, affine):
+def find_lesions(detected: np.ndarray, residual: np.ndarray, affine: np.ndarray) -> list[Lesion]:
     """The `Lesion`s of a scan, 26-connected, the largest first.
 
     Args:
@@ -76,7 +81,7 @@ def find_lesions(detected, residual, affine):
     return sorted(found, key=lambda lesion: (-lesion.volume_ml, lesion.center_mm))
 
 
-def stack_volume(slices, slice_index):
+def stack_volume(slices: np.ndarray, slice_index: np.ndarray) -> np.ndarray:
     """Volume [H, W, Z] of slices [n, H, W] at their axial positions; missing slices are empty."""
     index = np.asarray(slice_index) - np.min(slice_index)
     volume = np.zeros((*slices.shape[1:], index.max() + 1), dtype=slices.dtype)

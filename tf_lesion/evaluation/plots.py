@@ -4,13 +4,18 @@ Slices [X, Y] are shown as radiologists look at them: anterior up, the patient's
 """
 
 import itertools
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from tf_lesion.files import written_whole
 
@@ -29,35 +34,29 @@ DASHES = [
         strict=True,
     )
 ]
-LAMBDA = "λ (per unit intensity)"
-CHANGE = "l1 change per healthy subject\n(intensity × voxels)"
 MARGIN_INCHES = 1.5
-BAR_WIDTH = 0.08  # of a column
-BAR_HEIGHT = 0.9  # of its rows
 BRAIN_SHADE = 0.3  # of the brain behind a detection, so that one sees where it lies
 BAR_LABELS = {"observed": "normalized intensity", "residual": "|observed - restored|"}
 
 
-def as_seen(image):
+def as_seen(image: np.ndarray) -> np.ndarray:
     """Slice [X, Y] -> picture [Y, X] for imshow: anterior up, the patient's right on the left."""
     return np.asarray(image)[::-1, ::-1].T
 
 
 def panel(
-    path,
-    observed,
-    restored,
-    residual,
-    detection,
-    truth,
-    titles,
+    path: Path,
+    observed: np.ndarray,
+    restored: np.ndarray,
+    residual: np.ndarray,
+    detection: np.ndarray,
+    truth: np.ndarray,
+    titles: Sequence[str],
     *,
-    threshold_name="",
-    gray_window=None,
-    residual_window=None,
-    pdf=False,
-    force=True,
-):
+    threshold_name: str = "",
+    pdf: bool = False,
+    force: bool = True,
+) -> None:
     """Write five rows (observed, restored, residual, detection, truth) of n slices, as Figure 1.
 
     Args:
@@ -69,13 +68,10 @@ def panel(
         truth: [n, H, W] bool.
         titles: n strings, one above each column.
         threshold_name: where the threshold of the detection comes from, for example "DSC5".
-        gray_window: (lowest, highest) intensity; by default 0 to the 99.5th percentile.
-        residual_window: the same for the residual.
         pdf: also write a PDF beside the PNG.
         force: overwrite.
     """
-    gray_window = gray_window or _window(observed)
-    residual_window = residual_window or _window(residual)
+    gray_window, residual_window = _window(observed), _window(residual)
     brain = BRAIN_SHADE * (np.asarray(observed) > 0)
     shown = {
         "observed": (observed, gray_window),
@@ -84,73 +80,97 @@ def panel(
         "detection": (np.where(detection, 1, brain), (0, 1)),
         "truth": (np.where(truth, 1, brain), (0, 1)),
     }
-    figure, axes, bars = _panel_axes(len(titles))
+    size = (MARGIN_INCHES + COLUMN_INCHES * len(titles), ROW_INCHES * len(ROWS))
+    figure, axes = plt.subplots(
+        len(ROWS), len(titles), figsize=size, layout="constrained", squeeze=False
+    )
     for row, (name, (images, window)) in zip(axes, shown.items(), strict=True):
         label = f"{name}\n({threshold_name})" if name == "detection" and threshold_name else name
         picture = _draw_row(row, label, images, window)
-        if name in bars:
-            figure.colorbar(picture, cax=bars[name], label=BAR_LABELS[name])
+        if name in BAR_LABELS:
+            figure.colorbar(picture, ax=list(row), label=BAR_LABELS[name])
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=7)
-    _mark_sides(axes[0, 0])
+    for x, side in ((0.05, "R"), (0.95, "L")):
+        place = {"transform": axes[0, 0].transAxes, "ha": "center", "va": "center"}
+        axes[0, 0].text(x, 0.94, side, color="white", fontsize=8, **place)
     save(figure, path, pdf=pdf, force=force)
 
 
-def _panel_axes(columns):
-    """(figure, axes [5, columns], {row name: axes of its colour bar})."""
-    size = (MARGIN_INCHES + COLUMN_INCHES * columns, MARGIN_INCHES / 2 + ROW_INCHES * len(ROWS))
-    figure = plt.figure(figsize=size)
-    grid = figure.add_gridspec(
-        len(ROWS),
-        columns + 1,
-        width_ratios=[1] * columns + [BAR_WIDTH],
-        left=MARGIN_INCHES / 2 / size[0],
-        right=1 - MARGIN_INCHES / 2 / size[0],
-        bottom=0.01,
-        top=1 - MARGIN_INCHES / 3 / size[1],
-        wspace=0.04,
-        hspace=0.04,
+def cases(
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    thresholds: dict[str, float],
+    *,
+    pdf: bool = False,
+    force: bool = True,
+) -> None:
+    """The `panel` of `scans.largest_lesions`, detected at the first threshold that is a number."""
+    known = [(name, at) for name, at in thresholds.items() if at is not None and at == at]
+    name, threshold = known[0] if known else ("", math.inf)
+    panel(
+        path,
+        **arrays,
+        detection=arrays["residual"] > threshold,
+        threshold_name=f"{name.upper()}, > {threshold:.3f}" if name else "no threshold",
+        pdf=pdf,
+        force=force,
     )
-    axes = np.array([[figure.add_subplot(cell) for cell in row[:columns]] for row in _cells(grid)])
-    bars = {"observed": grid[:2, -1], "residual": grid[2, -1]}
-    bars = {name: figure.add_subplot(place) for name, place in bars.items()}
-    for bar in bars.values():  # a little shorter: the numbers at their ends must not meet
-        x, y, width, height = bar.get_position().bounds
-        bar.set_position([x, y + height * (1 - BAR_HEIGHT) / 2, width, height * BAR_HEIGHT])
-    return figure, axes, bars
-
-
-def _cells(grid):
-    rows, columns = grid.get_geometry()
-    return [[grid[row, column] for column in range(columns)] for row in range(rows)]
 
 
 def lines(
-    path, series, *, xlabel, ylabel, marked=None, limits=None, diagonal=False, pdf=False, force=True
-):
-    """Write a plot of one or several lines, told apart by their dashes, not by their colors.
+    path: Path,
+    series: dict[str, tuple],
+    *,
+    marked: dict[str, float] | None = None,
+    pdf: bool = False,
+    force: bool = True,
+    **options: Any,
+) -> None:
+    """Write a plot of `curves`, with the options of that.
 
     Args:
         path: the PNG to make.
         series: {name: (x, y)} or {name: (x, y, low, high)} with an interval around y.
-        xlabel: with the unit.
-        ylabel: with the unit.
         marked: {name: x} of a chosen point of a series, for example the chosen lambda.
-        limits: (lowest, highest) of both axes.
-        diagonal: draw the line of chance.
         pdf: also write a PDF beside the PNG.
         force: overwrite.
+        options: `xlabel`, `ylabel` and the others of `curves`.
     """
-    figure, axis = plt.subplots(figsize=LINES_INCHES, layout="constrained")
+    figure, axis = curves({name: values[:2] for name, values in series.items()}, **options)
     for (name, values), style in zip(series.items(), itertools.cycle(DASHES)):
         x, y, *interval = (np.asarray(value, float) for value in values)
-        marker = "." if len(x) <= MOST_MARKERS else None
-        axis.plot(x, y, label=name, marker=marker, **style)
         if interval:
             axis.fill_between(x, *interval, color=style["color"], alpha=BAND_ALPHA, linewidth=0)
         if marked and name in marked:
             chosen = int(np.argmin(np.abs(x - marked[name])))
             axis.plot(x[chosen], y[chosen], "o", color=style["color"], fillstyle="none", ms=10)
+    save(figure, path, pdf=pdf, force=force)
+
+
+def curves(
+    series: dict[str, tuple],
+    *,
+    xlabel: str,
+    ylabel: str,
+    limits: tuple[float, float] | None = None,
+    diagonal: bool = False,
+    markers: bool = True,
+) -> tuple[Figure, Axes]:
+    """(figure, axis) of lines {name: (x, y)}, told apart by their dashes, not by their colors.
+
+    Args:
+        series: the lines.
+        xlabel: with the unit.
+        ylabel: with the unit.
+        limits: (lowest, highest) of both axes.
+        diagonal: draw the line of chance.
+        markers: mark the points of a line that has few.
+    """
+    figure, axis = plt.subplots(figsize=LINES_INCHES, layout="constrained")
+    for (name, (x, y)), style in zip(series.items(), itertools.cycle(DASHES)):
+        marker = "." if markers and len(x) <= MOST_MARKERS else None
+        axis.plot(x, y, label=name, marker=marker, **style)
     if diagonal:
         axis.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, label="chance")
     axis.set(xlabel=xlabel, ylabel=ylabel)
@@ -158,31 +178,10 @@ def lines(
         axis.set(xlim=limits, ylim=limits, aspect="equal")
     axis.grid(color="0.9", linewidth=0.6)
     axis.legend(fontsize=8)
-    save(figure, path, pdf=pdf, force=force)
+    return figure, axis
 
 
-def auc_against_lambda(path, series, **options):
-    """Figure 2 (a): {name: (lambdas, pooled AUC)} or with an interval; see `lines`."""
-    lines(path, series, xlabel=LAMBDA, ylabel="pooled AUC (fraction)", **options)
-
-
-def change_against_lambda(path, series, **options):
-    """Figure 2 (b): {name: (lambdas, change of healthy subjects)}; `marked` is the minimum."""
-    lines(path, series, xlabel=LAMBDA, ylabel=CHANGE, **options)
-
-
-def roc_curves(path, series, **options):
-    """Figure 2 (c): {name: (FPR, TPR)}, all voxels of all subjects pooled."""
-    rates = {"xlabel": "false positive rate (fraction)", "ylabel": "true positive rate (fraction)"}
-    lines(path, series, limits=(0, 1), diagonal=True, **rates, **options)
-
-
-def auc_against_step(path, series, **options):
-    """Figure 3: {name: (restoration steps, pooled AUC)}."""
-    lines(path, series, xlabel="restoration step", ylabel="pooled AUC (fraction)", **options)
-
-
-def save(figure, path, *, pdf=False, force=True):
+def save(figure: Figure, path: Path, *, pdf: bool = False, force: bool = True) -> None:
     """Write a figure as PNG, and as PDF beside it if asked, and close it."""
     paths = [Path(path)] + ([Path(path).with_suffix(".pdf")] if pdf else [])
     try:
@@ -208,17 +207,3 @@ def _draw_row(row, name, images, window):
             spine.set_visible(False)
     row[0].set_ylabel(name, fontsize=9)
     return picture
-
-
-def _mark_sides(axis):
-    for x, side in ((0.05, "R"), (0.95, "L")):
-        axis.text(
-            x,
-            0.94,
-            side,
-            transform=axis.transAxes,
-            color="white",
-            fontsize=8,
-            ha="center",
-            va="center",
-        )

@@ -3,14 +3,15 @@
 import base64
 import io
 import re
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-
-from tf_lesion.evaluation.plots import BAR_LABELS, DASHES, WINDOW_PERCENTILE, as_seen
+from tf_lesion.evaluation.metrics import Curve
+from tf_lesion.evaluation.plots import BAR_LABELS, WINDOW_PERCENTILE, as_seen, curves, plt, save
+from tf_lesion.evaluation.results import Result
 from tf_lesion.scans.alignment import world_aligned
 
 MONTAGE_SLICES = 7
@@ -20,7 +21,6 @@ MONTAGE_INCHES = 1.7  # width of a slice
 MONTAGE_DPI = 140
 MASK_COLOR, TRUTH_COLOR = "#ffd400", "#00d0ff"
 RESIDUAL_MAP = "inferno"
-CURVE_INCHES = (4.2, 3.4)
 MOST_CURVE_POINTS = 400
 VIEWER_VOXELS = 4e6  # more is resampled: the page stays small
 SHOWN_PERCENTILE = 99.0  # of the residual in the brain, without thresholds
@@ -28,28 +28,26 @@ FAVICON = re.compile(r"<link[^>]*icon[^>]*>")  # the one thing nilearn's page as
 SVG_HEADER = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 
 
-def montage(result):
+def montage(result: Result) -> str:
     """PNG data URI of `montage_figure`."""
-    return _png(montage_figure(result, montage_slices(result.brain, result.mask)))
+    figure = montage_figure(result, montage_slices(result.brain, result.mask))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=MONTAGE_DPI, facecolor=figure.get_facecolor())
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def montage_figure(result, chosen):
+def montage_figure(result: Result, chosen: np.ndarray) -> Figure:
     """Figure of axial slices: scan, restored, residual, score if there; contours on the scan.
 
     Args:
-        result: `report_data.Result`.
+        result: the scan and its maps.
         chosen: [n] ascending axial indices.
     """
     window = _window_around(result.brain, result.scan.voxel_sizes)
-    scan, residual = result.scan.data, result.residual
-    rows = {
-        "scan": (scan, "gray", _limits(scan[result.brain])),
-        "restored": (result.restored, "gray", _limits(result.restored[result.brain])),
-        "residual": (residual, RESIDUAL_MAP, _limits(residual[result.brain])),
-    }
-    if "score" in result.facts["files"]:
-        score = result.volume("score")
-        rows["score"] = (score, RESIDUAL_MAP, _limits(score[result.brain]))
+    rows = {"scan": result.scan.data, "restored": result.restored, "residual": result.residual}
+    if result.made_from == "score":
+        rows["score"] = result.volume("score")
     sizes = result.scan.voxel_sizes
     extent_mm = [(part.stop - part.start) * size for part, size in zip(window, sizes, strict=False)]
     height = MONTAGE_INCHES * extent_mm[1] / extent_mm[0]
@@ -62,15 +60,12 @@ def montage_figure(result, chosen):
         squeeze=False,
         facecolor="black",
     )
-    for row, (name, (volume, cmap, limits)) in zip(axes, rows.items(), strict=True):
+    for row, (name, volume) in zip(axes, rows.items(), strict=True):
+        limits = dict(zip(("vmin", "vmax"), _limits(volume[result.brain]), strict=True))
+        cmap = "gray" if name in ("scan", "restored") else RESIDUAL_MAP
         for axis, z in zip(row, chosen, strict=True):
-            picture = axis.imshow(
-                as_seen(volume[(*window, z)]),
-                cmap=cmap,
-                vmin=limits[0],
-                vmax=limits[1],
-                aspect=sizes[1] / sizes[0],
-            )
+            image, aspect = as_seen(volume[(*window, z)]), sizes[1] / sizes[0]
+            picture = axis.imshow(image, cmap=cmap, aspect=aspect, **limits)
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name, fontsize=9, color="white")
         if cmap == RESIDUAL_MAP:
@@ -83,7 +78,25 @@ def montage_figure(result, chosen):
     return figure
 
 
-def montage_slices(brain, mask, *, count=MONTAGE_SLICES):
+def scan_picture(
+    path: Path, result: Result, title: str, *, count: int, pdf: bool = False, force: bool = True
+) -> None:
+    """Write the `montage_figure` of the `count` slices with most lesion."""
+    area = np.count_nonzero(result.truth & result.brain, axis=(0, 1))
+    chosen = np.sort(np.argsort(-area, kind="stable")[:count])
+    chosen = chosen[area[chosen] > 0]
+    if not chosen.size:
+        chosen = montage_slices(result.brain, result.mask, count=count)
+    figure = montage_figure(result, chosen)
+    figure.suptitle(title, color="white", fontsize=9)
+    key = f"truth: blue, dashed{f'; {result.point}: yellow' if result.point else ''}"
+    figure.supxlabel(key, color="white", fontsize=8)
+    save(figure, path, pdf=pdf, force=force)
+
+
+def montage_slices(
+    brain: np.ndarray, mask: np.ndarray, *, count: int = MONTAGE_SLICES
+) -> np.ndarray:
     """[n] ascending axial indices: evenly through the brain, one moved to the largest detection."""
     height = np.flatnonzero(brain.any(axis=(0, 1)))
     low, high = (height[0] + share * (height[-1] - height[0]) for share in MONTAGE_SHARE)
@@ -127,54 +140,49 @@ def _color_bar(figure, picture, row, label):
     bar.outline.set_visible(False)
 
 
-def roc(series):
+def roc(series: dict[str, tuple]) -> str:
     """SVG of ROC curves, {name: (fpr, tpr)}."""
-    figure, axis = plt.subplots(figsize=CURVE_INCHES, layout="constrained")
-    for (name, (fpr, tpr)), style in zip(series.items(), DASHES, strict=False):
-        rows = _thinned(len(fpr))
-        axis.plot(np.asarray(fpr)[rows], np.asarray(tpr)[rows], label=name, **style)
-    axis.plot([0, 1], [0, 1], color="0.75", linewidth=0.8, label="chance")
-    axis.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1))
-    return _svg(figure, axis)
+    thinned = {}
+    for name, rates in series.items():
+        rows = _thinned(np.arange(len(rates[0])))
+        thinned[name] = [np.asarray(rate)[rows] for rate in rates]
+    labels = {"xlabel": "false positive rate", "ylabel": "true positive rate"}
+    return _svg(*curves(thinned, limits=(0, 1), diagonal=True, markers=False, **labels))
 
 
-def threshold_curves(curve, marked):
+def threshold_curves(curve: Curve, marked: dict[str, float]) -> str:
     """SVG of Dice, true and false positive rate against the threshold.
 
     Args:
-        curve: `metrics.Curve`.
+        curve: of one scan.
         marked: {label: threshold} drawn as vertical lines.
     """
-    inside = (curve.threshold >= 0) & (curve.tp + curve.fp > 0)
-    rows = np.flatnonzero(inside)[_thinned(int(inside.sum()), curve.threshold[inside])]
-    tp, fp = curve.tp[rows], curve.fp[rows]
+    inside = np.flatnonzero((curve.threshold >= 0) & (curve.tp + curve.fp > 0))
+    rows = inside[_thinned(curve.threshold[inside])]
+    x, tp, fp = curve.threshold[rows], curve.tp[rows], curve.fp[rows]
     lines = {
-        "Dice": 2 * tp / (tp + fp + curve.positives),
-        "true positive rate": curve.tpr[rows],
-        "false positive rate": curve.fpr[rows],
+        "Dice": (x, 2 * tp / (tp + fp + curve.positives)),
+        "true positive rate": (x, curve.tpr[rows]),
+        "false positive rate": (x, curve.fpr[rows]),
     }
-    figure, axis = plt.subplots(figsize=CURVE_INCHES, layout="constrained")
-    for (name, values), style in zip(lines.items(), DASHES, strict=False):
-        axis.plot(curve.threshold[rows], values, label=name, **style)
+    figure, axis = curves(lines, xlabel="threshold", ylabel="fraction", markers=False)
     for label, threshold in marked.items():
         axis.axvline(threshold, color="0.8", linewidth=0.8, zorder=0)
         axis.text(threshold, 1.01, label, fontsize=7, ha="center", color="0.3")
-    axis.set(xlabel="threshold (normalized intensity)", ylabel="fraction", ylim=(0, 1))
+    axis.set(ylim=(0, 1))
     axis.set_xlim(left=0)
     return _svg(figure, axis)
 
 
-def _thinned(count, values=None):
-    """Indices of at most `MOST_CURVE_POINTS` of `count` points, equally far apart in `values`."""
-    if count <= MOST_CURVE_POINTS:
-        return np.arange(count)
-    if values is None:
-        return np.unique(np.linspace(0, count - 1, MOST_CURVE_POINTS).astype(int))
+def _thinned(values):
+    """Indices of at most `MOST_CURVE_POINTS` of ascending values, equally far apart in them."""
+    if len(values) <= MOST_CURVE_POINTS:
+        return np.arange(len(values))
     wanted = np.linspace(values[0], values[-1], MOST_CURVE_POINTS)
-    return np.unique(np.searchsorted(values, wanted).clip(0, count - 1))
+    return np.unique(np.searchsorted(values, wanted).clip(0, len(values) - 1))
 
 
-def viewer(result):
+def viewer(result: Result) -> str:
     """HTML of nilearn's viewer: the scan, and over it the residual above the threshold."""
     import nibabel as nib
     from nilearn.plotting import view_img
@@ -203,7 +211,7 @@ def viewer(result):
     return FAVICON.sub("", view.get_standalone())
 
 
-def shown_range(result):
+def shown_range(result: Result) -> tuple[float, float]:
     """(least, largest) residual that the viewer colors: from the threshold, or the top percent."""
     inside = result.residual[result.brain]
     if result.point:
@@ -213,16 +221,7 @@ def shown_range(result):
     return lowest, max(float(np.percentile(inside, 99.9)), 1.5 * lowest, 1e-6)
 
 
-def _png(figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=MONTAGE_DPI, facecolor=figure.get_facecolor())
-    plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _svg(figure, axis):
-    axis.grid(color="0.92", linewidth=0.6)
-    axis.legend(fontsize=8, frameon=False)
+def _svg(figure, _):
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -9,9 +9,9 @@ import pytest
 import tiny_scans
 from matplotlib import pyplot as plt
 
-from tf_lesion.evaluation import score_scans
+from tf_lesion.cli import evaluate
+from tf_lesion.evaluation.results import Result
 from tf_lesion.report import pictures as report_pictures
-from tf_lesion.report.data import Result
 
 SHAPE = (14, 16, 12)
 AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])
@@ -71,10 +71,10 @@ def _write(folder, name="P_1", *, seed=0, axes="RAS", score=False, truth=None, b
 
 def _run(folder, *more, status=0):
     argv = ["--results", folder, "--out", folder / "out", "--force", *more]
-    assert score_scans.main(list(map(str, argv))) == status
+    assert evaluate.main(list(map(str, argv))) == status
     if status:
         return None
-    with (folder / "out" / "scans.csv").open() as file:
+    with (folder / "out" / "scans.csv").open(newline="") as file:
         rows = {(row["scan"], row["score"]): row for row in csv.DictReader(file)}
     return {key: {n: _number(v) for n, v in row.items()} for key, row in rows.items()}
 
@@ -100,8 +100,8 @@ def _by_hand(scores, lesion):
     return auc, sum(steps), max(dice)
 
 
-def _three(row, over="subject"):
-    return [row[f"{over}_{name}"] for name in ("auc", "auprc", "largest_dice")]
+def _three(row, over=""):
+    return [row[f"{over}{name}"] for name in ("auc", "auprc", "largest_dice")]
 
 
 def test_every_score_is_measured_over_the_voxels_that_were_restored(tmp_path):
@@ -126,11 +126,11 @@ def test_masks_are_counted_for_the_score_they_were_made_from(tmp_path, score):
     rows = _run(tmp_path)
     row = rows["P_1", "score" if score else "residual"]
     tp, detected, lesion = 8 + 1, 8 + 1 + 1, 8 + 84 + 1
-    assert row["subject_dice_fpr_0.05"] == pytest.approx(2 * tp / (detected + lesion))
-    assert row["subject_lesion_detection_rate_fpr_0.05"] == pytest.approx(2 / 3)
-    assert row["subject_false_positives_fpr_0.05"] == 1
+    assert row["dice_fpr_0.05"] == pytest.approx(2 * tp / (detected + lesion))
+    assert row["lesion_detection_rate_fpr_0.05"] == pytest.approx(2 / 3)
+    assert row["false_positives_fpr_0.05"] == 1
     others = [other for key, other in rows.items() if other is not row]
-    assert {other["subject_dice_fpr_0.05"] for other in others} == {None}
+    assert {other["dice_fpr_0.05"] for other in others} == {None}
 
 
 def test_a_turned_scan_has_the_same_numbers(tmp_path):
@@ -153,21 +153,20 @@ def test_lesion_outside_the_restored_brain_is_told_and_not_counted(tmp_path, cap
     assert capsys.readouterr().err.count(lost) == 1
 
 
-def test_pooled_rows_join_the_voxels_and_mean_rows_the_scans(tmp_path, capsys):
+def test_scores_are_pooled_over_voxels_and_averaged_over_scans(tmp_path, capsys):
     maps = [_write(tmp_path, "P_1", seed=1), _write(tmp_path, "P_2", seed=2, bids=True)]
     rows = _run(tmp_path)
     brain, lesion = _brain(), _truth() > 0
     voxels = np.concatenate([each["residual"][brain] for each in maps])
     expected = _by_hand(voxels, np.tile(lesion[brain], 2))
-    pooled, mean = rows["pooled over 2", "residual"], rows["mean over 2", "residual"]
-    assert _three(pooled, "pooled") == pytest.approx(expected, abs=1e-6)
-    assert pooled["pooled_false_positives_fpr_0.05"] == 2
-    assert pooled["lesions"] == 6
+    over_all = json.loads((tmp_path / "out" / "metrics.json").read_text())["scores"]["residual"]
+    assert _three(over_all, "pooled_") == pytest.approx(expected, abs=1e-6)
+    assert over_all["pooled_false_positives_fpr_0.05"] == 2
+    assert over_all["threshold_fpr_0.05"] == 0.9
     for name in ("auc", "auprc", "largest_dice", "dice_fpr_0.05", "false_positives_fpr_0.05"):
-        of_scans = [rows[scan, "residual"][f"subject_{name}"] for scan in ("P_1", "P_2")]
-        assert mean[f"mean_subject_{name}"] == pytest.approx(np.mean(of_scans))
-    assert pooled["subject_auc"] is pooled["mean_subject_auc"] is mean["pooled_auc"] is None
-    text = (tmp_path / "out" / "scans.md").read_text()
+        of_scans = [rows[scan, "residual"][name] for scan in ("P_1", "P_2")]
+        assert over_all[f"mean_{name}"] == pytest.approx(np.mean(of_scans))
+    text = (tmp_path / "out" / "table.md").read_text()
     assert capsys.readouterr().out == text
     assert f"{expected[0]:.3f}" in text
 
@@ -197,7 +196,7 @@ def test_segmentations_can_be_given_by_a_file_or_a_pattern(tmp_path, capsys):
 def test_scans_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for name in ("patient07", "patient19"):
         _write(tmp_path / name, "T2")
-    names = {scan for scan, _ in _run(tmp_path) if " over " not in scan}
+    names = {scan for scan, _ in _run(tmp_path)}
     assert names == {"patient07_T2", "patient19_T2"}
     assert (tmp_path / "out" / "patient07_T2_panel.png").exists()
 
@@ -228,7 +227,7 @@ def test_what_cannot_be_used_is_one_line(tmp_path, capsys, options, message):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "P_2_panel.png").touch()
     argv = [*options.format(tmp_path).split(), "--out", str(tmp_path / "out")]
-    assert score_scans.main(argv) == 2
+    assert evaluate.main(argv) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["P_2_panel.png"]
 
@@ -248,7 +247,7 @@ def test_the_picture_shows_the_slices_with_most_lesion(tmp_path, monkeypatch):
         _write(tmp_path / name, truth=segmentation)
         _run(tmp_path / name)
     assert shown[0] == [2, 5, 6, 8, 10]
-    assert len(shown[1]) == score_scans.PANEL_SLICES  # spread over the brain
+    assert len(shown[1]) == evaluate.SCAN_SLICES  # spread over the brain
 
 
 @pytest.mark.parametrize(("score", "maps"), [(False, 1), (True, 2)])

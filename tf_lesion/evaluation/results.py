@@ -1,0 +1,257 @@
+"""Restored scans in a folder of maps: their volumes, their lesions, and as scans to be measured."""
+
+import functools
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from tf_lesion.detection.layout import FACTS_ENDINGS, FAILED, SUMMARY, read_facts
+from tf_lesion.detection.lesions import Lesion, find_lesions
+from tf_lesion.evaluation.scans import LabeledScan, Mask, Scans, equalized
+from tf_lesion.files import InputError
+from tf_lesion.scans.discovery import subject_with_files
+from tf_lesion.scans.volumes import Scan, load_labels, load_scan
+
+
+@dataclass(frozen=True)
+class Result:
+    """One restored scan; all volumes are [X, Y, Z] in RAS, on the voxels of `scan.data`.
+
+    Attributes:
+        facts_path: its JSON.
+        facts: what that says.
+        scan_path: the scan it was made of.
+        truth_path: a segmentation, lesion > 0, or None.
+        point: name of the threshold that the pictures show, or None without thresholds.
+    """
+
+    facts_path: Path
+    facts: dict[str, Any]
+    scan_path: Path
+    truth_path: Path | None
+    point: str | None
+
+    @classmethod
+    def read(
+        cls,
+        facts_path: Path,
+        *,
+        scan: Path | None = None,
+        truth: Path | None = None,
+        target_fpr: float = 0.05,
+    ) -> "Result":
+        """The result of a JSON of restore_brats.py.
+
+        Args:
+            facts_path: the JSON; the maps are beside it.
+            scan: the scan, if it has moved.
+            truth: a segmentation; by default the one noted when the scan was restored.
+            target_fpr: the threshold to show is that nearest to this rate.
+
+        Raises:
+            FileNotFoundError, InputError: if a file is missing, or is none of restore_brats.py.
+        """
+        facts_path = Path(facts_path)
+        facts = read_facts(facts_path)
+        scan_path = Path(scan or facts["input"])
+        if not scan_path.exists():
+            raise FileNotFoundError(
+                f"No scan at {scan_path}, from which {facts_path} was made; give it with --scan."
+            )
+        noted = facts.get("truth")
+        truth_path = truth or (noted if noted and Path(noted).exists() else None)
+        rates = {name: at["target_fpr"] for name, at in facts["lesions"].items()}
+        point = min(rates, key=lambda name: abs(rates[name] - target_fpr), default=None)
+        return cls(facts_path, facts, scan_path, truth_path and Path(truth_path), point)
+
+    @property
+    def made_from(self) -> str:
+        """The map that the masks were made from: `score` where there is one, else `residual`."""
+        return "score" if "score" in self.facts["files"] else "residual"
+
+    @functools.cached_property
+    def scan(self) -> Scan:
+        """The scan itself."""
+        return load_scan(self.scan_path)
+
+    def volume(self, name: str) -> np.ndarray:
+        """Float32 `restored`, `residual` or `score`, or uint8 of a threshold's mask."""
+        path = self.facts_path.parent / self.facts["files"][name]
+        if not path.exists():
+            raise FileNotFoundError(f"No {path}, which {self.facts_path} names.")
+        if name in self.facts["lesions"]:
+            return load_labels(path, self.scan)
+        image = nib.as_closest_canonical(nib.load(path))
+        volume = image.get_fdata(dtype=np.float32)
+        if volume.size != self.scan.data.size:
+            raise InputError(f"{path}: expected the grid of {self.scan_path}.")
+        return volume.reshape(self.scan.data.shape)
+
+    @functools.cached_property
+    def residual(self) -> np.ndarray:
+        """Normalized intensity."""
+        return self.volume("residual")
+
+    @functools.cached_property
+    def restored(self) -> np.ndarray:
+        """Normalized intensity, 0 outside the brain."""
+        return self.volume("restored")
+
+    @functools.cached_property
+    def brain(self) -> np.ndarray:
+        """Bool."""
+        brain = self.restored != 0
+        return brain if brain.any() else np.ones_like(brain)
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray:
+        """Bool, the detection at `point`; empty without thresholds."""
+        return self.volume(self.point) > 0 if self.point else np.zeros(self.brain.shape, bool)
+
+    @functools.cached_property
+    def truth(self) -> np.ndarray | None:
+        """Bool, or None."""
+        return None if self.truth_path is None else load_labels(self.truth_path, self.scan) > 0
+
+    @functools.cached_property
+    def lesions(self) -> list[Lesion]:
+        """The `Lesion`s at `point`, largest first."""
+        return find_lesions(self.mask, self.residual, self.scan.affine)
+
+    def lesion_overlaps(self) -> list[float]:
+        """Share of each of the `lesions` that is truth; zeros without a truth."""
+        if self.truth is None:
+            return [0.0] * len(self.lesions)
+        inside = find_lesions(self.mask, self.truth.astype(np.float32), self.scan.affine)
+        return [lesion.mean_residual for lesion in inside]
+
+    def labeled(self, *, name: str | None = None, scores: Iterable[str] | None = None):
+        """The `LabeledScan`; it must have a truth.
+
+        Args:
+            name: in place of its own.
+            scores: of residual, score and equalized; by default those there are.
+
+        Raises:
+            FileNotFoundError, InputError: if a file is missing, or on another grid than the scan.
+        """
+        made = {
+            "residual": lambda: self.residual,
+            "score": lambda: self.volume("score"),
+            "equalized": lambda: equalized(self.scan.data, self.brain),
+        }
+        if scores is None:
+            scores = ["residual", *(["score"] if self.made_from == "score" else []), "equalized"]
+        masks = [
+            Mask(point, self.made_from, at["threshold"], self.volume(point) > 0)
+            for point, at in self.facts["lesions"].items()
+        ]
+        return LabeledScan(
+            name or self.facts["name"],
+            self.scan.affine,
+            self.brain,
+            self.truth,
+            {score: made[score]() for score in scores},
+            masks,
+        )
+
+
+def from_maps(results: Mapping[str, Result]) -> Scans:
+    """Restored scans that have a truth, {name: `Result`}, as `LabeledScan`s."""
+
+    def read() -> Iterator[LabeledScan]:
+        for name, result in results.items():
+            yield replace(result).labeled(name=name)  # a copy forgets its volumes when it goes
+
+    return Scans(len(results), read)
+
+
+def find_labeled(
+    folders: Iterable[Path], *, seg: Path | None = None, seg_pattern: str | None = None
+) -> dict[str, Result]:
+    """{name: `Result`} of the restored scans that have a truth; warns of those that have none.
+
+    Args:
+        folders: of maps, at any depth.
+        seg: segmentation of the one scan.
+        seg_pattern: glob of the segmentations from the folder of each scan, with {subject}.
+
+    Raises:
+        FileNotFoundError, InputError: if there are no maps or no truth, or one scan twice.
+    """
+    paths = [path for folder in folders for path in find_results(folder)]
+    if seg and len(paths) > 1:
+        raise InputError(f"--seg is for one scan, found {len(paths)}; give --seg-pattern.")
+    results = [Result.read(path, truth=seg) for path in paths]
+    scan, times = Counter(result.scan_path for result in results).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"Expected each scan once in --results, got {times} maps of {scan}.")
+    found = {}
+    for name, result in zip(_names_of(results), results, strict=True):
+        try:
+            found[name] = _with_truth(result, seg_pattern)
+        except InputError as problem:
+            print(f"warning: {name} is left out: {problem}", file=sys.stderr)
+    if not found:
+        raise InputError("Expected a segmentation of one scan at least; try --seg-pattern.")
+    return found
+
+
+def _names_of(results):
+    """One name for each scan; where names repeat, the folders of the maps go before them."""
+    names = [result.facts["name"].replace("/", "_") for result in results]
+    if len(set(names)) < len(names):
+        names = [f"{r.facts_path.parent.name}_{n}" for r, n in zip(results, names, strict=True)]
+    if len(set(names)) < len(names):
+        raise InputError(f"Expected scans with different names, got {', '.join(sorted(names))}.")
+    return names
+
+
+def _with_truth(result, seg_pattern):
+    if seg_pattern:
+        scan, name = result.scan_path, result.facts["name"]
+        subject = subject_with_files(name, scan, scan.parent, seg_pattern=seg_pattern)
+        if subject.problem:
+            raise InputError(subject.problem)
+        return replace(result, truth_path=subject.label)
+    if result.truth_path is None:
+        noted = result.facts.get("truth")
+        raise InputError(f"no segmentation {'at ' + noted if noted else 'was noted'}.")
+    return result
+
+
+def find_results(folder: Path) -> list[Path]:
+    """Sorted JSON files of restored scans in a folder, at any depth.
+
+    Raises:
+        FileNotFoundError, InputError: without the folder, or if there are none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No folder of results at {folder}.")
+    found = sorted(path for end in FACTS_ENDINGS for path in folder.glob(f"**/*{end}"))
+    if not found:
+        raise InputError(
+            f"Expected maps of restore_brats.py --input in {folder}, found no "
+            f"*{' or *'.join(FACTS_ENDINGS)}."
+        )
+    return found
+
+
+def failures(folder: Path) -> list[tuple[str, str]]:
+    """[(name, reason)] of the scans that failed, from the summary of a cohort; [] without one."""
+    path = Path(folder) / SUMMARY
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text())["scans"]
+        return [(row["name"], row["reason"]) for row in rows if row["status"] == FAILED]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"Expected {path} as restore_brats.py writes it ({error!r}).") from error

@@ -1,0 +1,351 @@
+"""A measured scan, and restored slices of a cache as such scans, one in memory at a time.
+
+    residual    |observed - restored|
+    score       the same post-processed, if that was asked for: `detection.postprocessing`
+    intensity   the observed intensity: lesions are often bright on T2
+    equalized   the same, histogram-equalized within each subject's brain
+
+The last two need no model and are known to be hard to beat on bright lesions, so they stand beside
+every result. The other source of scans, a folder of maps, is `evaluation.maps`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from nibabel.affines import from_matvec
+from skimage import exposure
+
+from tf_lesion.caches.restored import RestoredReader
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.detection.lesions import stack_volume
+from tf_lesion.detection.postprocessing import (
+    VOXEL_CENTER,
+    HealthyMaps,
+    Postprocessing,
+    anomaly_score,
+    axes_mm,
+)
+from tf_lesion.files import InputError
+
+BASELINES = ("intensity", "equalized")
+AVERAGES = ("seeds", "flip")  # post-processing that is done while restoring
+LARGEST_SUBJECT = 256  # slices; a 1 mm MNI volume has 189, more are surely several subjects
+
+
+class Mask(NamedTuple):
+    """A detection: `score > threshold`, or the given voxels where it was made elsewhere."""
+
+    name: str
+    score: str
+    threshold: float
+    detected: np.ndarray | None = None  # [X, Y, Z] bool
+
+
+@dataclass(frozen=True)
+class LabeledScan:
+    """One scan to be measured; only voxels of the brain count.
+
+    Attributes:
+        name: of the subject.
+        affine: [4, 4] voxel -> mm, or None where the file does not say: no milliliters then.
+        brain: [X, Y, Z] bool, the voxels that were restored.
+        truth: [X, Y, Z] bool, lesion.
+        scores: {name: [X, Y, Z] of 0 or more}, larger where a lesion is more likely.
+        masks: detections at thresholds that do not come from the labels.
+        whole: whether neighbors in the arrays are so in the scan; else no lesions are counted.
+    """
+
+    name: str
+    affine: np.ndarray | None
+    brain: np.ndarray
+    truth: np.ndarray
+    scores: Mapping[str, np.ndarray]
+    masks: Sequence[Mask] = ()
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Scans that are read again each time one goes over them."""
+
+    number: int
+    read: Callable[[], Iterator[LabeledScan]]
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[LabeledScan]:
+        return self.read()
+
+
+def equalized(observed: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Intensity histogram-equalized in the brain, float32, 0 outside; any shape."""
+    if not mask.any():
+        return np.zeros_like(observed)
+    return exposure.equalize_hist(observed, mask=mask).astype(np.float32) * mask
+
+
+# Restored slices and their cache ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SubjectSlices:
+    """The slices of one subject, in axial order.
+
+    Attributes:
+        subject_id: name of the subject.
+        rows: [n] rows in the cache.
+        slice_index: [n] axial positions, -1 if unknown.
+        observed: [n, H, W] float32, normalized intensity.
+        restored: [n, H, W] float32.
+        mask: [n, H, W] bool, brain.
+        label: [n, H, W] bool, lesion; all false when labels were not asked for.
+        postprocessing: what makes `score`, or None.
+        healthy: `HealthyMaps` [n, H, W] for it, or None.
+        axes_mm: positions along x, y and z in the MNI grid for it, or None.
+    """
+
+    subject_id: str
+    rows: np.ndarray
+    slice_index: np.ndarray
+    observed: np.ndarray
+    restored: np.ndarray
+    mask: np.ndarray
+    label: np.ndarray
+    postprocessing: Postprocessing | None = None
+    healthy: HealthyMaps | None = None
+    axes_mm: tuple | None = None
+
+    @property
+    def truth(self) -> np.ndarray:
+        """[n, H, W] bool, lesion inside the brain."""
+        return self.label & self.mask
+
+    def score(self, name: str) -> np.ndarray:
+        """Anomaly score [n, H, W] float32, 0 outside the brain."""
+        if name == "score":
+            return self.processed(self.postprocessing)
+        if name == "equalized":
+            return equalized(self.observed, self.mask)
+        if name == "intensity":
+            return np.maximum(self.observed, 0) * self.mask
+        return np.abs(self.observed - self.restored) * self.mask
+
+    def processed(self, settings: Postprocessing) -> np.ndarray:
+        """Score [n, H, W] after the steps of a `Postprocessing`."""
+        images = (self.observed, self.restored, self.mask)
+        return anomaly_score(*images, settings=settings, healthy=self.healthy, axes=self.axes_mm)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Restored slices and the cache they came from; read one subject at a time.
+
+    Attributes:
+        restored: path of the restored slices.
+        cache: path of the cache.
+        labels: path of a file with `Label`, when the cache has none.
+        counts: slices per subject, when the cache does not say.
+        crop: (x0, x1, y0, y1) that the slices were restored with, when not the cache's own.
+        step: take the images kept after this many restoration steps, not the last ones.
+        postprocessing: `Postprocessing`, for a `score` beside the others.
+        healthy: `HealthyMaps` in blocks, for `normalize` or `relative`.
+    """
+
+    restored: Path
+    cache: Path
+    labels: Path | None = None
+    counts: np.ndarray | None = None
+    crop: tuple | None = None
+    step: int | None = None
+    postprocessing: Postprocessing | None = None
+    healthy: HealthyMaps | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the slices were restored, and post-processed if they are."""
+        with RestoredReader(self.restored) as reader:
+            settings = reader.settings
+        processed = self.postprocessing is not None
+        return settings | ({"postprocessing": str(self.postprocessing)} if processed else {})
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores there are."""
+        return ("residual", *(["score"] if self.postprocessing is not None else []), *BASELINES)
+
+    def positions_by_subject(self) -> list[tuple[int, np.ndarray]]:
+        """[(subject index, positions in the restored file)], in order of the cache."""
+        with RestoredReader(self.restored) as reader, self.open_cache() as cache:
+            reader.check_cache(cache)
+            rows = reader.rows
+            subject, axial = cache.index.subject[rows], cache.index.slice_index[rows]
+        order = np.lexsort((rows, axial, subject))
+        starts = np.flatnonzero(np.diff(subject[order], prepend=-1))
+        groups = np.split(order, starts[1:])
+        largest = max(len(group) for group in groups)
+        if largest > LARGEST_SUBJECT:
+            raise InputError(
+                f"{self.cache} does not say which of its slices belong to which subject (one has "
+                f"{largest}); give the slices per subject with --subjects."
+            )
+        return list(zip(subject[order][starts], groups, strict=True))
+
+    def subjects(self, *, with_truth: bool = True) -> Iterator[SubjectSlices]:
+        """Yield the `SubjectSlices` of each subject.
+
+        Args:
+            with_truth: read the labels too.
+
+        Raises:
+            InputError: if the two files do not belong together or labels are missing.
+        """
+        groups = self.positions_by_subject()
+        self._check_averages()
+        steps = self.postprocessing or Postprocessing()
+        with RestoredReader(self.restored) as reader, self.open_cache() as cache:
+            if with_truth and not cache.has_label:
+                raise InputError(
+                    f"{self.labels or self.cache}: no dataset 'Label'; give the file that has the "
+                    f"lesion labels with --labels."
+                )
+            for subject, positions in groups:
+                rows = reader.rows[positions]
+                axes = cache_axes_mm(cache, rows) if steps.needs_axes else None
+                images = self._read(reader, positions)
+                mask = cache.mask(rows)[..., 0]
+                yield SubjectSlices(
+                    subject_id=cache.index.subject_ids[subject],
+                    rows=rows,
+                    slice_index=cache.index.slice_index[rows],
+                    observed=cache.read(rows)[..., 0],
+                    restored=self._finite(images[..., 0], rows),
+                    mask=mask,
+                    label=cache.label(rows)[..., 0] if with_truth else np.zeros_like(mask),
+                    postprocessing=self.postprocessing,
+                    healthy=self._healthy_maps(axes) if steps.needs_healthy else None,
+                    axes_mm=axes,
+                )
+
+    def open_cache(self) -> SliceCache:
+        """The cache, an open `SliceCache`."""
+        return SliceCache(
+            self.cache, "Test", crop=self.crop, counts=self.counts, label_path=self.labels
+        )
+
+    def _check_averages(self):
+        used = {} if self.postprocessing is None else self.settings
+        for name in AVERAGES:
+            wanted = getattr(self.postprocessing, name, None)
+            if name in used and used[name] != wanted:
+                raise InputError(
+                    f"{self.restored} was restored with {name} {used[name]}, the post-processing "
+                    f"asks for {wanted}; restore the slices with the same --postprocess."
+                )
+
+    def _healthy_maps(self, axes):
+        if self.healthy is None:
+            raise InputError("normalize and relative need the healthy maps of a calibration.")
+        return self.healthy.at(axes)
+
+    def _read(self, reader, positions):
+        if self.step is None:
+            return reader.read(positions)
+        if self.step not in reader.trajectory_steps:
+            kept = ", ".join(map(str, reader.trajectory_steps)) or "none"
+            raise InputError(
+                f"{self.restored} does not hold the images after step {self.step}; it holds {kept}."
+            )
+        return reader.read_step(self.step, positions)
+
+    def _finite(self, images, rows):
+        bad = ~np.isfinite(images).all(axis=(1, 2))
+        if bad.any():
+            raise InputError(f"{self.restored}: slice of row {rows[bad][0]} is NaN or infinite.")
+        return images
+
+
+def from_cache(
+    cohorts: Sequence[Cohort],
+    *,
+    points: Mapping[str, Sequence[Any]] | None = None,
+    variants: Mapping[str, Postprocessing] | None = None,
+) -> Scans:
+    """The subjects of one or several cohorts as `LabeledScan`s, in the given order.
+
+    Args:
+        cohorts: of restored slices.
+        points: {score: [`calibration.Threshold`]} from healthy subjects.
+        variants: {name: steps}, scores in place of that of the cohorts' own post-processing, which
+            must need whatever one of these needs.
+    """
+    masks = [
+        Mask(point.name, score, point.threshold)
+        for score, found in (points or {}).items()
+        for point in found
+    ]
+
+    def read():
+        for cohort in cohorts:
+            with cohort.open_cache() as cache:
+                affine, corner = cache.grid_affine, cache.crop[::2]
+            for subject in cohort.subjects():
+                scores = {name: subject.score(name) for name in cohort.scores}
+                if variants:
+                    processed = {name: subject.processed(v) for name, v in variants.items()}
+                    scores.pop("score", None)
+                    scores = {"residual": scores.pop("residual"), **processed, **scores}
+                yield _stacked(subject, scores, masks, affine, corner)
+
+    return Scans(sum(len(cohort.positions_by_subject()) for cohort in cohorts), read)
+
+
+def _stacked(subject, scores, masks, affine, corner):
+    """The `LabeledScan` of `SubjectSlices`, each slice at its place along z if that is known."""
+    index = subject.slice_index
+    whole = bool((index >= 0).all() and len(np.unique(index)) == len(index))
+    index = index if whole else np.arange(len(index))
+    if affine is not None:
+        affine = affine @ from_matvec(np.eye(3), (*corner, index.min()))
+    brain, truth = stack_volume(subject.mask, index), stack_volume(subject.label, index)
+    scores = {name: stack_volume(score, index) for name, score in scores.items()}
+    masks = [mask for mask in masks if mask.score in scores]
+    return LabeledScan(subject.subject_id, affine, brain, truth, scores, masks, whole)
+
+
+def largest_lesions(cohorts: Sequence[Cohort], number: int) -> dict[str, np.ndarray]:
+    """The slices of the paper's pictures: the largest lesion of each subject, of those the largest.
+
+    Returns:
+        titles [n]; observed, restored, residual and truth [n, H, W].
+    """
+    kept = []
+    plain = [replace(cohort, postprocessing=None) for cohort in cohorts]
+    for subject in (subject for cohort in plain for subject in cohort.subjects()):
+        areas = subject.truth.sum(axis=(1, 2))
+        best = int(np.argmax(areas))
+        title = f"{subject.subject_id}\nslice {subject.slice_index[best]}"
+        images = (subject.observed, subject.restored, subject.score("residual"), subject.truth)
+        kept.append((areas[best], title, *(image[best].copy() for image in images)))
+        kept = sorted(kept, key=lambda case: -case[0])[:number]
+    names = ("titles", "observed", "restored", "residual", "truth")
+    return dict(zip(names, map(np.stack, list(zip(*kept, strict=True))[1:]), strict=True))
+
+
+def cache_axes_mm(cache: SliceCache, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Positions of some slices' voxels along x, y and z in the MNI grid, mm from its corner.
+
+    Raises:
+        InputError: if the cache does not say where its slices lie.
+    """
+    index = cache.index.slice_index[rows]
+    if cache.grid_affine is None or (index < 0).any():
+        raise InputError(
+            f"{cache.path} does not say where its slices lie in MNI space; make it with "
+            f"preprocessing.camcan or preprocessing.brats."
+        )
+    x, y = axes_mm(cache.shape, float(cache.grid_affine[0, 0]), corner=cache.crop[::2])
+    return x, y, (index + VOXEL_CENTER) * float(cache.grid_affine[2, 2])

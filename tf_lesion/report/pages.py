@@ -1,0 +1,238 @@
+"""HTML of restored scans: a page each, which needs no other file, and a table of a cohort."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tf_lesion.evaluation.results import Result
+from tf_lesion.files import InputError, refuse_existing, written_whole
+
+MOST_LESIONS = 15  # rows of the table
+VERSION_NAMES = ("python", "tensorflow", "numpy", "nibabel", "SimpleITK")
+COLUMNS = {  # of the table of subjects: heading, and how its numbers are shown
+    "name": ("subject", "{}"),
+    "volume_ml": ("lesions ml", "{:.1f}"),
+    "count": ("lesions", "{:.0f}"),
+    "largest_ml": ("largest ml", "{:.1f}"),
+    "dice": ("Dice", "{:.3f}"),
+    "auc": ("AUC", "{:.3f}"),
+    "examined": ("brain examined", "{:.1%}"),
+    "warnings": ("warnings", "{}"),
+}
+# What puts a subject first, if it is known of any: the lowest Dice, or the most of the others.
+ORDERS = {"dice": "lowest Dice", "volume_ml": "most lesion volume", "warnings": "most warnings"}
+
+
+def number(value: float, digits: int) -> str:
+    """A number of so many decimals, a dash if there is none (the rate of an empty truth)."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def percent(rate: float, digits: int = 0) -> str:
+    """0.05 -> "5 %"."""
+    return f"{100 * rate:.{digits}f} %"
+
+
+def point_name(result: Result) -> str:
+    """What the pictures are thresholded at, in words; "" without thresholds."""
+    if result.point is None:
+        return ""
+    return f"the {100 * result.facts['lesions'][result.point]['target_fpr']:g} % threshold"
+
+
+def page(
+    result: Result, *, evaluation: dict[str, Any] | None = None, index: str = ""
+) -> tuple[str, dict[str, Any]]:
+    """The HTML of one scan.
+
+    Args:
+        result: the scan and its maps.
+        evaluation: as of `read_evaluation`, or None.
+        index: address of the table of subjects, for a link to it.
+
+    Returns:
+        (html, {name: number} of `COLUMNS` for the table of subjects).
+    """
+    from tf_lesion.report import pictures
+
+    truth = _measured(result)
+    numbers = _numbers(result, truth)
+    html = _template("page.html").render(
+        result=result,
+        facts=result.facts,
+        numbers=numbers,
+        index=index,
+        viewer=pictures.viewer(result),
+        shown_from=pictures.shown_range(result)[0],
+        montage=pictures.montage(result),
+        colors={"mask": pictures.MASK_COLOR, "truth": pictures.TRUTH_COLOR},
+        point_name=point_name(result),
+        truth=truth,
+        curves=_curves(result, truth, evaluation),
+        evaluation=evaluation,
+        lesions=list(zip(result.lesions, result.lesion_overlaps(), strict=True)),
+        most_lesions=MOST_LESIONS,
+        version_names=VERSION_NAMES,
+    )
+    return html, numbers
+
+
+def _measured(result):
+    """The scan's row of `measure`, of the map that its masks were made from; None without truth."""
+    if result.truth is None:
+        return None
+    from tf_lesion.evaluation.measure import measure
+
+    return measure([result.labeled(scores=[result.made_from])]).scans.iloc[0].to_dict()
+
+
+def _numbers(result, truth):
+    facts = result.facts
+    at = facts["lesions"].get(result.point, {})
+    return {
+        **{name: at.get(name, math.nan) for name in ("volume_ml", "count", "largest_ml")},
+        "dice": (truth or {}).get(f"dice_{result.point}", math.nan),
+        "auc": truth["auc"] if truth else math.nan,
+        "examined": facts["examined_fraction"],
+        "warnings": len(facts["warnings"]),
+    }
+
+
+def _curves(result, truth, evaluation):
+    import markupsafe
+
+    from tf_lesion.evaluation.metrics import Curve
+    from tf_lesion.report import pictures
+
+    series, shown, curve = {}, [], None
+    if truth and not math.isnan(truth["auc"]):
+        scores = result.volume(result.made_from)[result.brain]
+        curve = Curve.from_scores(scores, result.truth[result.brain])
+        series[f"this scan (AUC {truth['auc']:.3f})"] = curve.fpr[::-1], curve.tpr[::-1]
+    if evaluation:
+        pooled = of_score(evaluation, result.made_from)
+        subjects = evaluation["cohort"]["subjects"]
+        label = f"{subjects} subjects, pooled (AUC {pooled['pooled_auc']:.3f})"
+        series[label] = pooled["roc"]["fpr"][::-1], pooled["roc"]["tpr"][::-1]
+    if series:
+        caption = "ROC curve: voxels of the brain, at every threshold."
+        shown.append({"svg": pictures.roc(series), "caption": caption})
+    if curve:
+        lesions = result.facts["lesions"].values()
+        marked = {percent(at["target_fpr"]): at["threshold"] for at in lesions}
+        best = f"{truth['largest_dice']:.3f} at {truth['largest_dice_threshold']:.3f}"
+        caption = f"Largest Dice {best}, chosen by the truth. Gray lines: thresholds from healthy "
+        svg = pictures.threshold_curves(curve, marked)
+        shown.append({"svg": svg, "caption": f"{caption}brains."})
+    return [{**curve, "svg": markupsafe.Markup(curve["svg"])} for curve in shown]
+
+
+def of_score(evaluation: dict[str, Any], score: str) -> dict[str, Any]:
+    """What was measured of a score, or of the residual where that one is missing."""
+    return evaluation["scores"].get(score) or evaluation["scores"]["residual"]
+
+
+def index_page(
+    rows: Sequence[dict[str, Any]], *, failed: Sequence[tuple[str, str]] = (), shown_at: str = ""
+) -> str:
+    """The HTML of the table of subjects, the worst first; see `ORDERS`.
+
+    Args:
+        rows: [{name, page, and the numbers of `page`}].
+        failed: [(name, reason)] of scans without results.
+        shown_at: what the numbers are measured at.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame(rows).dropna(axis="columns", how="all")
+    key = next(name for name in ORDERS if name in table)
+    table = table.sort_values(key, ascending=key == "dice", kind="stable", na_position="last")
+    return _template("index.html").render(
+        rows=table.to_dict("records"),
+        columns={name: column for name, column in COLUMNS.items() if name in table},
+        sorted_by=key,
+        orders=ORDERS,
+        failed=failed,
+        point_name=shown_at,
+    )
+
+
+def _template(name):
+    import jinja2
+
+    folder = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=folder,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"number": number, "percent": percent}
+    environment.globals |= {"isnan": lambda value: value != value, "of_score": of_score}
+    return environment.get_template(name)
+
+
+def write_report(
+    results: Sequence[Result],
+    out: Path,
+    *,
+    evaluation: dict[str, Any] | None = None,
+    failed: Sequence[tuple[str, str]] = (),
+    cohort: bool = False,
+    force: bool = False,
+) -> None:
+    """Write the page of one scan to `out`; or the table of a cohort, with the pages beside it.
+
+    Args:
+        results: the scans.
+        out: HTML file.
+        evaluation: as of `read_evaluation`, or None.
+        failed: [(name, reason)] of scans without results.
+        cohort: write the table.
+        force: overwrite.
+    """
+    from tqdm import tqdm
+
+    out = Path(out)
+    if not cohort:
+        _write(out, page(results[0], evaluation=evaluation)[0], force=force)
+        return
+    names = [result.facts["name"].replace("/", "_") for result in results]
+    pages = [out.with_name(f"{name}.html") for name in names]
+    if len({*pages, out}) <= len(pages):
+        raise InputError(f"Expected different names of the scans in the cohort, got {names}.")
+    for path in (out, *pages):
+        refuse_existing(path, force=force)
+    rows = []
+    for result, path in zip(tqdm(results, "pages", unit="scan"), pages, strict=True):
+        result = replace(result)  # a copy forgets the volumes it has read when it goes
+        html, numbers = page(result, evaluation=evaluation, index=out.name)
+        _write(path, html, force=force)
+        rows.append({"name": result.facts["name"], "page": path.name, **numbers})
+    _write(out, index_page(rows, failed=failed, shown_at=point_name(results[0])), force=force)
+
+
+def _write(path, html, *, force):
+    with written_whole(path, force=force) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """What `tf-lesion evaluate` measured: `metrics.json` of its folder.
+
+    Raises:
+        FileNotFoundError, InputError: if it is not there, or is something else.
+    """
+    path = Path(folder) / "metrics.json"
+    if not path.exists():
+        raise FileNotFoundError(f"No {path}; make it with tf-lesion evaluate.")
+    try:
+        content = json.loads(path.read_text())
+        content["scores"]["residual"]["roc"], content["cohort"]["subjects"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"Expected {path} as tf-lesion evaluate writes it ({error!r}).") from error
+    return content
