@@ -9,11 +9,12 @@ Everything they need is made first, part by part; finished parts are reused, a k
 import csv
 import math
 
+from tf_lesion.evaluation.measurement import YOUDEN
+
 from eval import figures, paper
 from eval.runner import parser, prepare, stoppable
 from tf_lesion.baselines import METHODS
 from tf_lesion.cli.command import command
-from tf_lesion.evaluation.measurement import YOUDEN
 from tf_lesion.files import written_whole
 
 OURS = "this experiment"

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813, the usual name
 import tiny_scans
-from eval.thresholds import Threshold
 from scipy import ndimage
 
 import restore_brats
+from eval.thresholds import Threshold
 from tf_lesion import restoration
 from tf_lesion.detection import files as scan_files
 from tf_lesion.detection.lesions import find_lesions

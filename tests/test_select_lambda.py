@@ -7,13 +7,13 @@ import h5py
 import numpy as np
 import pytest
 from conftest import make_run
-from eval.select_lambda import measure_change
-from eval.thresholds import load_thresholds, smallest_threshold
 from tf_lesion.choices import read_lambda, restoration_of
 
 import restore_brats
 from eval import select_lambda, sweep, thresholds
+from eval.select_lambda import measure_change
 from eval.sweep import Kept, parse_grid
+from eval.thresholds import load_thresholds, smallest_threshold
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.evaluation.metrics import Curve, area

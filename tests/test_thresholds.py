@@ -6,6 +6,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+
+from eval import thresholds
 from eval.thresholds import (
     allowed_positives,
     golden_section_threshold,
@@ -13,8 +15,6 @@ from eval.thresholds import (
     smallest_threshold,
     streamed_thresholds,
 )
-
-from eval import thresholds
 from tf_lesion.caches.slices import CacheWriter
 from tf_lesion.evaluation.scans import Cohort
 from tf_lesion.files import InputError
