@@ -4,17 +4,24 @@
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
 
 from tf_lesion import presets as configuration
 from tf_lesion.baselines import METHODS
 from tf_lesion.caches.slices import SliceCache, read_counts
 from tf_lesion.calibration.tv_weight import parse_grid
+from tf_lesion.config import Config
 from tf_lesion.evaluation.scans import Cohort
 from tf_lesion.files import InputError
+from tf_lesion.methods import Method
+
+RELEASED_GRID = "0:4:0.2"
+KEYS = {"choice": "lambda"}  # field: its key in the file, where Python has the word for itself
 
 
 @dataclass(frozen=True)
@@ -25,16 +32,19 @@ class CacheFiles:
     labels: Path | None = None  # file with `Label`
     subjects: Path | None = None  # slices per subject, .npy
 
-    def cohort(self, restored, **options):
+    @property
+    def counts(self) -> np.ndarray | None:
+        """Slices per subject, where `subjects` says it."""
+        return None if self.subjects is None else read_counts(self.subjects)
+
+    def cohort(self, restored: Path, **options: Any) -> Cohort:
         """`Cohort` of this cache and its restored slices."""
-        counts = None if self.subjects is None else read_counts(self.subjects)
-        return Cohort(restored, self.cache, self.labels, counts, **options)
+        return Cohort(restored, self.cache, self.labels, self.counts, **options)
 
     @property
-    def arguments(self):
+    def arguments(self) -> dict[str, Any]:
         """Arguments of `SliceCache`."""
-        counts = None if self.subjects is None else read_counts(self.subjects)
-        return {"path": self.cache, "label_path": self.labels, "counts": counts}
+        return {"path": self.cache, "label_path": self.labels, "counts": self.counts}
 
 
 @dataclass(frozen=True)
@@ -50,29 +60,32 @@ class MethodSettings:
     training: dict = field(default_factory=dict)
 
     @property
-    def kind(self):
+    def kind(self) -> type[Method]:
         """The class of the method: what it can do, and its title."""
         return METHODS[self.method]
 
     @property
-    def has_lambda(self):
+    def has_lambda(self) -> bool:
         """Whether images are restored with a total variation, whose weight is to be chosen."""
         return "tv_weight" in self.kind.restoration_settings
 
     @property
-    def name(self):
-        """Short name, of folders and messages."""
-        parts = [self.method]
-        parts += [f"k{self.clusters}"] if self.clusters is not None else []
-        parts += [f"s{self.seed}"] if self.seed is not None else []
-        parts += [self.run.name] if self.run is not None else []
-        return "-".join(parts)
+    def chooses(self) -> bool:
+        """Whether lambda is chosen on healthy slices."""
+        return self.has_lambda and self.tv_weight is None
 
     @property
-    def title(self):
+    def name(self) -> str:
+        """Short name, of folders and messages."""
+        named = {"k": self.clusters, "s": self.seed, "": self.run and self.run.name}
+        extra = [f"{letter}{value}" for letter, value in named.items() if value is not None]
+        return "-".join([self.method, *extra])
+
+    @property
+    def title(self) -> str:
         """Name for people."""
-        extra = [f"K = {self.clusters}"] if self.clusters is not None else []
-        extra += [f"seed {self.seed}"] if self.seed is not None else []
+        named = {"K =": self.clusters, "seed": self.seed}
+        extra = [f"{word} {value}" for word, value in named.items() if value is not None]
         return ", ".join([self.kind.title, *extra])
 
 
@@ -130,26 +143,26 @@ class Experiment:
 
     out: Path
     healthy: CacheFiles
-    patients: dict
-    methods: tuple
+    patients: dict[str, CacheFiles]
+    methods: tuple[MethodSettings, ...]
     seed: int = 0
     preset: str = "practical"
     network: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     restoration: RestorationSettings = RestorationSettings()
-    choice: LambdaSettings = LambdaSettings(tuple(parse_grid("0:4:0.2")))
+    choice: LambdaSettings = LambdaSettings(tuple(parse_grid(RELEASED_GRID)))
     sweep: LambdaSettings | None = None
     thresholds: ThresholdSettings = ThresholdSettings()
     figures: FigureSettings = FigureSettings()
 
     @property
-    def shown(self):
+    def shown(self) -> MethodSettings:
         """The method of Figures 1 and 4-6."""
         if self.figures.method is None:
             return self.methods[0]
         return next(m for m in self.methods if m.name == self.figures.method)
 
-    def training_config(self, method, shape):
+    def training_config(self, method: MethodSettings, shape: tuple[int, int]) -> Config:
         """`Config` of a method for slices of `shape`.
 
         Raises:
@@ -169,7 +182,7 @@ class Experiment:
         return configuration.check(config)
 
 
-def read_experiment(path, *, out=None):
+def read_experiment(path: str | Path, *, out: Path | None = None) -> Experiment:
     """Read and check a configuration file.
 
     Args:
@@ -194,23 +207,21 @@ def read_experiment(path, *, out=None):
 
 
 def _experiment(values, *, where):
-    values = dict(values)
-    values["choice"] = values.pop("lambda", {})
     readers = {
         "out": lambda value, at: Path(value),
         "healthy": _cache_files,
         "patients": _patients,
         "methods": _methods,
         "restoration": lambda value, at: _filled(RestorationSettings, value, at),
-        "choice": lambda value, at: _lambda_settings({"grid": "0:4:0.2", **(value or {})}, at),
+        "lambda": lambda value, at: _lambda_settings({"grid": RELEASED_GRID, **(value or {})}, at),
         "sweep": lambda value, at: None if value is None else _lambda_settings(value, at),
         "thresholds": lambda value, at: _filled(ThresholdSettings, value, at),
         "figures": lambda value, at: _filled(FigureSettings, value, at),
     }
-    read = {}
-    for key, value in values.items():
-        at = f"{where}: {'lambda' if key == 'choice' else key}"
-        read[key] = readers[key](value, at) if key in readers else value
+    read = {
+        key: readers[key](value, f"{where}: {key}") if key in readers else value
+        for key, value in values.items()
+    }
     return _filled(Experiment, read, where)
 
 
@@ -218,22 +229,19 @@ def _filled(kind, values, at):
     """A dataclass from a mapping; unknown and missing keys are an `InputError`."""
     if not isinstance(values, dict):
         raise InputError(f"{at}: expected keys and values, got {values!r}.")
-    fields = dataclasses.fields(kind)
-    names = {"lambda" if f.name == "choice" else f.name for f in fields}
-    unknown = {"lambda" if key == "choice" else key for key in values} - names
+    fields = {KEYS.get(f.name, f.name): f for f in dataclasses.fields(kind)}
     needed = {
-        f.name
-        for f in fields
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        name
+        for name, field in fields.items()
+        if field.default is field.default_factory is dataclasses.MISSING
     }
-    if unknown or needed - set(values):
-        wrong = f"unknown {', '.join(map(str, sorted(unknown, key=str)))}" if unknown else ""
-        missing = f"missing {', '.join(sorted(needed - set(values)))}" * bool(needed - set(values))
-        raise InputError(
-            f"{at}: {' and '.join(filter(None, (wrong, missing)))}; the keys are "
-            f"{', '.join(sorted(names))}."
-        )
-    return kind(**values)
+    unknown = ", ".join(sorted(map(str, set(values) - set(fields))))
+    missing = ", ".join(sorted(needed - set(values)))
+    if unknown or missing:
+        wrong = [f"unknown {unknown}" * bool(unknown), f"missing {missing}" * bool(missing)]
+        known = ", ".join(sorted(fields))
+        raise InputError(f"{at}: {' and '.join(filter(None, wrong))}; the keys are {known}.")
+    return kind(**{fields[name].name: value for name, value in values.items()})
 
 
 def _cache_files(value, at):
@@ -252,20 +260,17 @@ def _methods(value, at):
     if not isinstance(value, list) or not value:
         raise InputError(f"{at}: expected a list of methods, got {value!r}.")
     methods = [_filled(MethodSettings, entry, at) for entry in value]
-    return tuple(
-        dataclasses.replace(method, run=Path(method.run)) if method.run else method
-        for method in methods
-    )
+    return tuple(replace(method, run=method.run and Path(method.run)) for method in methods)
 
 
 def _lambda_settings(value, at):
     settings = _filled(LambdaSettings, value, at)
     grid = settings.grid
     text = ",".join(map(str, grid)) if isinstance(grid, list) else str(grid)
-    return dataclasses.replace(settings, grid=tuple(parse_grid(text)))
+    return replace(settings, grid=tuple(parse_grid(text)))
 
 
-def checked(experiment, *, where):
+def checked(experiment: Experiment, *, where: Any) -> Experiment:
     """Raise `InputError` for values that make no sense; returns the experiment."""
     counts = {
         "restoration: batch_size": experiment.restoration.batch_size,
@@ -304,7 +309,7 @@ def checked(experiment, *, where):
 class Sizes:
     """Numbers of slices and their shape, read from the caches of an experiment."""
 
-    def __init__(self, experiment):
+    def __init__(self, experiment: Experiment):
         with SliceCache(experiment.healthy.cache, "Test") as cache:
             self.shape, self._healthy = cache.shape, len(cache)
         self._patients = []
@@ -319,10 +324,10 @@ class Sizes:
                 self._patients.append(len(cache))
         self.pixels = self.shape[0] * self.shape[1]
 
-    def healthy(self, max_slices):
+    def healthy(self, max_slices: int | None) -> int:
         """Slices of a random subset of the healthy ones."""
         return min(self._healthy, max_slices or self._healthy)
 
-    def patients(self, max_slices=None):
+    def patients(self, max_slices: int | None = None) -> list[int]:
         """Slices of a random subset of each patients' cache."""
         return [min(count, max_slices or count) for count in self._patients]

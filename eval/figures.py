@@ -10,24 +10,31 @@
 Everything they need is made first, part by part; finished parts are reused, a killed run goes on.
 """
 
-import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from eval.runner import parser, prepare, stoppable
 from tf_lesion.cli.command import command
-from tf_lesion.evaluation import plots
-from tf_lesion.evaluation.measurement import YOUDEN
 
-CASES = {"fig1": "dsc5", "fig4": "dsc1", "fig5": "dsc10", "fig6": YOUDEN}
+CASES = {"fig1": "dsc5", "fig4": "dsc1", "fig5": "dsc10", "fig6": "dsc_auc"}
 BASELINE = ("equalized", "histogram-equalized intensity")
+LAMBDA, AUC = "λ (per unit intensity)", "pooled AUC (fraction)"
+LABELS = {  # figure: of x and y
+    "fig2a": (LAMBDA, AUC),
+    "fig2b": (LAMBDA, "l1 change per healthy subject\n(intensity × voxels)"),
+    "fig2c": ("false positive rate (fraction)", "true positive rate (fraction)"),
+    "fig3": ("restoration step", AUC),
+}
 
 EXAMPLE = """example:
   python -m eval.figures --config eval/experiment_demo.yaml
 """
 
 
-def draw_all(experiment, methods):
+def draw_all(experiment: Any, methods: Sequence[Any]) -> list[Path]:
     """Draw every figure whose parts are there; returns the paths of the PNG files.
 
     Args:
@@ -35,74 +42,51 @@ def draw_all(experiment, methods):
         methods: [`MethodParts`], their parts finished.
     """
     shown = next(parts for parts in methods if parts.method == experiment.shown)
-    drawn = draw_cases(experiment.out, shown)
-    drawn += draw_lambda(experiment.out, methods)
-    drawn += draw_roc(experiment.out, methods)
-    drawn += draw_steps(experiment.out, methods)
-    return drawn
+    return draw_cases(experiment.out, shown) + draw_lines(experiment.out, methods)
 
 
-def draw_cases(out, parts):
+def draw_cases(out: Path, parts: Any) -> list[Path]:
     """Figures 1 and 4-6: the same cases at four thresholds."""
-    points = parts.metrics["scores"]["residual"]["points"]
+    from tf_lesion.evaluation import plots
+
+    measured = parts.metrics["scores"]["residual"]
     with np.load(parts.evaluation.folder / "panel.npz") as stored:
         arrays = dict(stored)
-    paths = []
     for name, point in CASES.items():
-        threshold = points[point]["threshold"] if point in points else math.inf
-        paths.append(out / f"{name}.png")
-        plots.panel(
-            paths[-1],
-            **arrays,
-            detection=arrays["residual"] > threshold,
-            threshold_name=f"{point.upper()}, > {threshold:.3f}",
-            pdf=True,
-        )
-    return paths
+        threshold = {point: measured.get(f"threshold_{point}")}
+        plots.cases(out / f"{name}.png", arrays, threshold, pdf=True)
+    return [out / f"{name}.png" for name in CASES]
 
 
-def draw_lambda(out, methods):
-    """Figures 2 (a) and (b); the chosen lambda of each method is marked."""
-    areas, change = {}, {}
+def draw_lines(out: Path, methods: Sequence[Any]) -> list[Path]:
+    """Figures 2 and 3; in 2 (a) and (b) the chosen lambda of each method is marked."""
+    from tf_lesion.evaluation import plots
+
+    series: dict[str, dict[str, tuple]] = {name: {} for name in LABELS}
+    chosen = {}
     for parts in methods:
+        title = parts.method.title
         if parts.sweep:
             curve = parts.result(parts.sweep, "sweep.json")
-            areas[parts.method.title] = _columns(curve, "tv_weight", "pooled_auc")
-        if parts.choice:
-            curve = parts.result(parts.choice, "lambda.json")["curve"]
-            change[parts.method.title] = _columns(curve, "tv_weight", "change_per_subject")
-    chosen = {parts.method.title: parts.used_lambda for parts in methods if parts.choice}
-    paths = []
-    for name, series, draw in (
-        ("fig2a.png", areas, plots.auc_against_lambda),
-        ("fig2b.png", change, plots.change_against_lambda),
-    ):
-        if series:
-            paths.append(out / name)
-            draw(paths[-1], series, marked=chosen, pdf=True)
-    return paths
-
-
-def draw_roc(out, methods):
-    """Figure 2 (c), with the baseline."""
-    series = {parts.method.title: _roc(parts, "residual") for parts in methods}
+            series["fig2a"][title] = _columns(curve, "tv_weight", "pooled_auc")
+        if parts.method.chooses:
+            curve = parts.calibrated.curve
+            series["fig2b"][title] = _columns(curve, "tv_weight", "change_per_subject")
+            chosen[title] = parts.used_lambda
+        series["fig2c"][title] = _roc(parts, "residual")
+        if parts.steps:
+            curve = parts.result(parts.steps, "steps.json")
+            series["fig3"][title] = _columns(curve, "step", "pooled_auc")
     score, title = BASELINE
-    series[title] = _roc(methods[0], score)
-    plots.roc_curves(out / "fig2c.png", series, pdf=True)
-    return [out / "fig2c.png"]
-
-
-def draw_steps(out, methods):
-    """Figure 3."""
-    series = {
-        parts.method.title: _columns(parts.result(parts.steps, "steps.json"), "step", "pooled_auc")
-        for parts in methods
-        if parts.steps
-    }
-    if not series:
-        return []
-    plots.auc_against_step(out / "fig3.png", series, pdf=True)
-    return [out / "fig3.png"]
+    series["fig2c"][title] = _roc(methods[0], score)
+    drawn = {name: lines for name, lines in series.items() if lines}
+    for name, lines in drawn.items():
+        xlabel, ylabel = LABELS[name]
+        options = {"limits": (0, 1), "diagonal": True} if name == "fig2c" else {"marked": chosen}
+        options = {} if name == "fig3" else options
+        path = out / f"{name}.png"
+        plots.lines(path, lines, xlabel=xlabel, ylabel=ylabel, pdf=True, **options)
+    return [out / f"{name}.png" for name in drawn]
 
 
 def _roc(parts, score):
@@ -117,11 +101,9 @@ def _columns(rows, *names):
 
 @stoppable
 @command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Make what is missing, then the figures."""
-    arguments = parser(
-        "python -m eval.figures", "The paper's Figures 1 to 6 for your own data.", EXAMPLE
-    )
+    arguments = parser("python -m eval.figures", __doc__, EXAMPLE)
     prepared = prepare(arguments.parse_args(argv), lambda method: method.for_figures)
     for path in draw_all(*prepared) if prepared else ():
         print(path)

@@ -9,9 +9,10 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tf_lesion import __version__
 from tf_lesion.files import write_json
@@ -44,7 +45,7 @@ class Work:
     pixels: int = REFERENCE_PIXELS
 
     @property
-    def size(self):
+    def size(self) -> float:
         """Slice-steps of 158 x 198 pixels."""
         return self.slice_steps * self.pixels / REFERENCE_PIXELS
 
@@ -61,39 +62,41 @@ class Part:
         name: what it makes, for people.
         settings: JSON-serialisable; with `needs` they decide what is made.
         make: called with the folder, which may hold what a killed run has left.
-        needs: parts that must be finished before.
+        needs: parts that must be finished before; what made them decides what is made.
+        after: parts that must be finished before; what of them matters is in the settings.
         work: for the estimate.
     """
 
     root: Path
     name: str
-    settings: dict
-    make: Callable
-    needs: tuple = ()
+    settings: dict[str, Any]
+    make: Callable[[Path], None]
+    needs: tuple["Part", ...] = ()
+    after: tuple["Part", ...] = ()
     work: Work = NO_WORK
 
     @functools.cached_property
-    def key(self):
+    def key(self) -> str:
         """Hash of the settings and of the parts it is made from."""
         content = [__version__, self.name, self.settings, [part.key for part in self.needs]]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
     @property
-    def folder(self):
+    def folder(self) -> Path:
         """Where it is made."""
         return self.root / f"{self.name}-{self.key}"
 
     @property
-    def done(self):
+    def done(self) -> bool:
         """Whether it is finished."""
         return (self.folder / DONE).exists()
 
-    def ensure(self):
+    def ensure(self) -> Path:
         """Make it, and before that what it needs, unless it is finished; returns its folder."""
         if self.done:
             return self.folder
-        for part in self.needs:
+        for part in (*self.needs, *self.after):
             part.ensure()
         print(f"-> {self.name}: {self.folder}", flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -113,23 +116,23 @@ class Part:
         return self.folder
 
 
-def fingerprint(path):
+def fingerprint(path: str | Path) -> list:
     """What tells a file from another version of it: path, size and time; JSON-serialisable."""
     path = Path(path)
     state = path.stat()
     return [str(path.resolve()), state.st_size, state.st_mtime_ns]
 
 
-def with_needs(parts):
+def with_needs(parts: Iterable[Part]) -> list[Part]:
     """The parts and all that they need, each once, in the order of making."""
     found = {}
     for part in parts:
-        for each in (*with_needs(part.needs), part):
+        for each in (*with_needs((*part.needs, *part.after)), part):
             found.setdefault(each.folder, each)
     return list(found.values())
 
 
-def measured_rates(root):
+def measured_rates(root: str | Path) -> dict[str, float]:
     """{kind: seconds per slice-step of 158 x 198} of the finished parts under `root`."""
     seconds, sizes = {}, {}
     for path in Path(root).glob(f"*/{DONE}"):
@@ -146,7 +149,7 @@ def _rate(kind, rates):
     return rates[max(known, key=len)] if known else 0.0
 
 
-def plan(parts, root):
+def plan(parts: Iterable[Part], root: str | Path) -> str:
     """Text: every part, whether it is finished, and about how long the others take."""
     rates = SECONDS_PER_SLICE_STEP | measured_rates(root)
     lines, left = [], 0.0

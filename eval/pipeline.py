@@ -1,181 +1,165 @@
 """The way of one method through the experiment, by the functions behind the commands.
 
-train -> choose lambda -> restore healthy slices -> thresholds -> restore patients -> evaluate
-                                                                       -> AUC by step (Fig. 3)
+train -> calibrate (lambda, thresholds, on healthy slices) -> restore patients -> evaluate
+                                                                  -> AUC by step (Fig. 3)
       -> AUC by lambda on a subset of the patients (Fig. 2 a)
 """
 
 import contextlib
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from eval import select_lambda, sweep
-from eval.experiment import Sizes
-from eval.healthy import restored_healthy
-from eval.parts import NO_WORK, Part, Work, fingerprint
-from eval.thresholds import find_thresholds, load_thresholds, model_id
+from eval import sweep
+from eval.experiment import Experiment, MethodSettings, Sizes
+from eval.parts import Part, Work, fingerprint
+from eval.runner import StoppedError
 from tf_lesion import tf1
 from tf_lesion.caches.restore import restore_to_file
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import SliceCache
-from tf_lesion.evaluation.evaluate import evaluate, write_results
+from tf_lesion.calibration import Calibration
+from tf_lesion.calibration.make import AUTO, calibrate
+from tf_lesion.calibration.tv_weight import Kept
+from tf_lesion.config import Config
+from tf_lesion.evaluation.measure import measure
+from tf_lesion.evaluation.scans import Cohort, from_cache, largest_lesions
 from tf_lesion.files import InputError, write_json
+from tf_lesion.prior import Prior, load
 from tf_lesion.restoration import Restorer
-from tf_lesion.training import runs
+from tf_lesion.training.runs import Run
 from tf_lesion.training.trainer import NonFiniteLossError, Trainer
 
-RESTORED_HEALTHY = "healthy.h5"
-THRESHOLDS = "thresholds.json"
-
-
-class StoppedError(RuntimeError):
-    """Training was stopped by a signal and has saved its state."""
-
-    def __init__(self, signal):
-        super().__init__(f"stopped by signal {signal}; the same command goes on")
-        self.signal = signal
+CALIBRATION = "calibration.h5"
 
 
 class MethodParts:
     """The parts of one method.
 
     Args:
-        experiment: `Experiment`.
-        method: `MethodSettings`.
+        experiment: the whole.
+        method: the one.
 
     Attributes:
         training: part, or None when an existing run is given.
-        choice: part with `lambda.json`, or None when lambda is given or there is none.
-        thresholds, patients, evaluation: parts.
+        calibration, patients, evaluation: parts.
         steps: part with the AUC by step, or None without `save_every`.
         sweep: part with the AUC by lambda, or None without a grid.
     """
 
-    def __init__(self, experiment, method):
+    def __init__(self, experiment: Experiment, method: MethodSettings):
         self.experiment, self.method = experiment, method
         self._sizes = Sizes(experiment)
+        self._config = experiment.training_config(method, self._sizes.shape)
         self.training = None if method.run else self._training()
-        chooses = method.has_lambda and method.tv_weight is None
-        self.choice = self._choice() if chooses else None
-        self.thresholds = self._thresholds()
+        self.calibration = self._calibration()
         self.patients = self._patients()
         self.evaluation = self._evaluation()
         self.steps = self._steps() if self._save_every else None
         self.sweep = self._sweep() if experiment.sweep and method.has_lambda else None
 
     @property
-    def for_tables(self):
+    def for_tables(self) -> list[Part]:
         """The parts that the tables show."""
         return [self.evaluation]
 
     @property
-    def for_figures(self):
+    def for_figures(self) -> list[Part]:
         """The parts that the figures show."""
-        parts = (self.choice, self.evaluation, self.steps, self.sweep)
-        return [part for part in parts if part is not None]
+        return [part for part in (self.evaluation, self.steps, self.sweep) if part is not None]
 
-    @property
-    def model_path(self):
-        """The run."""
-        return self.method.run or self.training.folder / "run"
-
-    def result(self, part, name):
+    def result(self, part: Part, name: str) -> Any:
         """The JSON file `name` of a finished part."""
         return json.loads((part.folder / name).read_text())
 
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What was measured, as `Measured.as_json`; the evaluation must be finished."""
+        return self.result(self.evaluation, "metrics.json")
+
     @functools.cached_property
-    def clusters(self):
+    def calibrated(self) -> Calibration:
+        """Lambda and thresholds; that part must be finished."""
+        return Calibration.load(self.calibration.folder / CALIBRATION)
+
+    @property
+    def used_lambda(self) -> float | None:
+        """Lambda that the patients were restored with, None for methods without."""
+        return self.calibrated.tv_weight
+
+    @functools.cached_property
+    def clusters(self) -> int | None:
         """K of the mixture, None for methods without."""
-        if not self.method.kind.has_clusters:
+        if "num_clusters" not in self.method.kind.network_settings:
             return None
         config = read_config(self.method.run) if self.method.run else self._config
         return config.network.num_clusters
 
-    @functools.cached_property
-    def _config(self):
-        return self.experiment.training_config(self.method, self._sizes.shape)
-
-    @functools.cached_property
-    def tv_weight(self):
-        """Lambda: given, chosen, or None for methods without; the choice must be finished."""
-        if self.choice is None:
-            return self.method.tv_weight
-        return self.result(self.choice, select_lambda.FILE_NAME)["tv_weight"]
-
-    @property
-    def metrics(self):
-        """What `eval.evaluate` measured; the evaluation must be finished."""
-        return self.result(self.evaluation, "metrics.json")
-
-    @property
-    def used_lambda(self):
-        """Lambda that the patients were restored with, None for methods without."""
-        if not self.method.has_lambda:
-            return None
-        return self.metrics["settings"]["restoration"].get("tv_weight")
-
     # What the parts are made from ---------------------------------------------------------------
 
-    def _part(self, name, settings, make, *needs, work=NO_WORK):
+    def _part(
+        self, name: str, settings: dict, make: Callable, *needs: Part | None, **options: Any
+    ) -> Part:
         return Part(
             root=Path(self.experiment.out) / "parts",
             name=f"{name}-{self.method.name}",
             settings=json.loads(json.dumps(settings, default=str)),
             make=make,
             needs=tuple(need for need in needs if need is not None),
-            work=work,
+            **options,
         )
 
     @functools.cached_property
-    def _model_settings(self):
-        """What tells this model from others, for parts that are made with it."""
+    def _restoring(self):
+        """Settings of every part that restores; the batch size does not change images."""
+        settings = {
+            "seed": self.experiment.seed,
+            "steps": self._steps_given,
+            "precision": self.experiment.restoration.precision,
+        }
         run = self.method.run
         if run is None:
-            return {}
+            return settings
         states = [*run.glob("config.json"), *run.glob("checkpoints/*.index"), *run.glob("*.index")]
         if not states:
             raise InputError(
                 f"Expected a run of train_gmvae.py, or a TF1 checkpoint, got {run}; leave run out "
                 f"to train."
             )
-        return {"run": sorted(fingerprint(path) for path in states)}
+        return {**settings, "run": sorted(fingerprint(path) for path in states)}
 
     @property
-    def _restoring(self):
-        """Settings shared by every part that restores; the batch size does not change images."""
-        restoration = self.experiment.restoration
-        return {
-            "seed": self.experiment.seed,
-            "steps": self._steps_given,
-            "precision": restoration.precision,
-            **self._model_settings,
-        }
+    def _lambda_settings(self):
+        """What decides lambda."""
+        healthy = fingerprint(self.experiment.healthy.cache)
+        choice = asdict(self.experiment.choice) if self.method.chooses else {}
+        return {"tv_weight": self.method.tv_weight, "choice": choice, "healthy": healthy}
 
     @property
     def _steps_given(self):
         """Steps of the restoration, None for the preset's; methods in one pass take none."""
-        return self.experiment.restoration.steps if self.method.kind.has_steps else None
+        uses = self.method.kind.restoration_settings
+        return self.experiment.restoration.steps if "steps" in uses else None
 
     @property
     def _save_every(self):
         return self.experiment.restoration.save_every if self.method.has_lambda else None
 
-    def _restoration_work(self, slices, lambdas=1):
-        restoration = self.experiment.restoration
+    def _restoration_work(self, slices):
         steps = self._steps_given
-        if steps is None:
-            steps = self._config.restoration.steps
-        kind = "restoration in bfloat16" * (restoration.precision == "bfloat16") or "restoration"
-        return self._work(kind, slices * steps * lambdas)
+        steps = self._config.restoration.steps if steps is None else steps
+        bfloat16 = self.experiment.restoration.precision == "bfloat16"
+        return self._work("restoration" + " in bfloat16" * bfloat16, slices * steps)
 
     def _work(self, kind, slice_steps):
         """`Work` at a rate of its own for each baseline, in pixels of what it sees."""
-        if not self.method.kind.has_lambda:
+        if not self.method.has_lambda:
             kind = f"{kind} {self.method.method}"
         square = self._config.network.square
         return Work(kind, slice_steps, square**2 if square else self._sizes.pixels)
@@ -183,70 +167,44 @@ class MethodParts:
     # The parts ----------------------------------------------------------------------------------
 
     def _training(self):
-        config, training = self._config, self._config.training
+        config, cache = self._config, self.experiment.healthy.cache
         return self._part(
             "training",
-            {"config": config.to_dict(), "cache": fingerprint(self.experiment.healthy.cache)},
-            lambda folder: train(config, self.experiment.healthy.cache, folder / "run"),
-            work=self._work("training", training.steps * training.batch_size),
+            {"config": config.to_dict(), "cache": fingerprint(cache)},
+            lambda folder: train(config, cache, folder / "run"),
+            work=self._work("training", config.training.steps * config.training.batch_size),
         )
 
-    def _choice(self):
-        choice, healthy = self.experiment.choice, self.experiment.healthy
-        slices = self._sizes.healthy(choice.max_slices)
+    def _calibration(self):
+        choice, thresholds = self.experiment.choice, self.experiment.thresholds
+        slices = self._sizes.healthy(thresholds.max_slices)
+        if self.method.chooses:
+            slices += self._sizes.healthy(choice.max_slices) * len(choice.grid)
         return self._part(
-            "lambda",
-            {**asdict(choice), **self._restoring, "cache": fingerprint(healthy.cache)},
-            self._choose,
+            "calibration",
+            {**asdict(thresholds), **self._restoring, **self._lambda_settings},
+            self._calibrate,
             self.training,
-            work=self._restoration_work(slices, len(choice.grid)),
-        )
-
-    def _choose(self, folder):
-        experiment = self.experiment
-        result = select_lambda.select(
-            self._load(),
-            experiment.healthy.cache,
-            experiment.choice.grid,
-            partial=folder / "partial.json",
-            steps=experiment.restoration.steps,
-            max_slices=experiment.choice.max_slices,
-            seed=experiment.seed,
-            batch_size=experiment.restoration.batch_size,
-            counts=experiment.healthy.arguments["counts"],
-        )
-        write_json(folder / select_lambda.FILE_NAME, result)
-        (folder / "partial.json").unlink()
-
-    def _thresholds(self):
-        slices = self._sizes.healthy(self.experiment.thresholds.max_slices)
-        return self._part(
-            "thresholds",
-            {
-                **asdict(self.experiment.thresholds),
-                **self._restoring,
-                "tv_weight": self.method.tv_weight,
-                "cache": fingerprint(self.experiment.healthy.cache),
-            },
-            self._find_thresholds,
-            self.training,
-            self.choice,
             work=self._restoration_work(slices),
         )
 
-    def _find_thresholds(self, folder):
-        experiment, loaded = self.experiment, self._load()
-        restored_healthy(
-            loaded,
-            experiment.healthy.cache,
-            folder / RESTORED_HEALTHY,
-            restoration=self._restoration(loaded),
+    def _calibrate(self, folder):
+        experiment, healthy = self.experiment, self.experiment.healthy
+        restored = folder / "healthy.h5"
+        calibrate(
+            self._load(),
+            healthy.cache,
+            restored=restored,
+            tv_weight=AUTO if self.method.chooses else self.method.tv_weight,
+            grid=experiment.choice.grid,
+            grid_steps=self._steps_given,
+            grid_slices=experiment.choice.max_slices,
+            steps=self._steps_given,
+            max_slices=experiment.thresholds.max_slices,
+            counts=healthy.counts,
             seed=experiment.seed,
             batch_size=experiment.restoration.batch_size,
-            max_slices=experiment.thresholds.max_slices,
-        )
-        cohort = experiment.healthy.cohort(folder / RESTORED_HEALTHY)
-        find_thresholds(cohort).save(folder / THRESHOLDS, force=True)
+        ).save(folder / CALIBRATION, force=True)
 
     def _patients(self):
         caches = self.experiment.patients
@@ -254,70 +212,69 @@ class MethodParts:
             "patients",
             {
                 **self._restoring,
-                "tv_weight": self.method.tv_weight,
+                **self._lambda_settings,
                 "save_every": self._save_every,
                 "caches": {name: fingerprint(files.cache) for name, files in caches.items()},
             },
             self._restore_patients,
             self.training,
-            self.choice,
+            after=(self.calibration,) if self.method.chooses else (),
             work=self._restoration_work(sum(self._sizes.patients())),
         )
 
     def _restore_patients(self, folder):
-        loaded = self._load()
+        prior = self._load()
+        weight = self.used_lambda if self.method.chooses else self.method.tv_weight
+        restoration = prior.restoration(tv_weight=weight, steps=self._steps_given)
         for name, files in self.experiment.patients.items():
             out = folder / f"{name}.h5"
-            if out.exists():  # a killed run has finished it
-                continue
-            restore_to_file(
-                loaded,
-                files.cache,
-                out,
-                restoration=self._restoration(loaded),
-                seed=self.experiment.seed,
-                batch_size=self.experiment.restoration.batch_size,
-                save_every=self._save_every,
-            )
+            if not out.exists():  # else a killed run has finished it
+                restore_to_file(
+                    prior,
+                    files.cache,
+                    out,
+                    restoration=restoration,
+                    seed=self.experiment.seed,
+                    batch_size=self.experiment.restoration.batch_size,
+                    save_every=self._save_every,
+                )
 
-    def _evaluation(self):
-        files = [
-            fingerprint(path)
-            for patients in self.experiment.patients.values()
-            for path in (patients.labels, patients.subjects)
-            if path is not None
-        ]
-        return self._part(
-            "evaluation",
-            {"seed": self.experiment.seed, "files": files, "cases": self.experiment.figures.cases},
-            self._evaluate,
-            self.patients,
-            self.thresholds,
-        )
-
-    def cohorts(self, **options):
+    def cohorts(self, **options: Any) -> list[Cohort]:
         """[`Cohort`] of the restored patients."""
         return [
             files.cohort(self.patients.folder / f"{name}.h5", **options)
             for name, files in self.experiment.patients.items()
         ]
 
+    def _evaluation(self):
+        given = [(f.labels, f.subjects) for f in self.experiment.patients.values()]
+        files = [fingerprint(path) for pair in given for path in pair if path is not None]
+        return self._part(
+            "evaluation",
+            {"seed": self.experiment.seed, "files": files, "cases": self.experiment.figures.cases},
+            self._evaluate,
+            self.patients,
+            self.calibration,
+        )
+
     def _evaluate(self, folder):
-        cohorts = self.cohorts()
+        cohorts, calibration = self.cohorts(), self.calibrated
         settings = cohorts[0].settings
-        thresholds = load_thresholds(
-            self.thresholds.folder / THRESHOLDS,
-            model_id=model_id(settings),
-            restoration=settings,
-        )
-        results, panel = evaluate(
-            cohorts,
-            thresholds=thresholds,
+        calibration.check_model(settings["model_identity"], where=self.calibration.folder)
+        points = {
+            score: calibration.thresholds(score, restoration=settings)
+            for score in calibration.points
+        }
+        measured = measure(
+            from_cache(cohorts, points=points),
             seed=self.experiment.seed,
-            panel_slices=self.experiment.figures.cases,
+            progress=functools.partial(tqdm, unit="subject"),
         )
-        write_results({"settings": {"restoration": settings}, **results}, folder, force=True)
-        np.savez_compressed(folder / "panel.npz", **panel.arrays())
+        content = {"settings": {"restoration": settings}, **measured.as_json()}
+        write_json(folder / "metrics.json", content)
+        measured.scans.to_csv(folder / "scans.csv", index=False)
+        cases = largest_lesions(cohorts, self.experiment.figures.cases)
+        np.savez_compressed(folder / "panel.npz", **cases)
 
     def _steps(self):
         return self._part("steps", {}, self._measure_steps, self.patients)
@@ -343,45 +300,39 @@ class MethodParts:
             },
             self._measure_sweep,
             self.training,
-            work=self._restoration_work(slices, len(settings.grid)),
+            work=self._restoration_work(slices * len(settings.grid)),
         )
 
     def _measure_sweep(self, folder):
-        settings, loaded = self.experiment.sweep, self._load()
-        restoration = select_lambda.restoration_of(
-            loaded, tv_weight=settings.grid[0], steps=self.experiment.restoration.steps
-        )
+        settings, prior = self.experiment.sweep, self._load()
+        restoration = prior.restoration(tv_weight=settings.grid[0], steps=self._steps_given)
+        kept = Kept(folder / "partial.json", {})
         areas = sweep.auc_by_lambda(
-            Restorer(loaded.model, restoration, seed=self.experiment.seed),
+            Restorer(prior.model, restoration, seed=self.experiment.seed),
             [files.arguments for files in self.experiment.patients.values()],
             settings.grid,
+            kept=kept,
             max_slices=settings.max_slices,
             seed=self.experiment.seed,
             batch_size=self.experiment.restoration.batch_size,
-            kept=sweep.Kept(folder / "partial.json", {}),
         )
         pairs = zip(settings.grid, areas, strict=True)
-        curve = [{"tv_weight": weight, "pooled_auc": area} for weight, area in pairs]
-        write_json(folder / "sweep.json", curve)
-        (folder / "partial.json").unlink()
+        write_json(folder / "sweep.json", [{"tv_weight": w, "pooled_auc": a} for w, a in pairs])
+        kept.discard()
 
-    def _load(self):
-        return runs.load(self.model_path, precision=self.experiment.restoration.precision)
-
-    def _restoration(self, loaded):
-        return select_lambda.restoration_of(
-            loaded, tv_weight=self.tv_weight, steps=self._steps_given
-        )
+    def _load(self) -> Prior:
+        path = self.method.run or self.training.folder / "run"
+        return load(path, precision=self.experiment.restoration.precision)
 
 
-def train(config, cache_path, folder):
+def train(config: Config, cache_path: Path, folder: Path) -> None:
     """Train a model in the run `folder`, going on from its newest checkpoint if there is one.
 
     Raises:
         StoppedError: on Ctrl-C or SIGTERM, after saving.
         InputError: if a loss is not finite.
     """
-    run = runs.Run(folder)
+    run = Run(folder)
     with contextlib.ExitStack() as stack:
         training = stack.enter_context(SliceCache(cache_path, "Train"))
         test = stack.enter_context(SliceCache(cache_path, "Test"))
@@ -396,7 +347,7 @@ def train(config, cache_path, folder):
         raise StoppedError(signal)
 
 
-def read_config(run):
+def read_config(run: Path) -> Config:
     """`Config` of a run or of a TF1 checkpoint."""
     is_tf1 = run.is_dir() and tf1.is_checkpoint(run)
-    return tf1.read_config(run)[1] if is_tf1 else runs.Run(run).read()[0]
+    return tf1.read_config(run)[1] if is_tf1 else Run(run).read()[0]

@@ -4,13 +4,13 @@ import argparse
 import functools
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
-from eval.experiment import read_experiment
-from eval.parts import plan
+from eval.parts import Part, plan
 from tf_lesion import __version__
-from tf_lesion.cli.command import HelpFormatter
+from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, write_json
 from tf_lesion.provenance import commit
 
@@ -18,20 +18,27 @@ INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 SIGNALED = 128  # plus the signal's number
 
 
-def parser(prog, description, example):
+class StoppedError(RuntimeError):
+    """Training was stopped by a signal and has saved its state."""
+
+    def __init__(self, signal: int):
+        super().__init__(f"stopped by signal {signal}; the same command goes on")
+        self.signal = signal
+
+
+def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser:
     """Command line with --config, --out, --dry-run and --force."""
-    arguments = argparse.ArgumentParser(
-        prog=prog, description=description, epilog=example, formatter_class=HelpFormatter
-    )
-    add = arguments.add_argument
-    add("--config", required=True, type=Path, help="YAML, see eval/experiment.yaml")
-    add("--out", type=Path, help="folder in place of the configuration's own")
-    add("--dry-run", action="store_true", help="list the parts and the work that is left")
-    add("--force", action="store_true", help="overwrite results made from other settings")
+    arguments = parser_for(prog, description, epilog=example)
+    add(arguments, "--config", required=True)
+    add(arguments, "--out", help="folder in place of the configuration's own")
+    add(arguments, "--dry-run", help="list the parts and the work that is left")
+    add(arguments, "--force", help="overwrite results made from other settings")
     return arguments
 
 
-def prepare(options, parts_of):
+def prepare(
+    options: argparse.Namespace, parts_of: Callable[[Any], list[Part]]
+) -> tuple[Any, list[Any]] | None:
     """Make the parts of an experiment; finished ones are reused.
 
     Args:
@@ -41,6 +48,8 @@ def prepare(options, parts_of):
     Returns:
         (`Experiment`, [`MethodParts`]), or None after a dry run.
     """
+    from eval.experiment import read_experiment
+
     experiment = read_experiment(options.config, out=options.out)
     methods = _all_parts(experiment)
     wanted = [part for method in methods for part in parts_of(method)]
@@ -82,13 +91,11 @@ def _claim(experiment, *, force):
     write_json(path, content)
 
 
-def stoppable(main):
+def stoppable(main: Callable) -> Callable:
     """Decorate `main(argv)`: Ctrl-C and a stopped training end it with one line, to go on later."""
 
     @functools.wraps(main)
-    def wrapped(argv=None):
-        from eval.pipeline import StoppedError
-
+    def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
             return main(argv)
         except StoppedError as error:

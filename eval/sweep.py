@@ -1,78 +1,74 @@
-"""Restoring the same slices at many lambdas with one compiled loop, without writing the images.
+"""Pooled AUC of the patients along a choice: of lambda (Figure 2 a), of the step (Figure 3)."""
 
-Long sweeps keep what is finished in a small JSON file beside their output, so that a killed one
-goes on with the lambda it was at.
-"""
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from tf_lesion.caches.restore import chosen_rows
 from tf_lesion.caches.slices import SliceCache
-from tf_lesion.calibration.tv_weight import restored_batches
+from tf_lesion.calibration.tv_weight import Kept, restored_batches
 from tf_lesion.evaluation import metrics
+from tf_lesion.evaluation.scans import Cohort
 
 
 def auc_by_lambda(
-    restorer, cohorts, grid, *, max_slices=None, seed=0, batch_size=16, kept=None, progress=True
-):
-    """Pooled AUC of the residual of patients at each lambda (Figure 2 a).
+    restorer: Any,
+    caches: Sequence[dict[str, Any]],
+    grid: Sequence[float],
+    *,
+    kept: Kept,
+    max_slices: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[float]:
+    """Pooled AUC of the residual of patients at each lambda, NaN without lesions.
+
+    The same slices are restored at every lambda with one compiled loop; no image is written.
 
     Args:
         restorer: `Restorer`.
-        cohorts: the patients' caches, [dict of arguments of `SliceCache`].
+        caches: of the patients, [dict of arguments of `SliceCache`].
         grid: lambdas.
+        kept: finished lambdas, so that a killed sweep goes on with the one it was at.
         max_slices: a random subset of so many slices of each cache.
         seed: of the subset.
         batch_size: slices at once.
-        kept: `Kept` results of an earlier start.
-        progress: show a progress bar.
-
-    Returns:
-        [AUC] per lambda, NaN without lesions.
     """
-    done = kept.results if kept else {}
-    caches = [SliceCache(**arguments) for arguments in cohorts]
-    try:
-        rows = [chosen_rows(len(cache), max_slices, seed=seed) for cache in caches]
-        steps = sum(map(len, rows)) * restorer.restoration.steps
-        missing = [weight for weight in grid if f"{weight:g}" not in done]
-        with tqdm(
-            total=steps * len(missing),
-            desc="AUC by lambda",
-            unit="slice-step",
-            disable=not progress,
-        ) as bar:
-            for weight in missing:
-                area = _pooled_auc(restorer, caches, rows, weight, batch_size, bar.update)
-                done[f"{weight:g}"] = area
-                if kept:
-                    kept.add(f"{weight:g}", area)
-    finally:
-        for cache in caches:
-            cache.close()
-    return [done[f"{weight:g}"] for weight in grid]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(SliceCache(**arguments)) for arguments in caches]
+        rows = [chosen_rows(len(cache), max_slices, seed=seed) for cache in opened]
+        missing = [weight for weight in grid if f"{weight:g}" not in kept.results]
+        total = sum(map(len, rows)) * restorer.restoration.steps * len(missing)
+        bar = stack.enter_context(tqdm(total=total, desc="AUC by lambda", unit="slice-step"))
+
+        def residuals(weight: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            given = {"tv_weight": weight, "batch_size": batch_size, "on_progress": bar.update}
+            for cache, chosen in zip(opened, rows, strict=True):
+                batches = restored_batches(restorer, cache, chosen, **given)
+                for batch, observed, restored, mask in batches:
+                    label = cache.label(batch)[..., 0]
+                    yield np.abs(observed - restored)[mask], label[mask]
+
+        for weight in missing:
+            kept.add(f"{weight:g}", pooled_area(residuals(weight)))
+    return [kept.results[f"{weight:g}"] for weight in grid]
 
 
-def _pooled_auc(restorer, caches, rows_of_caches, tv_weight, batch_size, on_progress):
-    pooled = metrics.PooledScores()
-    for cache, rows in zip(caches, rows_of_caches, strict=True):
-        for batch, observed, restored, mask in restored_batches(
-            restorer,
-            cache,
-            rows,
-            tv_weight=tv_weight,
-            batch_size=batch_size,
-            on_progress=on_progress,
-        ):
-            pooled.add(np.abs(observed - restored)[mask], cache.label(batch)[..., 0][mask])
-    return float(metrics.area(pooled.curve()))
-
-
-def pooled_auc(cohorts):
+def pooled_auc(cohorts: Iterable[Cohort]) -> float:
     """AUC of the residual over all brain voxels of all subjects."""
+    subjects = (subject for cohort in cohorts for subject in cohort.subjects())
+    return pooled_area(
+        (subject.score("residual")[subject.mask], subject.truth[subject.mask])
+        for subject in subjects
+    )
+
+
+def pooled_area(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """AUC of (scores [V], lesion [V]) taken together."""
     pooled = metrics.PooledScores()
-    for cohort in cohorts:
-        for subject in cohort.subjects():
-            pooled.add(subject.score("residual")[subject.mask], subject.truth[subject.mask])
+    for scores, lesion in parts:
+        pooled.add(scores, lesion)
     return float(metrics.area(pooled.curve()))

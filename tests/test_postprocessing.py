@@ -1,24 +1,23 @@
 """Post-processing: every step does what it says, and the commands carry it through."""
 
-import csv
 import json
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import make_run
 
 import restore_brats
-from eval import compare_postprocessing, healthy_residual, thresholds
 from preprocessing import brats, camcan
 from preprocessing.phantom import PATIENT
 from preprocessing.phantom.__main__ import subject_files, write_cohort
 from tf_lesion.caches.slices import SliceCache
+from tf_lesion.calibration import Calibration
+from tf_lesion.cli import calibrate, evaluate
 from tf_lesion.config import RestorationConfig
 from tf_lesion.detection.postprocessing import (
-    CHOICE_FILE,
-    HEALTHY_FILE,
     MIDLINE_MM,
     RELATIVE_FLOOR,
     HealthyMaps,
@@ -26,14 +25,10 @@ from tf_lesion.detection.postprocessing import (
     Postprocessing,
     anomaly_score,
     axes_mm,
-    load_maps,
-    read_choice,
-    save_maps,
 )
-from tf_lesion.evaluation import evaluate
 from tf_lesion.files import InputError
+from tf_lesion.prior import load
 from tf_lesion.restoration import Restorer, restore
-from tf_lesion.training.runs import load
 
 VOXEL_MM = 4
 STEPS = "seeds=2,flip,normalize,signed,median=3,erode=1"
@@ -203,20 +198,14 @@ def test_healthy_maps_find_the_place_that_always_changes(tmp_path):
         observed = restored + 0.01 * rng.normal(size=mask.shape) * mask
         observed[10:30, 30:50, 20:40] += 0.2  # x 30 to 50, y 20 to 40
         collected.add(observed, restored, mask, axes)
-    save_maps(collected.maps(), tmp_path / "maps.npz")
-    maps = load_maps(tmp_path / "maps.npz", axes)
+    Calibration("m1", {}, healthy=collected.maps()).save(tmp_path / "calibration.h5")
+    maps = Calibration.load(tmp_path / "calibration.h5").healthy.at(axes)
     assert maps.size.shape == mask.shape
     assert 0.1 < maps.size[20, 40, 30] < 0.2  # smoothed
     assert maps.size[20, 30, 60] < 0.05  # x and y exchanged would be the place above
     bright = np.full(mask.shape, 0.2)
     usual = maps.normalize(bright, signed=False)
     assert abs(usual[20, 40, 30]) < 1 < 1.2 < usual[20, 20, 60]
-
-
-def test_another_file_in_place_of_healthy_maps_is_refused(tmp_path):
-    np.savez(tmp_path / "other.npz", mean=np.zeros(3))
-    with pytest.raises(InputError, match=r"eval.healthy_residual in .*other.npz"):
-        load_maps(tmp_path / "other.npz", axes_mm((2, 2, 2), 1.0))
 
 
 # Averages ---------------------------------------------------------------------------------------
@@ -283,22 +272,17 @@ def test_repeats_count_restorations_for_the_progress_bar():
 
 @pytest.fixture(scope="module")
 def ready(work):
-    """Thresholds with post-processing, for which healthy maps are made first."""
-    path = work["folder"] / "thresholds.json"
-    restored = path.with_suffix(".healthy.h5")
-    common = ["--model", str(work["run"]), "--cache", str(work["healthy"])]
-    argv = [*common, "--out", str(path), "--restored", str(restored)]
-    assert thresholds.main([*argv, "--postprocess", "seeds=2,flip"]) == 0
-    assert healthy_residual.main([*common, "--restored", str(restored)]) == 0
-    assert (work["run"] / HEALTHY_FILE).stat().st_size < 1e6
-    path.unlink()
-    assert thresholds.main([*argv, "--postprocess", STEPS]) == 0
+    """A calibration with post-processing, healthy maps included."""
+    path = work["folder"] / "calibration.h5"
+    argv = ["--model", str(work["run"]), "--cache", str(work["healthy"]), "--out", str(path)]
+    assert calibrate.main([*argv, "--postprocess", STEPS]) == 0
+    assert path.stat().st_size < 1e6
     return path
 
 
 def test_a_scan_gets_a_score_and_masks_at_its_thresholds(work, ready, tmp_path):
     argv = ["--model", str(work["run"]), "--input", str(work["scan"]), "--align", "none"]
-    argv += ["--thresholds", str(ready), "--postprocess", STEPS]
+    argv += ["--calibration", str(ready), "--postprocess", STEPS]
     assert restore_brats.main([*argv, "--out", str(tmp_path)]) == 0
     (facts_path,) = tmp_path.glob("*_restoration.json")
     facts = json.loads(facts_path.read_text())
@@ -307,58 +291,47 @@ def test_a_scan_gets_a_score_and_masks_at_its_thresholds(work, ready, tmp_path):
     read = {name: nib.load(tmp_path / file).get_fdata() for name, file in facts["files"].items()}
     assert read["score"].shape == nib.load(work["scan"]).shape
     assert read["score"].max() > 0
-    point = json.loads(ready.read_text())["points"]["score"][2]
+    point = Calibration.load(ready).points["score"][2]
     found = read["fpr_0.1"] > 0
     assert found.any()
     # Masks are cut on the grid of the model, then brought back: near the threshold they may part.
-    assert read["score"][found].mean() > point["threshold"] > read["score"][~found].mean()
+    assert read["score"][found].mean() > point.threshold > read["score"][~found].mean()
 
 
 def test_thresholds_of_other_steps_are_refused(work, ready, tmp_path, capsys):
     argv = ["--model", str(work["run"]), "--input", str(work["scan"]), "--out", str(tmp_path)]
-    other = [*argv, "--thresholds", str(ready), "--postprocess", "seeds=2,flip,signed"]
+    other = [*argv, "--calibration", str(ready), "--postprocess", "seeds=2,flip,signed"]
     assert restore_brats.main(other) == 2
     assert "was made with postprocessing" in capsys.readouterr().err
-    assert restore_brats.main([*argv, "--thresholds", str(ready)]) == 2
-    assert "was made with seeds 2, not 1" in capsys.readouterr().err
 
 
-def test_auto_takes_the_steps_that_come_with_the_model(work, tmp_path):
-    loaded = load(work["run"])
-    with pytest.raises(InputError, match=f"comes without {CHOICE_FILE}"):
-        read_choice(loaded)
-    path = work["run"] / CHOICE_FILE
-    try:
-        path.write_text(json.dumps({"model_identity": loaded.identity, "steps": "median=3"}))
-        assert read_choice(loaded) == Postprocessing(median=3)
-        path.write_text(json.dumps({"model_identity": "another", "steps": "median=3"}))
-        with pytest.raises(InputError, match="chosen for model another"):
-            read_choice(loaded)
-    finally:
-        path.unlink()
+def test_auto_takes_the_steps_that_come_with_the_model(work, ready):
+    prior = replace(load(work["run"]), calibration=Calibration.load(ready))
+    assert str(prior.calibration.steps()) == STEPS
+    assert prior.calibrated().seeds == 2
 
 
 def test_patients_are_measured_with_every_step_alone_and_together(work, ready, tmp_path):
     restored = tmp_path / "restored.h5"
     argv = ["--model", str(work["run"]), "--cache", str(work["patients"]), "--out", str(restored)]
     assert restore_brats.main([*argv, "--postprocess", "seeds=2,flip"]) == 0
-    given = ["--restored", str(restored), "--cache", str(work["patients"])]
-    healthy = ["--healthy", str(work["run"] / HEALTHY_FILE)]
-    out = tmp_path / "steps.csv"
+    argv = ["--restored", str(restored), "--cache", str(work["patients"])]
+    argv += ["--calibration", str(ready)]
     steps = "normalize,signed,median=3,erode=1"
-    argv = [*given, *healthy, "--steps", steps, "--out", str(out)]
-    assert compare_postprocessing.main(argv) == 0
-    with out.open() as file:
-        rows = list(csv.DictReader(file))
+    out = tmp_path / "compared"
+    assert evaluate.main([*argv, "--compare", steps, "--out", str(out)]) == 0
+    rows = pd.read_csv(out / "scores.csv").set_index("score")
     alone = ["normalize", "signed", "median=3", "erode=1"]
-    assert [row["steps"] for row in rows] == ["plain", *alone, steps, "equalized"]
-    assert {(row["seeds"], row["flip"]) for row in rows} == {("2", "True")}
-    argv = [*given, *healthy, "--postprocess", f"seeds=2,flip,{steps}"]
-    assert evaluate.main([*argv, "--out", str(tmp_path / "results")]) == 0
-    scores = json.loads((tmp_path / "results" / "metrics.json").read_text())["scores"]
-    for name, row in (("residual", rows[0]), ("score", rows[5]), ("equalized", rows[6])):
-        assert float(row["pooled_auc"]) == pytest.approx(scores[name]["pooled_auc"])
-        assert float(row["pooled_auprc"]) == pytest.approx(scores[name]["pooled_auprc"])
+    names = ["residual", "plain", *alone, steps, "intensity", "equalized"]
+    assert list(rows.index) == names
+    assert rows.loc["plain", "pooled_auc"] == rows.loc["residual", "pooled_auc"]
+    argv += ["--postprocess", f"seeds=2,flip,{steps}", "--out", str(tmp_path / "one")]
+    assert evaluate.main(argv) == 0
+    scores = json.loads((tmp_path / "one" / "metrics.json").read_text())["scores"]
+    assert scores["score"]["threshold_dsc5"] == Calibration.load(ready).points["score"][1].threshold
+    for name, row in (("residual", "plain"), ("score", steps), ("equalized", "equalized")):
+        for number in ("pooled_auc", "pooled_auprc", "mean_auc", "mean_auprc"):
+            assert rows.loc[row, number] == pytest.approx(scores[name][number])
 
 
 def test_averages_that_were_not_restored_are_refused(work, tmp_path, capsys):
