@@ -13,6 +13,7 @@ from typing import Any
 from eval import paper
 from eval.runner import parser, prepare, stoppable
 from tf_lesion.cli.command import command
+from tf_lesion.cli.options import add
 from tf_lesion.files import written_whole
 
 OURS = "this experiment"
@@ -148,7 +149,7 @@ def write_tables(experiment: Any, methods: Sequence[Any]) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make what is missing, then the tables and figures."""
     arguments = parser("python -m eval.tables", __doc__, EXAMPLE)
-    arguments.add_argument("--tables-only", action="store_true", help="leave the figures out")
+    add(arguments, "--tables-only")
     options = arguments.parse_args(argv)
 
     def parts_of(method):

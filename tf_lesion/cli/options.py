@@ -190,6 +190,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": "all",
         "help": "all scores as thresholds, or the 401 of the released code",
     },
+    "--tables-only": _flag("leave the figures out"),
     "--pdf": _flag("write pictures as PDF too"),
     "--compare": {"metavar": "STEPS", "help": "measure each post-processing step alone, and all"},
     "--all-combinations": _flag("--compare every combination of its steps"),
