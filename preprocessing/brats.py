@@ -38,16 +38,12 @@ def find_subjects(
         folder: {HGG,LGG}/CASE/CASE_t2.nii.gz, or any depth of CASE_t2 or CASE-t2w files.
         grade: "LGG", "HGG" or "all".
         pattern: glob of the scans instead of those names.
-        mask_pattern: glob of the masks, with {subject} and {folder}; exactly one for each scan.
-        seg_pattern: glob of the segmentations, likewise; by default they are named after the scan.
+        mask_pattern, seg_pattern: see `discovery.find_subjects`; segmentations are by default
+            named after the scan.
         labels: whether segmentations are wanted.
 
-    Returns:
-        `Subject`s; those without a file that is wanted have a `problem`.
-
     Raises:
-        FileNotFoundError, InputError: without a folder, without scans (of that grade), or with two
-            scans of a subject.
+        FileNotFoundError, InputError: as `discovery.find_subjects`; if none has that grade.
     """
     folder = Path(folder)
     subjects = discovery.find_subjects(
@@ -141,11 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "default: CASE_seg or CASE-seg beside the scan",
     )
     add(parser, "--no-labels")
-    add(
-        parser,
-        "--voxel-size",
-        help="mm of the MNI grid; default: that of the reference, else 1",
-    )
+    add(parser, "--voxel-size", help="mm of the MNI grid; default: that of the reference, else 1")
     return parser
 
 
@@ -165,27 +157,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     subjects = subjects[: args.limit]
     print(f"{len(subjects)} subjects.")
-    outcomes = cohort.prepare_all(
-        subjects,
-        settings,
-        out=args.out,
-        jobs=args.jobs,
-        reference=reference,
-        force=args.force,
-    )
+    shared = {"settings": settings, "reference": reference, "force": args.force}
+    outcomes = cohort.prepare_all(subjects, args.out, jobs=args.jobs, **shared)
     return cohort.write_cache(
         outcomes,
         args.out,
-        settings=settings,
         stored={
             "command": "preprocessing.brats",
             "grade": args.grade,
             "matched_to": None if reference is None else str(args.reference),
         },
-        reference=reference,
         test_names={subject.name for subject in subjects},
         with_label=not args.no_labels,
-        force=args.force,
+        **shared,
     )
 
 

@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         test_names = split(names, seed=args.seed, test_subjects=args.test_subjects)
     print(f"{len(subjects)} subjects, {len(test_names)} of them to test on.")
     outcomes = cohort.prepare_all(
-        subjects, settings, out=args.out, jobs=args.jobs, force=args.force
+        subjects, args.out, settings=settings, jobs=args.jobs, force=args.force
     )
     chosen = _reference_outcome(outcomes, test_names, args.reference)
     return cohort.write_cache(

@@ -30,7 +30,6 @@ from tf_lesion.scans.discovery import Subject
 
 if TYPE_CHECKING:  # these bring SimpleITK and nilearn, which --help can do without
     from tf_lesion.scans.prepare import ScanSettings
-    from tf_lesion.scans.volumes import MniGrid
 
 OK, SOME_FAILED = 0, 1  # exit status
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -48,8 +47,6 @@ class CohortSettings:
     min_brain: float = 0.0  # keep slices with more than this fraction of the crop in the brain
 
     def __post_init__(self):
-        if self.slice_step < 1:
-            raise InputError(f"Expected --slice-step of at least 1, got {self.slice_step}.")
         if not 0 <= self.min_brain < 1:
             raise InputError(f"Expected --min-brain from 0 up to 1, got {self.min_brain}.")
 
@@ -62,7 +59,6 @@ class Outcome:
     part: Path | None = None
     reason: str = ""
     warnings: tuple[str, ...] = ()
-    disk_full: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,9 +112,9 @@ def in_processes(
 
 def prepare_all(
     subjects: Sequence[Subject],
-    settings: CohortSettings,
-    *,
     out: str | Path,
+    *,
+    settings: CohortSettings,
     jobs: int,
     reference: np.ndarray | None = None,
     force: bool = False,
@@ -127,8 +123,8 @@ def prepare_all(
 
     Args:
         subjects: whom to prepare.
-        settings: `CohortSettings`.
         out: the cache to come; parts go to `OUT.parts/`.
+        settings: how.
         jobs: processes; 1 works in this one.
         reference: [Q] quantiles to match histograms to, or None.
         force: whether an existing `out` may be replaced.
@@ -154,8 +150,16 @@ def prepare_all(
     outcomes = []
     with tqdm(results, total=len(tasks), unit="subject", desc="preparing") as bar:
         for outcome in bar:
-            _stop_if_full(outcome)
-            _tell(bar, outcome)
+            # HDF5 reports a failed write as another error, with the text of the errno.
+            if any(os.strerror(code) in outcome.reason for code in FULL_DISK):
+                raise OSError(
+                    errno.ENOSPC,
+                    f"the disk is full ({outcome.reason}); free some space and run again: "
+                    "the finished subjects are kept",
+                )
+            skipped = [f"skipped: {outcome.reason}"] if outcome.reason else []
+            for message in (*skipped, *(f"warning: {text}" for text in outcome.warnings)):
+                bar.write(f"{outcome.subject.name}: {message}", file=sys.stderr)
             outcomes.append(outcome)
     if not any(outcome.part for outcome in outcomes):
         _remove_if_empty(folder)
@@ -184,13 +188,7 @@ def _prepare_one(subject, part, settings, reference):
         reason = str(error) or type(error).__name__
         if not isinstance(error, InputError | OSError):
             reason = f"{type(error).__name__}: {reason}"
-        return Outcome(subject, reason=reason, disk_full=_is_full_disk(error))
-
-
-def _is_full_disk(error):
-    # HDF5 reports a failed write as another error, with the text of the errno.
-    full = getattr(error, "errno", None) in FULL_DISK
-    return full or any(os.strerror(code) in str(error) for code in FULL_DISK)
+        return Outcome(subject, reason=reason)
 
 
 def _write_part(part, subject, settings, reference):
@@ -204,7 +202,7 @@ def _write_part(part, subject, settings, reference):
         label_path=subject.label,
         reference=reference,
     )
-    rows = kept_slices(prepared.mask, prepared.grid, settings)
+    rows = _kept_slices(prepared.mask, prepared.grid, settings)
     if len(rows) == 0:
         raise InputError(f"{subject.scan}: no slice holds enough brain; lower --min-brain.")
     arrays = {
@@ -224,14 +222,8 @@ def _write_part(part, subject, settings, reference):
         file.attrs["warnings"] = json.dumps(prepared.warnings)
 
 
-def kept_slices(mask: np.ndarray, grid: "MniGrid", settings: CohortSettings) -> np.ndarray:
-    """[n] axial indices of the slices with brain in the crop, every `slice_step`-th.
-
-    Args:
-        mask: [X, Y, Z] bool on the grid.
-        grid: the `MniGrid`.
-        settings: `CohortSettings`.
-    """
+def _kept_slices(mask, grid, settings):
+    """[n] axial indices of the slices with brain in the crop, every `slice_step`-th."""
     share = mask[grid.crop_window].mean(axis=(0, 1))
     rows = np.arange(0, mask.shape[2], settings.slice_step)
     return rows[share[rows] > settings.min_brain]
@@ -246,21 +238,6 @@ def _part_name(subject, settings, reference):
         digest.update(np.asarray(reference, dtype=np.float32).tobytes())
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in subject.name)
     return f"{safe}-{digest.hexdigest()[:HASH_LENGTH]}.h5"
-
-
-def _stop_if_full(outcome):
-    if outcome.disk_full:
-        raise OSError(
-            errno.ENOSPC,
-            f"the disk is full ({outcome.reason}); free some space and run again: "
-            "the finished subjects are kept",
-        )
-
-
-def _tell(bar, outcome):
-    skipped = [f"skipped: {outcome.reason}"] if outcome.reason else []
-    for message in (*skipped, *(f"warning: {warning}" for warning in outcome.warnings)):
-        bar.write(f"{outcome.subject.name}: {message}", file=sys.stderr)
 
 
 def quantiles_of(outcome: Outcome) -> np.ndarray:
@@ -318,7 +295,10 @@ def write_cache(
             target = reference if outcome in match else None
             slices = _append_part(writer, dataset, outcome, with_label, target)
             counts.setdefault(dataset, []).append(slices)
-    _delete_parts(out)
+    folder = parts_folder(out)
+    for part in [*folder.glob("*.h5"), *folder.glob(".partial-*")]:
+        part.unlink()
+    _remove_if_empty(folder)
     for dataset in sorted(counts, reverse=True):  # Train, Test
         print(f"{dataset}: {len(counts[dataset])} subjects, {sum(counts[dataset])} slices")
     print(f"wrote {out}")
@@ -347,13 +327,6 @@ def _append_part(writer, dataset, outcome, with_label, reference):
             label=part["label"][:] if with_label else None,
         )
     return len(image)
-
-
-def _delete_parts(out):
-    folder = parts_folder(out)
-    for part in [*folder.glob("*.h5"), *folder.glob(".partial-*")]:
-        part.unlink()
-    _remove_if_empty(folder)
 
 
 def _remove_if_empty(folder):

@@ -18,7 +18,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -28,9 +28,6 @@ from tf_lesion import __version__
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, refuse_existing, written_whole
-
-if TYPE_CHECKING:
-    from preprocessing.phantom.subject import PhantomSettings
 
 SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.5, 4.0
 # Cam-CAN numbers; sub-CC110033 is the usual reference of histogram matching.
@@ -55,10 +52,8 @@ def write_cohort(
     held_out: int = 0,
     voxel_size: float = 1.0,
     label_maps: str | Path | None = None,
-    settings: "PhantomSettings | None" = None,
     jobs: int = 1,
     force: bool = False,
-    progress: bool = False,
 ) -> dict[str, Any]:
     """Write a cohort, whole or not at all.
 
@@ -70,10 +65,8 @@ def write_cohort(
         held_out: number of label maps kept for them and the patients; 0 shares all.
         voxel_size: mm, 0.5 to 4.
         label_maps: folder of FreeSurfer label maps; None for the ICBM152 anatomy.
-        settings: `PhantomSettings`; None for `default_settings`.
         jobs: processes.
         force: replace an existing folder.
-        progress: show a progress bar.
 
     Returns:
         The content of phantom.json.
@@ -90,7 +83,7 @@ def write_cohort(
     refuse_existing(out, force=force)
     maps = find_label_maps(label_maps) if label_maps else []
     anatomies = _split_anatomies(maps, held_out, test)
-    settings = settings or default_settings(maps)
+    settings = default_settings(maps)
     with written_whole(out, force=force) as folder:
         tasks = [
             (folder, kind, number, anatomies[kind], seed, voxel_size, settings)
@@ -98,7 +91,6 @@ def write_cohort(
             for number in range(count)
         ]
         made = in_processes(_write_subject, tasks, jobs)
-        bar = tqdm(made, total=len(tasks), desc="phantom", unit="scan", disable=not progress)
         manifest = {
             "tf_lesion_version": __version__,
             "seed": seed,
@@ -109,7 +101,7 @@ def write_cohort(
             "label_maps": [path.name for path in maps],
             "held_out": [path.name for path in anatomies[PATIENT]] if held_out else [],
             "settings": asdict(settings),
-            "subjects": list(bar),
+            "subjects": list(tqdm(made, total=len(tasks), desc="phantom", unit="scan")),
         }
         text = json.dumps(manifest, indent=1) + "\n"
         (folder / MANIFEST).write_text(text)
@@ -208,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(parser, "--jobs")
     add(parser, "--force", help="replace the folder if it exists")
     options = vars(parser.parse_args(argv))
-    manifest = write_cohort(options.pop("out"), **options, progress=True)
+    manifest = write_cohort(options.pop("out"), **options)
     print(
         f"{manifest['healthy'] + manifest['test']} healthy subjects and "
         f"{manifest['patients']} patients, "

@@ -111,23 +111,15 @@ def _scaled_window(start, stop, length, voxel_size):
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan turned to RAS, and what it takes to write in the file's own grid again.
+    """A scan turned to RAS, and what it takes to write in the file's own grid again."""
 
-    Attributes:
-        path: the file, or None for an image in memory.
-        data: [X, Y, Z] float32, axes from left to right, posterior to anterior, inferior to
-            superior (the nearest to it that flips and permutations reach).
-        affine: [4, 4] float64, voxel of `data` -> mm.
-        file_shape: shape in the file, a trailing axis of length 1 included.
-        file_affine: [4, 4] float64, voxel in the file -> mm.
-        header: the file's NIfTI header.
-    """
-
-    path: Path | None
+    path: Path | None  # None for an image in memory
+    # [X, Y, Z] float32, from left to right, posterior to anterior, inferior to superior (the
+    # nearest to it that flips and permutations reach)
     data: np.ndarray = field(repr=False)
-    affine: np.ndarray = field(repr=False)
-    file_shape: tuple[int, ...]
-    file_affine: np.ndarray = field(repr=False)
+    affine: np.ndarray = field(repr=False)  # [4, 4] float64, voxel of `data` -> mm
+    file_shape: tuple[int, ...]  # a trailing axis of length 1 included
+    file_affine: np.ndarray = field(repr=False)  # [4, 4] float64, voxel in the file -> mm
     header: nib.Nifti1Header = field(repr=False)
 
     @property
