@@ -125,6 +125,8 @@ SOLVERS = {
     )
 }
 _SOLVER_FIELDS = ("steps", "steps_per_gradient", "step_sizes", "gradient_clip")
+TARGETS = (0.01, 0.05, 0.10)  # the paper's limits on the false positive rate: DSC1, DSC5, DSC10
+RELEASED_GRID = "0:4:0.2"  # lambdas 0, 0.2 ... 3.8
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,13 @@ class RestorationConfig:
         """A copy that takes the steps of another solver of the same schedule.
 
         Raises:
-            InputError: if it was made for another schedule: it would walk another length.
+            InputError: if there is none of this name, or it was made for another schedule: it would
+                walk another length.
         """
         if name == self.solver.name:
             return self
+        if name not in SOLVERS:
+            raise InputError(f"Expected a solver of {', '.join(SOLVERS)}, got {name!r}.")
         other = SOLVERS[name]
         if other.schedule != self.solver.schedule:
             raise InputError(

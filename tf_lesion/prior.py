@@ -107,13 +107,10 @@ class Prior:
 
     def calibrated(self) -> RestorationConfig:
         """The restoration that the calibration was made with; without one the configuration's."""
-        if self.calibration is None or not self.calibration.restoration:
+        if self.calibration is None:
             return self.config.restoration
-        made = self.calibration.restoration
-        chosen = {name: made.get(name) for name in self.uses}
-        if "tv_weight" in self.uses:
-            chosen["tv_weight"] = self.calibration.tv_weight
-        restoration = self.restoration(**chosen)
+        made = {**self.calibration.restoration, "tv_weight": self.calibration.tv_weight}
+        restoration = self.restoration(**{name: made.get(name) for name in self.uses})
         return restoration.changed(seeds=made.get("seeds", 1), flip=made.get("flip", False))
 
     def describe(self, restoration: RestorationConfig, *, seed: int = 0) -> dict[str, Any]:
@@ -166,7 +163,7 @@ class Prior:
             [n, H, W] float32.
 
         Raises:
-            InputError: if shapes are not those, or the restoration diverges.
+            InputError: if shapes are not those, a number is below 1, or the restoration diverges.
         """
         from tf_lesion.restoration import Restorer, restore
 
@@ -178,6 +175,11 @@ class Prior:
                 f"and {mask.shape}."
             )
         numbers = np.arange(len(observed)) if slices is None else np.asarray(slices)
+        if len(numbers) != len(observed) or batch_size < 1:
+            raise InputError(
+                f"Expected {len(observed)} slices and a batch_size of 1 or more, got "
+                f"{len(numbers)} and {batch_size}."
+            )
         restorer = Restorer(self.model, restoration or self.calibrated(), seed=seed)
         done = np.empty_like(observed)
         for start in range(0, len(observed), batch_size):
@@ -193,7 +195,7 @@ class Prior:
 
         Args:
             scan: path of a T2 scan (NIfTI, any grid and orientation), or a nibabel image.
-            mask: path of its brain mask, on its grid.
+            mask: its brain mask, on its grid; likewise.
             options: of `detection.maps.Detector`.
 
         Returns:
@@ -201,7 +203,7 @@ class Prior:
         """
         from tf_lesion.detection.maps import Detector
 
-        return Detector(self, **options).detect(scan, mask_path=mask)
+        return Detector(self, **options).detect(scan, mask=mask)
 
     def save(self, folder: str | Path, *, align: str | None = None, force: bool = False) -> int:
         """Write what detection needs as a run: weights, configuration, reference, calibration.
@@ -229,7 +231,7 @@ class Prior:
         )
         data = _without_paths(self.data)
         if align is not None:
-            data["preprocessing"]["scan"]["align"] = align
+            data.setdefault("preprocessing", {}).setdefault("scan", {})["align"] = align
         with written_whole(folder, force=force) as temporary:
             target = Run(temporary)
             content = {**config.to_dict(), "commit": stored.get("commit"), "data": data}
@@ -260,9 +262,7 @@ def load(
     """
     devices.start(device=device, tf32=precision == "tf32")
     precision = "float32" if precision == "tf32" else precision
-    if str(path) in PRETRAINED and not Path(path).exists():
-        path = PACKAGE / PRETRAINED[str(path)]
-    path = Path(path)
+    path = PACKAGE / PRETRAINED[str(path)] if is_shipped(path) else Path(path)
     if not path.exists():
         raise FileNotFoundError(f"No model at {path}; make one with tf-lesion train.")
     from tf_lesion import tf1
@@ -270,23 +270,33 @@ def load(
 
     if exported.is_exported(path):
         model, config, data, reference = exported.load(path, precision=precision)
-        folder = path / exported.FOLDER
     elif tf1.is_checkpoint(path):
         _, config = tf1.read_config(path)
         config = config.replace(network={"precision": precision})
         model, _ = tf1.load(path, config=config)
-        data, reference, folder = {}, None, path
+        data, reference = {}, None
     else:
         model, config, data, reference = _load_run(path, precision)
-        folder = path
     prior = Prior(model, config, data, reference, None, str(path))
+    file = calibration_file(path)
     try:
-        calibration = _calibration_in(folder)
-        checked = calibration and calibration.check_model(prior.identity, where=folder)
+        calibration = Calibration.load(file) if file.exists() else read_legacy(file.parent)
+        checked = calibration and calibration.check_model(prior.identity, where=file)
     except InputError as error:  # the weights can do without, and be calibrated again
         print(f"warning: no calibration: {error}", file=sys.stderr)
         return prior
     return dataclasses.replace(prior, calibration=checked)
+
+
+def is_shipped(path: str | Path) -> bool:
+    """Whether `path` is the name of a shipped prior, which is read-only; a folder comes first."""
+    return str(path) in PRETRAINED and not Path(path).exists()
+
+
+def calibration_file(path: str | Path) -> Path:
+    """Where the calibration of a run or SavedModel lies."""
+    assets = Path(path) / "assets"  # of a SavedModel
+    return (assets if assets.is_dir() else Path(path)) / FILE_NAME
 
 
 def _load_run(path, precision):
@@ -300,11 +310,6 @@ def _load_run(path, precision):
     restore_weights(model, run)
     reference = np.load(run.reference_path) if run.reference_path.exists() else None
     return model, config, data, reference
-
-
-def _calibration_in(folder):
-    file = folder / FILE_NAME
-    return Calibration.load(file) if file.exists() else read_legacy(folder)
 
 
 def _hash(model):

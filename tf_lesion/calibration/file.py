@@ -57,8 +57,9 @@ class Calibration:
         healthy: `HealthyMaps` in blocks, or None.
         method: of the thresholds, "exact" or "golden".
         cache_identity: of the healthy cache, or None if it is not known.
-        cohort: subjects, slices and voxels of it.
+        cohort: subjects, slices and voxels of it; under `tv_weight` what lambda was chosen on.
         chosen_by: {what was chosen: "healthy slices" or "labels of ..."}.
+        made_with: version, commit and device.
     """
 
     model_identity: str
@@ -72,6 +73,7 @@ class Calibration:
     cache_identity: str | None = None
     cohort: dict[str, Any] = field(default_factory=dict)
     chosen_by: dict[str, str] = field(default_factory=dict)
+    made_with: dict[str, Any] = field(default_factory=dict)
 
     def thresholds(
         self, score: str, *, restoration: dict[str, Any], postprocessing: str = ""

@@ -39,22 +39,25 @@ def read_legacy(folder: str | Path) -> Calibration | None:
 
 
 def _joined(stored: dict[str, Any], maps: Path, identity: str) -> Calibration:
-    chosen, plain = stored.get("lambda", {}), stored.get("thresholds", {})
-    scored = stored.get("thresholds_score", plain)
-    points = {**plain.get("points", {}), **scored.get("points", {})}
-    restoration = dict(plain or scored or {"restoration": chosen}).get("restoration", {})
+    chosen = stored.get("lambda", {})
+    # Those of the score have the residual's too, of the same restoration: it may average.
+    made = stored.get("thresholds_score") or stored.get("thresholds", {})
+    restoration = made.get("restoration", {})
     steps = stored.get("postprocessing", {}).get("steps")
     return Calibration(
         model_identity=identity,
         restoration=restoration,
-        points={name: tuple(Threshold(**p) for p in found) for name, found in points.items()},
+        points={
+            score: tuple(sorted((Threshold(**p) for p in found), key=lambda p: p.target_fpr))
+            for score, found in made.get("points", {}).items()
+        },
         tv_weight=chosen.get("tv_weight", restoration.get("tv_weight")),
         curve=tuple(chosen.get("curve", ())),
-        postprocessing=steps or scored.get("restoration", {}).get("postprocessing", ""),
+        postprocessing=steps or restoration.get("postprocessing", ""),
         healthy=_maps(maps) if maps.exists() else None,
-        method=plain.get("method", "exact"),
-        cohort=plain.get("cohort", {}),
-        chosen_by={"thresholds": HEALTHY_SLICES} if points else {},
+        method=made.get("method", "exact"),
+        cohort=made.get("cohort", {}),
+        chosen_by={"thresholds": HEALTHY_SLICES} if made else {},
     )
 
 

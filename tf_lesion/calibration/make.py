@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from tf_lesion import __version__, devices
 from tf_lesion.caches.restore import check_restored, restore_to_file, restored_settings
 from tf_lesion.calibration.file import HEALTHY_SLICES, Calibration
-from tf_lesion.calibration.thresholds import TARGETS, find_thresholds
+from tf_lesion.calibration.thresholds import check, find_thresholds
 from tf_lesion.calibration.tv_weight import select
+from tf_lesion.config import TARGETS
 from tf_lesion.detection.postprocessing import HealthyMaps, HealthyResidual, Postprocessing
 from tf_lesion.evaluation.scans import Cohort, cache_axes_mm
 from tf_lesion.files import InputError
+from tf_lesion.provenance import commit
 
 AUTO = "auto"
 
@@ -63,13 +66,14 @@ def calibrate(
     Raises:
         InputError: if cache, prior and files do not belong together, or a value makes no sense.
     """
+    check(targets, method)
     common = {"seed": seed, "batch_size": batch_size, "crop": crop}
     processing, choice = Postprocessing.parse(postprocess), {}
-    reasons = {"thresholds": HEALTHY_SLICES}
+    reasons = {**(chosen_by or {}), "thresholds": HEALTHY_SLICES}
+    partial = Path(restored).with_suffix(".lambda.json")  # a killed calibration goes on with it
     if tv_weight == AUTO:
         if not grid:
             raise InputError("Expected a grid of lambdas to choose tv_weight from, got none.")
-        partial = Path(restored).with_suffix(".lambda.json")
         sweep = {"steps": grid_steps, "max_slices": grid_slices, "counts": counts}
         if force:
             partial.unlink(missing_ok=True)
@@ -85,8 +89,8 @@ def calibrate(
     cohort = Cohort(restored, cache, counts=counts, crop=crop)
     healthy = healthy_maps(cohort, needed=processing.needs_healthy)
     scored = dataclasses.replace(cohort, postprocessing=processing, healthy=healthy)
-    scored = scored if postprocess else cohort
-    return Calibration(
+    scored = scored if str(processing) else cohort
+    made = Calibration(
         model_identity=prior.identity,
         restoration=prior.describe(restoration, seed=seed),
         points={
@@ -101,9 +105,17 @@ def calibrate(
         healthy=healthy,
         method=method,
         cache_identity=cohort.settings.get("cache_identity"),
-        cohort=_described(cohort),
-        chosen_by={**reasons, **(chosen_by or {})},
+        cohort=_described(cohort) | _described_choice(choice),
+        chosen_by=reasons,
+        made_with={
+            "tf_lesion_version": __version__,
+            "commit": commit(),
+            "device": devices.describe(),
+        },
     )
+    if choice:
+        partial.unlink(missing_ok=True)
+    return made
 
 
 def _without(subset):
@@ -150,3 +162,9 @@ def _described(cohort):
         "slices": sum(slices),
         "voxels": sum(voxels),
     }
+
+
+def _described_choice(choice):
+    """What lambda was chosen on, if it was."""
+    told = {name: choice[name] for name in ("steps", "solver") if name in choice}
+    return {"tv_weight": {**choice["cohort"], **told}} if choice else {}

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from tf_lesion.calibration.file import Threshold
+from tf_lesion.config import TARGETS
 from tf_lesion.evaluation.metrics import rounded_down
 from tf_lesion.files import InputError
 
-TARGETS = (0.01, 0.05, 0.10)  # the paper's limits on the false positive rate: DSC1, DSC5, DSC10
 METHODS = ("exact", "golden")
 GOLDEN_SHARE = (3 - math.sqrt(5)) / 2  # of the wider part of the bracket, 0.382
 GOLDEN_TOLERANCE = 1e-8  # width of the last bracket over the sum of its two inner points
@@ -43,8 +43,7 @@ def find_thresholds(
     Raises:
         InputError: on an unknown method, a target outside [0, 1), or no healthy voxel.
     """
-    if method not in METHODS:
-        raise InputError(f"Expected a method of {', '.join(METHODS)}, got {method!r}.")
+    check(targets, method)
     if method == "exact":
         found, _ = streamed_thresholds(chunks, targets)
     else:
@@ -53,6 +52,14 @@ def find_thresholds(
         found = [(value, share_above(scores, value)) for value in values]
     pairs = zip(targets, found, strict=True)
     return tuple(sorted((Threshold(t, *pair) for t, pair in pairs), key=lambda p: p.target_fpr))
+
+
+def check(targets: Sequence[float], method: str) -> None:
+    """Raise `InputError` on an unknown method, or a target outside [0, 1)."""
+    if method not in METHODS:
+        raise InputError(f"Expected a method of {', '.join(METHODS)}, got {method!r}.")
+    for target in targets:
+        allowed_positives(1, target)
 
 
 def allowed_positives(total: int, target_fpr: float) -> int:

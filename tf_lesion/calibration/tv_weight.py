@@ -23,7 +23,6 @@ from tf_lesion.caches.slices import SliceCache
 from tf_lesion.files import InputError, write_json
 from tf_lesion.restoration import Restorer, restore
 
-RELEASED_GRID = "0:4:0.2"  # 0, 0.2 ... 3.8
 GRID_SLACK = 1e-9  # of a step: rounding must not add a point at the end of the grid
 GRID_DIGITS = 10  # 0.2 * 9 is 1.8, not 1.8000000000000003
 
@@ -55,7 +54,7 @@ class Kept:
 
     Args:
         path: the file, deleted by `discard` when all is done.
-        settings: JSON-serialisable; results kept with other settings are refused.
+        settings: JSON-serializable; results kept with other settings are refused.
         hint: what to do then, the end of the error message.
     """
 
@@ -134,7 +133,7 @@ def select(
         prior: `Prior`.
         cache_path: the healthy cache.
         grid: [lambda], per unit intensity.
-        partial: file that keeps each finished lambda, deleted at the end.
+        partial: file that keeps each finished lambda; the caller deletes it when all is saved.
         steps: of the restoration; the model's own by default.
         max_slices: use a random subset of so many slices.
         seed: of the noise, and of the subset.
@@ -181,7 +180,6 @@ def select(
                 )
                 kept.add(f"{weight:g}", measure_change(batches, cache.index.subject))
     curve = [{"tv_weight": weight, **kept.results[f"{weight:g}"]} for weight in grid]
-    kept.discard()
     return {**chosen(curve), **settings, "cohort": cohort, "curve": curve}
 
 

@@ -13,10 +13,8 @@ from typing import Any
 from tf_lesion.cli.command import command
 from tf_lesion.cli.detect import DEVICE, SETTINGS, load_prior, restoring
 from tf_lesion.cli.options import add, parser_for
+from tf_lesion.config import RELEASED_GRID, TARGETS
 from tf_lesion.files import InputError, refuse_existing
-
-TARGETS = (0.01, 0.05, 0.10)
-RELEASED_GRID = "0:4:0.2"
 
 
 def parser() -> Any:
@@ -38,18 +36,14 @@ def parser() -> Any:
 
 def place(options: Any) -> Path:
     """Where the calibration goes; beside the shipped prior nothing is written."""
-    from tf_lesion.calibration.file import FILE_NAME
-    from tf_lesion.prior import PRETRAINED
+    from tf_lesion.prior import calibration_file, is_shipped
 
-    if options.out is not None:
-        return options.out
-    folder = Path(options.model)
-    if options.model in PRETRAINED and not folder.exists():
+    if options.out is None and is_shipped(options.model):
         raise InputError(
             f"The shipped prior is read-only: give --out, and hand that file to --calibration of "
             f"the other commands, got --model {options.model}."
         )
-    return folder / FILE_NAME
+    return options.out or calibration_file(options.model)
 
 
 @command
@@ -65,19 +59,24 @@ def main(argv: list[str] | None = None) -> int:
     from tf_lesion.calibration.tv_weight import parse_grid
 
     names = ("targets", "method", "max_slices", "seed", "batch_size", "crop", "force")
-    chosen = dict.fromkeys(("tv_weight", "postprocessing"), options.chosen_by)
+    restored = options.restored or out.with_suffix(".healthy.h5")
+    told = "Reused" if restored.exists() and not options.force else "Restored"
+    chosen = {"tv_weight": options.tv_weight, "postprocessing": options.postprocess}
     made = calibrate(
         prior,
         options.cache,
-        restored=options.restored or out.with_suffix(".healthy.h5"),
+        restored=restored,
         grid=parse_grid(options.grid),
         counts=read_counts(options.subjects) if options.subjects else None,
         postprocess=options.postprocess,
-        chosen_by={what: by for what, by in chosen.items() if by},
+        chosen_by={
+            what: options.chosen_by for what in chosen if options.chosen_by and chosen[what]
+        },
         **{name: getattr(options, name) for name in (*SETTINGS, "grid_steps", "grid_slices")},
         **{name: getattr(options, name) for name in names},
     )
     made.save(out, force=options.force)
+    print(f"{told} healthy slices: {restored}")
     print("\n".join(lines(made)))
     print(f"Wrote {out}")
     return 0

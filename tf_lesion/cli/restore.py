@@ -22,7 +22,9 @@ from typing import Any
 from tf_lesion.cli import detect
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
-from tf_lesion.files import refuse_existing
+from tf_lesion.files import InputError, refuse_existing
+
+AUTO = "auto"
 
 
 def parser() -> Any:
@@ -79,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.cache and not options.shard:
         refuse_existing(options.out, force=options.force)
     prior = detect.load_prior(options)
+    if options.postprocess == AUTO and prior.calibration is None:
+        raise InputError(f"--postprocess auto: {options.model} has no calibration that says it.")
     if options.cache:
         restore_cache(prior, options)
         return 0

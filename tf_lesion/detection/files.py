@@ -11,7 +11,7 @@ from typing import Any
 
 from tf_lesion import __version__
 from tf_lesion.detection.layout import DONE, FAILED, SKIPPED, SUMMARY, Layout, read_facts, stem_of
-from tf_lesion.detection.maps import Detector, ScanMaps
+from tf_lesion.detection.maps import Detector, ScanMaps, absolute
 from tf_lesion.files import InputError, refuse_existing, write_json
 from tf_lesion.scans import discovery
 from tf_lesion.scans.discovery import Subject
@@ -151,41 +151,35 @@ def detect_one(
         raise InputError(subject.problem)
     for path in (*layout.volumes(detector.volume_names).values(), layout.facts):
         refuse_existing(path, force=force)
-    maps = detector.detect(subject.scan, mask_path=subject.mask)
-    about = {"brain_mask": _absolute(subject.mask), "truth": _absolute(subject.label)}
-    return save_maps(maps, layout, force=force, name=subject.name, command=command, about=about)
+    maps = detector.detect(subject.scan, mask=subject.mask)
+    return save_maps(maps, subject, layout, command=command, force=force)
 
 
 def save_maps(
     maps: ScanMaps,
+    subject: Subject,
     layout: Layout,
     *,
-    force: bool = False,
-    name: str | None = None,
     command: str = "",
-    about: dict[str, Any] | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
-    """Write the files of a scan, the JSON last; returns the facts, with these about it."""
+    """Write the files of a scan, the JSON last; returns the facts, with what is known of it."""
     paths = layout.volumes(maps.volumes)
     for path in (*paths.values(), layout.facts):
         refuse_existing(path, force=force)
     for volume, path in paths.items():
         save_like(maps.prepared.scan, maps.volumes[volume], path)
     facts = {
-        "name": name or layout.prefix,
+        "name": subject.name,
         "command": command,
         **maps.facts,
-        **(about or {"brain_mask": None, "truth": None}),
+        "truth": absolute(subject.label),
         "files": {volume: path.name for volume, path in paths.items()},
     }
     if layout.bids:
         facts |= _write_sidecars(paths, facts)
     write_json(layout.facts, facts)
     return facts
-
-
-def _absolute(path):
-    return None if path is None else str(Path(path).resolve())
 
 
 def _write_sidecars(paths, facts):
@@ -278,8 +272,8 @@ def is_done(detector: Detector, subject: Subject, layout: Layout) -> bool:
     facts = read_facts(layout.facts)
     now = {
         **json.loads(json.dumps(detector.described)),
-        "input": _absolute(subject.scan),
-        "brain_mask": _absolute(subject.mask),
+        "input": absolute(subject.scan),
+        "brain_mask": absolute(subject.mask),
     }
     other = [name for name, value in now.items() if facts.get(name) != value]
     if other:

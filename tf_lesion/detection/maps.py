@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from tf_lesion import __version__
+from tf_lesion import __version__, devices
 from tf_lesion.calibration.file import Threshold
 from tf_lesion.config import RestorationConfig
 from tf_lesion.detection.lesions import find_lesions
@@ -19,13 +19,14 @@ from tf_lesion.detection.postprocessing import Postprocessing, anomaly_score, ax
 from tf_lesion.files import InputError
 from tf_lesion.provenance import commit
 from tf_lesion.scans.prepare import PreparedScan, ScanSettings, prepare_scan, to_scan_grid
-from tf_lesion.scans.volumes import MniGrid
+from tf_lesion.scans.volumes import MniGrid, ScanSource, image_like
 
 NO_REFERENCE = "no reference histogram comes with this model: intensities not matched."
 SEEN_SHARE = 0.95  # of the brain; below it a warning says so
 DIGITS = 3  # of milliliters and millimeters
 PACKAGES = ("tensorflow", "numpy", "scipy", "nibabel", "SimpleITK", "nilearn")
 AUTO = "auto"
+UNNAMED = "scan"  # the files of an image in memory
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class ScanMaps:
     points: dict[str, Threshold]
 
     def image(self, name: str) -> nib.Nifti1Image:
-        """A volume as a nibabel image with the scan's affine."""
-        return nib.Nifti1Image(self.volumes[name], self.prepared.scan.file_affine)
+        """A volume as a nibabel image with the scan's affine, as it is written."""
+        return image_like(self.prepared.scan, self.volumes[name])
 
     @property
     def restored(self) -> nib.Nifti1Image:
@@ -72,11 +73,10 @@ class ScanMaps:
 
     def save(self, folder: str | Path, *, force: bool = False) -> dict[str, Any]:
         """Write all of it into a folder, under the name of the scan; returns the facts."""
-        from tf_lesion.detection.files import save_maps
-        from tf_lesion.detection.layout import Layout, stem_of
+        from tf_lesion.detection.files import layout_of, one_scan, save_maps
 
-        path = self.prepared.scan.path
-        return save_maps(self, Layout(Path(folder), stem_of(path or "scan")), force=force)
+        subject = one_scan(self.prepared.scan.path or UNNAMED)
+        return save_maps(self, subject, layout_of(subject, folder), force=force)
 
 
 class Detector:
@@ -85,7 +85,8 @@ class Detector:
     Args:
         prior: `Prior`.
         restoration: `RestorationConfig`; that of the calibration by default.
-        postprocess: steps that make the `score`; "auto" for the calibration's own, "" for none.
+        postprocess: steps that make the `score`; "auto" for the calibration's own, "" or "none"
+            for none.
         points: thresholds of the score, or of the residual where there is no post-processing; by
             default those of the calibration, if they hold for this restoration.
         align: "rigid", "center" or "none"; by default as the training scans.
@@ -132,6 +133,8 @@ class Detector:
             "slice_step": slice_step,
             "postprocessing": str(self.postprocessing),
             "scan_settings": asdict(self.scan_settings),
+            "training_cache_identity": prior.data.get("cache_identity"),
+            "calibration_cache_identity": getattr(prior.calibration, "cache_identity", None),
             "points": {name: asdict(point) for name, point in self.points.items()},
         }
 
@@ -145,7 +148,7 @@ class Detector:
     def _scored(self):
         return self.postprocessing != Postprocessing()
 
-    def detect(self, scan: Any, *, mask_path: str | Path | None = None) -> ScanMaps:
+    def detect(self, scan: ScanSource, *, mask: ScanSource | None = None) -> ScanMaps:
         """The `ScanMaps` of a scan, a path or a nibabel image, optionally with its brain mask.
 
         Raises:
@@ -154,7 +157,7 @@ class Detector:
         prepared = prepare_scan(
             scan,
             settings=self.scan_settings,
-            mask_path=mask_path,
+            mask_path=mask,
             reference=self.prior.reference,
         )
         restored, slices = self.restore_volume(prepared)
@@ -168,7 +171,7 @@ class Detector:
             name: to_scan_grid(volume, prepared, order=0 if volume.dtype == bool else 1)
             for name, volume in volumes.items()
         }
-        facts = self._facts(prepared, volumes, slices)
+        facts = {"brain_mask": absolute(mask), **self._facts(prepared, volumes, slices)}
         return ScanMaps(prepared, volumes, facts, self.points)
 
     def restore_volume(self, prepared: PreparedScan) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +192,7 @@ class Detector:
         slices = np.flatnonzero(mask.any(axis=(1, 2, 3)))[:: self.slice_step]
         if slices.size == 0:
             raise InputError(
-                f"{prepared.scan.path}: expected brain inside the model's window, found none; is "
+                f"{prepared.scan.name}: expected brain inside the model's window, found none; is "
                 "it aligned? Try align rigid."
             )
         change = np.zeros((len(slices), *observed.shape[1:3]), np.float32)
@@ -235,7 +238,8 @@ class Detector:
             "tf_lesion_version": __version__,
             "commit": commit(),
             "versions": versions(),
-            "input": _absolute(prepared.scan.path),
+            "device": devices.describe(),
+            "input": absolute(prepared.scan.path),
             **self.described,
             "scan": _scan_facts(prepared.scan),
             "scan_from_grid": prepared.scan_from_grid.tolist(),
@@ -291,7 +295,7 @@ def own_points(
         processing: steps of the score; without any, thresholds are those of the residual.
     """
     if prior.calibration is None:
-        return (), ""
+        return (), f"{prior.path} has no calibration; make one with tf-lesion calibrate."
     score = "score" if str(processing) else "residual"
     try:
         return prior.calibration.thresholds(
@@ -350,8 +354,9 @@ def _between(change, slices, count):
     return np.moveaxis(line(np.arange(count)).astype(np.float32), 0, 2)
 
 
-def _absolute(path):
-    return None if path is None else str(Path(path).resolve())
+def absolute(path: ScanSource | None) -> str | None:
+    """The whole path of a file; None for an image in memory."""
+    return str(Path(path).resolve()) if isinstance(path, str | Path) else None
 
 
 def _scan_facts(scan):

@@ -30,6 +30,7 @@ MIRROR_SMOOTHING_MM = 4.0  # standard deviation: no brain is quite symmetric
 MIRROR_SHARE = 0.5  # the rest is the healthy share
 MIRROR_LEAST = 0.05  # share of brain around a mirrored place below which the healthy maps weigh in
 RELATIVE_FLOOR = 0.03  # normalized intensity, added to what is expected
+NONE = "none"
 SHARED_VARIANCE = 1.0  # share of the whole brain's variance added to the local one
 
 
@@ -57,13 +58,13 @@ class Postprocessing:
 
     @classmethod
     def parse(cls, text: str) -> "Postprocessing":
-        """The steps of "seeds=4,signed,median=3".
+        """The steps of "seeds=4,signed,median=3"; of "" and "none" no step.
 
         Raises:
             InputError: on an unknown step, a number where none belongs, or none where one does.
         """
-        kinds = {field.name: field.type for field in fields(cls)}
-        chosen = {}
+        kinds, chosen = {field.name: field.type for field in fields(cls)}, {}
+        text = "" if text == NONE else text
         for part in filter(None, (part.strip() for part in text.split(","))):
             name, _, number = part.partition("=")
             usable = name in kinds and (number.isdigit() if kinds[name] is int else not number)

@@ -186,19 +186,15 @@ def load_labels(source: ScanSource, scan: Scan) -> np.ndarray:
     return rounded.astype(np.uint8)
 
 
-def save_like(scan: Scan, array: np.ndarray, path: str | Path, *, force: bool = True) -> None:
-    """Write `array`, in the scan file's own shape, with the scan's affine, codes and units.
+def image_like(scan: Scan, array: np.ndarray) -> nib.Nifti1Image:
+    """`array`, in the scan file's own shape, as an image with the scan's affine, codes and units.
 
     Args:
         scan: the `Scan` whose grid the array is on.
         array: in `scan.file_shape` and orientation; bool becomes uint8, float64 float32.
-        path: a name that ends in `.nii` or `.nii.gz`.
-        force: overwrite an existing file.
     """
     if array.shape != tuple(scan.file_shape):
         raise ValueError(f"Expected an array of shape {scan.file_shape}, got {array.shape}.")
-    if not str(path).endswith((".nii", ".nii.gz")):
-        raise InputError(f"Expected a name that ends in .nii or .nii.gz, got {path}.")
     array = np.asarray(array)
     stored = {"b": np.uint8, "f": np.float32}.get(array.dtype.kind, array.dtype)
     header = nib.Nifti1Header.from_header(scan.header, check=False)
@@ -206,8 +202,16 @@ def save_like(scan: Scan, array: np.ndarray, path: str | Path, *, force: bool = 
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the display window of the scan does not fit
     header["descrip"] = b"tf_lesion"
+    return nib.Nifti1Image(array.astype(stored), scan.file_affine, header)
+
+
+def save_like(scan: Scan, array: np.ndarray, path: str | Path, *, force: bool = True) -> None:
+    """Write the `image_like` of an array to a path that ends in `.nii` or `.nii.gz`."""
+    if not str(path).endswith((".nii", ".nii.gz")):
+        raise InputError(f"Expected a name that ends in .nii or .nii.gz, got {path}.")
+    image = image_like(scan, array)
     with written_whole(path, force=force) as temporary:
-        nib.save(nib.Nifti1Image(array.astype(stored), scan.file_affine, header), temporary)
+        nib.save(image, temporary)
 
 
 def name_of(source: ScanSource | None) -> str:
