@@ -100,7 +100,9 @@ def float64_policy():
     keras.config.set_dtype_policy(before)
 
 
-def make_run(folder, cache, model="gmvae", *, steps=12, restoration_steps=6, network=None):
+def make_run(
+    folder, cache, model="gmvae", name="paper", *, steps=12, restoration_steps=6, network=None
+):
     """A run of a few training steps on a cache, that restores in a few steps."""
     from tf_lesion.caches.slices import SliceCache
     from tf_lesion.training.runs import Run
@@ -108,6 +110,7 @@ def make_run(folder, cache, model="gmvae", *, steps=12, restoration_steps=6, net
 
     config = small_config(
         model,
+        name,
         network=network or {},
         training={"steps": steps, "batch_size": 4, "learning_rate": 1e-3, "picture_every": steps},
         restoration={"steps": restoration_steps},

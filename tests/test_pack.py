@@ -7,8 +7,6 @@ from conftest import make_run
 import tf_lesion
 from tf_lesion.calibration import Calibration, Threshold
 from tf_lesion.cli import export
-from tf_lesion.presets import preset
-from tf_lesion.prior import PRETRAINED
 
 LAMBDA = 0.7
 
@@ -66,17 +64,3 @@ def test_what_the_calibration_says_cannot_be_given(run, tmp_path, capsys, option
     assert _pack(run, tmp_path / "p", *option) == 2
     assert f"Expected no {option[0]} with --as run" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
-
-
-@pytest.mark.parametrize("name", PRETRAINED)
-def test_the_shipped_priors_load_with_their_calibration(name):
-    prior = tf_lesion.load(name)
-    restoration = prior.config.restoration
-    assert (prior.config.network.height, prior.config.network.width) == (158, 198)
-    assert prior.calibrated() == restoration
-    assert (restoration.solver.name, restoration.steps) == ("huber", 50)
-    points = prior.calibration.thresholds("residual", restoration=prior.describe(restoration))
-    assert [point.key for point in points] == ["fpr_0.01", "fpr_0.05", "fpr_0.1"]
-    assert prior.reference is not None
-    assert prior.data["preprocessing"]["scan"]["align"] == "rigid"  # patients lie anywhere
-    assert prior.config.objective == preset("practical").objective

@@ -12,9 +12,10 @@ import pytest
 from conftest import GOLDEN, small_config, write_cache
 
 import restore_brats
-from tf_lesion.caches import restore as restoration
+from tf_lesion.caches import restore as caches_restore
 from tf_lesion.caches.restored import RestoredReader, RestoredWriter
 from tf_lesion.caches.slices import SliceCache
+from tf_lesion.cli import restore as restore_command
 from tf_lesion.training.runs import Run
 from tf_lesion.training.trainer import Trainer
 
@@ -70,7 +71,7 @@ def test_an_interrupted_restoration_goes_on_and_ends_with_the_same_images(
     run, cache_path, tmp_path, monkeypatch
 ):
     assert _restore(run, cache_path, tmp_path / "whole.h5", "--batch-size", 2) == 0
-    real, calls = restoration.restore, []
+    real, calls = caches_restore.restore, []
 
     def interrupted(*args, **options):
         if len(calls) == 2:
@@ -79,13 +80,13 @@ def test_an_interrupted_restoration_goes_on_and_ends_with_the_same_images(
         return real(*args, **options)
 
     out = tmp_path / "killed.h5"
-    monkeypatch.setattr(restoration, "restore", interrupted)
+    monkeypatch.setattr(caches_restore, "restore", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _restore(run, cache_path, out, "--batch-size", 2)
     assert not out.exists()
     with h5py.File(tmp_path / "killed.h5.partial") as file:
         assert file["done"][:].tolist() == [1, 1, 1, 1, 0, 0, 0]
-    monkeypatch.setattr(restoration, "restore", real)
+    monkeypatch.setattr(caches_restore, "restore", real)
     assert _restore(run, cache_path, out, "--batch-size", 5) == 0
     np.testing.assert_array_equal(_read(out), _read(tmp_path / "whole.h5"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.h5", "whole.h5"]
@@ -133,9 +134,12 @@ def test_a_tf1_checkpoint_restores_a_cache_in_the_released_layout(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--tv-weight", -1), "--tv-weight 0 or more, got -1"),
-        (("--steps", -1), "--steps 0 or more"),
-        (("--batch-size", 0), "--batch-size 1 or more"),
+        (("--tv-weight", -1), "a tv_weight of 0 or more, got -1"),
+        (("--steps", -1), "steps of 0 or more, got -1"),
+        (("--postprocess", "auto"), "--postprocess auto: .* has no calibration"),
+        (("--postprocess", "sharp"), "got 'sharp'"),
+        (("--calibration", "none.h5"), "No calibration at none.h5"),
+        (("--pattern", "*.nii"), "--seg-pattern need a folder"),
         (("--crop", 0, 34, 0, 42), "restores 38 x 42 slices.*has 34 x 42"),
     ],
 )
@@ -217,3 +221,21 @@ def test_merging_asks_for_every_shard_and_for_equal_settings(run, cache_path, tm
 def test_a_shard_that_is_none_is_refused(run, cache_path, tmp_path, shard):
     with pytest.raises(SystemExit, match="2"):
         _restore(run, cache_path, tmp_path / "out.h5", "--shard", shard)
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--max-slices", "--save-every", "--slice-step"])
+def test_zero_is_refused_where_it_counts_something(run, cache_path, tmp_path, capsys, flag):
+    with pytest.raises(SystemExit, match="2"):
+        _restore(run, cache_path, tmp_path / "out.h5", flag, 0)
+    assert f"argument {flag}: expected a whole number of 1 or more, got 0" in capsys.readouterr().err
+
+
+def test_the_options_of_before_are_all_there():
+    known = restore_command.parser().format_help()
+    for flag in (
+        *("--model", "--cache", "--merge", "--input", "--out", "--bids-out", "--mask", "--pattern"),
+        *("--mask-pattern", "--seg-pattern", "--align", "--tv-weight", "--thresholds", "--steps"),
+        *("--postprocess", "--solver", "--save-every", "--shard", "--max-slices", "--slice-step"),
+        *("--crop", "--batch-size", "--precision", "--seed", "--force"),
+    ):
+        assert f"{flag} " in known or f"{flag}]" in known, flag

@@ -97,11 +97,15 @@ def run(folder, *, steps=3, reference=True, align="center"):
     return made.folder
 
 
-def thresholds(path, loaded, restoration, values):
-    """Write a file of thresholds {target FPR: residual} that belongs to a model."""
-    from eval.thresholds import Threshold, Thresholds
+def thresholds(path, prior, restoration, values):
+    """Write a calibration with thresholds {target FPR: residual} of a prior; returns its path."""
+    from tf_lesion.calibration import Calibration, Threshold
 
-    points = [Threshold(rate, value, rate * 0.99) for rate, value in values.items()]
-    used = {"tv_weight": restoration.tv_weight, "steps": restoration.steps}
-    Thresholds("exact", loaded.identity, used, {}, {"residual": points}).save(path, force=True)
+    points = tuple(Threshold(rate, value, rate * 0.99) for rate, value in values.items())
+    Calibration(
+        prior.identity,
+        prior.describe(restoration),
+        {"residual": points},
+        tv_weight=restoration.tv_weight,
+    ).save(path, force=True)
     return path

@@ -32,7 +32,7 @@ def read_legacy(folder: str | Path) -> Calibration | None:
         if len(identities) > 1:
             raise InputError(f"Expected files of one model in {folder}, got {sorted(identities)}.")
         return _joined(stored, Path(folder) / "healthy_residual.npz", identities.pop())
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"Expected the files of a calibration in {folder} ({error!r}).") from error

@@ -1,4 +1,4 @@
-"""Maps of scans: the same in every orientation, on the scan's grid, with the facts that fit."""
+"""Scans: maps the same in every orientation, on the scan's grid, with facts and files that fit."""
 
 import dataclasses
 import json
@@ -13,15 +13,18 @@ import tiny_scans
 from scipy import ndimage
 
 import restore_brats
-from eval.thresholds import Threshold
+import tf_lesion
 from tf_lesion import restoration
+from tf_lesion.calibration import Calibration, Threshold
+from tf_lesion.calibration.file import FILE_NAME
+from tf_lesion.cli import detect
 from tf_lesion.detection import files as scan_files
 from tf_lesion.detection.lesions import find_lesions
-from tf_lesion.detection.maps import MapSettings, ScanRestorer
+from tf_lesion.detection.maps import Detector
+from tf_lesion.files import InputError
 from tf_lesion.scans.intensity import histogram_distance
 from tf_lesion.scans.prepare import ScanSettings, prepare_scan
 from tf_lesion.scans.volumes import load_scan
-from tf_lesion.training.runs import load
 
 RATES = (0.05, 0.2)
 TURNS = {
@@ -38,37 +41,32 @@ OBLIQUE = tiny_scans.rigid(degrees=(4, -3, 5), shift=(1.234567, -2.345678, 3.456
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A run, its thresholds, and a patient: a brain with two bright balls."""
+    """A run, a calibration for it, and a patient: a brain with two bright balls."""
     keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("model")
     run = tiny_scans.run(folder)
-    loaded = load(run)
+    prior = tf_lesion.load(run)
     values, affine = tiny_scans.brain()
     for center, radius in (((-20, -10, 30), 12), ((30, -40, 10), 8)):
         ball = tiny_scans.blob(affine, values.shape, center, radius)
         values = np.where(ball & (values > 0), 1500, values)
     scan = tiny_scans.write(folder / "patient_t2.nii.gz", np.rint(values), OBLIQUE @ affine)
-    plain = ScanRestorer(loaded, loaded.config.restoration).maps_of(scan)
-    residual = plain.volumes["residual"]
+    residual = prior.detect(scan).volumes["residual"]
     limits = np.quantile(residual[residual > 0], [1 - rate for rate in RATES]).tolist()
     limits = dict(zip(RATES, limits, strict=True))
-    path = tiny_scans.thresholds(
-        folder / "thresholds.json", loaded, loaded.config.restoration, limits
-    )
-    return {"run": run, "loaded": loaded, "scan": scan, "limits": limits, "thresholds": path}
-
-
-def _restorer(model, **options):
-    points = [Threshold(rate, value, rate) for rate, value in model["limits"].items()]
-    return ScanRestorer(
-        model["loaded"], model["loaded"].config.restoration, points=points, **options
-    )
+    path = tiny_scans.thresholds(folder / FILE_NAME, prior, prior.config.restoration, limits)
+    prior = dataclasses.replace(prior, calibration=Calibration.load(path))
+    return {"run": run, "prior": prior, "scan": scan, "limits": limits, "calibration": path}
 
 
 def _restore(model, scan, out, *options):
     argv = ["--model", model["run"], "--input", scan, "--out", out]
-    argv += ["--thresholds", model["thresholds"], *options]
+    argv += ["--thresholds", model["calibration"], *options]  # as --calibration was called
     return restore_brats.main(list(map(str, argv)))
+
+
+def _detect(*argv):
+    return detect.main(list(map(str, argv)))
 
 
 def _facts(folder):
@@ -154,9 +152,8 @@ def test_a_lesion_is_found_in_its_place_at_every_voxel_size(model, tmp_path, mon
     ball = tiny_scans.blob(affine, values.shape, (-20, -20, 30), 20)
     values[ball] = brain.max()
     path = tiny_scans.write(tmp_path / "p.nii.gz", values.astype(np.int16), OBLIQUE @ affine)
-    points = [Threshold(0.05, 0.1, 0.05)]
-    loaded = dataclasses.replace(model["loaded"], reference=None)  # intensities as they are
-    maps = ScanRestorer(loaded, loaded.config.restoration, points=points).maps_of(path)
+    prior = dataclasses.replace(model["prior"], reference=None)  # intensities as they are
+    maps = prior.detect(path, points=[Threshold(0.05, 0.1, 0.05)])
     found = maps.volumes["fpr_0.05"] > 0
     assert found.shape == tuple(shape)
     assert 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.9
@@ -199,12 +196,12 @@ def test_brain_outside_the_models_window_is_said_not_to_be_examined(model, tmp_p
     moved = tiny_scans.write(
         tmp_path / "moved.nii", values, tiny_scans.rigid(shift=(50, 0, 0)) @ affine
     )
-    restorer = _restorer(model, align="none")
-    facts = restorer.maps_of(whole).facts
+    detector = Detector(model["prior"], align="none")
+    facts = detector.detect(whole).facts
     assert facts["examined_fraction"] > 0.97
     assert facts["warnings"] == []
-    maps = restorer.maps_of(moved)
-    x0, x1, _, _ = model["loaded"].data["crop"]
+    maps = detector.detect(moved)
+    x0, x1, _, _ = model["prior"].data["crop"]
     inside = np.zeros(values.shape, bool)
     shift = 50 / tiny_scans.VOXEL_MM
     first, last = max(0, int(np.ceil(x0 - shift - 0.5))), int(np.floor(x1 - shift - 0.5))
@@ -226,19 +223,18 @@ def test_odd_scans_are_restored_with_a_warning_each(model, tmp_path):
         "overlap little": (values, tiny_scans.rigid(shift=(0, 0, 45)) @ affine),
     }
     thick = affine @ np.diag([1, 1, 2, 1])
-    restorer = _restorer(model, align="none", settings=MapSettings(slice_step=3))
+    detector = Detector(model["prior"], align="none", slice_step=3)
     for warning, (scan, where) in scans.items():
         path = tiny_scans.write(tmp_path / "odd.nii", scan, thick if where is None else where)
-        said = restorer.maps_of(path).facts["warnings"]
+        said = detector.detect(path).facts["warnings"]
         expected = "few slices" if where is None else warning
         assert any(expected in line for line in said), (warning, said)
 
 
 def test_a_model_without_a_reference_says_so(tmp_path):
-    loaded = load(tiny_scans.run(tmp_path, reference=False))
-    restorer = ScanRestorer(loaded, loaded.config.restoration, align="none")
+    prior = tf_lesion.load(tiny_scans.run(tmp_path, reference=False))
     path = tiny_scans.write(tmp_path / "p.nii", *tiny_scans.brain())
-    facts = restorer.maps_of(path).facts
+    facts = prior.detect(path, align="none", slice_step=9).facts
     assert facts["histogram_distance"] is None
     assert facts["lesions"] == {}
     assert any("no reference histogram" in warning for warning in facts["warnings"])
@@ -310,7 +306,7 @@ def test_one_bad_scan_does_not_stop_the_rest_and_a_second_run_skips_what_is_done
     assert [row["status"] for row in rows] == ["skipped", "done", "done"]
     assert first.stat().st_mtime_ns == before
     assert _restore(model, brats, out, "--align", "none") == 1
-    assert "made with another scan_settings; pass --force" in capsys.readouterr().err
+    assert "made with another scan_settings; pass force" in capsys.readouterr().err
     assert _restore(model, brats, out, "--align", "none", "--force") == 0
     assert first.stat().st_mtime_ns > before
     assert _facts(out / "A_1")["scan_settings"]["align"] == "none"
@@ -373,4 +369,169 @@ def test_a_folder_without_scans_or_with_two_of_one_name_is_refused(
     shutil.copytree(brats / "A_1", brats / "again")
     assert _restore(model, brats, tmp_path / "maps", *options) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "maps").exists()
+
+
+# As a library, and tf-lesion detect --------------------------------------------------------------
+
+
+def test_an_image_in_memory_gets_the_maps_of_its_file_and_saves_the_files_of_the_command(
+    model, tmp_path
+):
+    prior = model["prior"]
+    maps = prior.detect(nib.load(model["scan"]))
+    assert set(maps.masks) == {"fpr_0.05", "fpr_0.2"}
+    assert maps.score is None
+    assert maps.facts["input"] is None
+    np.testing.assert_array_equal(maps.residual.affine, nib.load(model["scan"]).affine)
+    assert maps.save(tmp_path / "memory")["files"]["residual"] == "scan_residual.nii.gz"
+    prior.detect(model["scan"]).save(tmp_path / "library")
+    given = (model["scan"], tmp_path / "command", "--model", model["run"])
+    assert _detect(*given, "--calibration", model["calibration"]) == 0
+    names = {path.name for path in (tmp_path / "library").iterdir()}
+    assert names == {path.name for path in (tmp_path / "command").iterdir()}
+    images = {"restored": maps.restored, "residual": maps.residual}
+    images |= {f"lesions_{name}": mask for name, mask in maps.masks.items()}
+    for name, image in images.items():
+        written = nib.load(tmp_path / "command" / f"patient_t2_{name}.nii.gz")
+        for other in (image, nib.load(tmp_path / "library" / f"patient_t2_{name}.nii.gz")):
+            np.testing.assert_array_equal(other.get_fdata(), written.get_fdata())
+            assert bytes(other.header) == bytes(written.header)
+    facts = [_facts(tmp_path / folder) for folder in ("library", "command")]
+    for each in facts:
+        assert each.pop("command") == "" or each is facts[1]
+        each.pop("model_path")
+    assert facts[0] == facts[1]
+    with pytest.raises(FileExistsError, match="pass --force"):
+        maps.save(tmp_path / "memory")
+
+
+def test_detect_takes_what_the_run_was_calibrated_with_and_says_why_not(model, tmp_path, capsys):
+    run = shutil.copytree(model["run"], tmp_path / "run")
+    quick = (model["scan"], "--model", run, "--slice-step", 12, "--align", "none")
+    assert _detect(*quick[:1], tmp_path / "plain", *quick[1:]) == 0
+    assert "No lesion maps: " in (said := capsys.readouterr().err)
+    assert "has no calibration; make one" in said
+    assert _facts(tmp_path / "plain")["lesions"] == {}
+    chosen = model["prior"].config.restoration.changed(tv_weight=0.3, steps=2)
+    steps = "signed,median=3"
+    points = {name: (Threshold(0.05, 0.01, 0.05),) for name in ("residual", "score")}
+    Calibration(
+        model["prior"].identity,
+        model["prior"].describe(chosen),
+        points,
+        tv_weight=0.3,
+        postprocessing=steps,
+        cache_identity="0123456789ab",
+    ).save(run / FILE_NAME)
+    assert _detect(*quick[:1], tmp_path / "own", *quick[1:]) == 0
+    facts = _facts(tmp_path / "own")
+    assert (facts["tv_weight"], facts["steps"], facts["postprocessing"]) == (0.3, 2, steps)
+    assert set(facts["files"]) == {"restored", "residual", "score", "fpr_0.05"}
+    assert facts["calibration_cache_identity"] == "0123456789ab"
+    assert _detect(*quick[:1], tmp_path / "off", *quick[1:], "--postprocess", "none") == 0
+    assert set(_facts(tmp_path / "off")["files"]) == {"restored", "residual", "fpr_0.05"}
+    capsys.readouterr()
+    assert _detect(*quick[:1], tmp_path / "other", *quick[1:], "--tv-weight", 0.5) == 0
+    assert "No lesion maps: The calibration was made with tv_weight 0.3, not 0.5" in (
+        capsys.readouterr().err
+    )
+    other = ("--tv-weight", 0.5, "--calibration", run / FILE_NAME)
+    assert _detect(*quick[:1], tmp_path / "refused", *quick[1:], *other) == 2
+    assert "false positive rates hold only there" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
+
+
+def test_the_form_of_bids_apps_takes_participants_and_writes_derivatives(model, tmp_path, capsys):
+    source, out = tmp_path / "bids", tmp_path / "out"
+    for name in ("sub-01/anat/sub-01_T2w", "sub-02/anat/sub-02_T2w"):
+        (source / name).parent.mkdir(parents=True)
+        shutil.copy(model["scan"], source / f"{name}.nii.gz")
+    given = ("--model", model["run"], "--slice-step", 12, "--align", "none")
+    assert _detect(source, out, "participant", "--participant-label", "02", *given) == 0
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*.nii.gz")}
+    stem = "sub-02/anat/sub-02_desc"
+    assert found == {f"{stem}-restored_T2w.nii.gz", f"{stem}-residual_T2w.nii.gz"}
+    assert (out / "dataset_description.json").exists()
+    wrong = ("participant", "--participant-label", "sub-01", "07")
+    assert _detect(source, tmp_path / "no", *wrong, *given) == 2
+    assert "No scans of sub-07" in capsys.readouterr().err
+    alone = (model["scan"], tmp_path / "no", *wrong, *given)
+    assert _detect(*alone) == 2
+    assert "--participant-label needs a BIDS dataset" in capsys.readouterr().err
+
+
+# One scan ----------------------------------------------------------------------------------------
+
+
+def test_without_steps_the_restored_scan_is_the_scan_there_and_back_again(model, tmp_path):
+    assert _restore_plain(model, model["scan"], tmp_path, "--steps", 0) == 0
+    observed = nib.load(model["scan"]).get_fdata()
+    restored = nib.load(tmp_path / "patient_t2_restored.nii.gz").get_fdata()
+    inside = restored > 0
+    assert 0.6 < inside.sum() / (observed > 0).sum() <= 1
+    assert not inside[observed == 0].any()
+    assert np.corrcoef(restored[inside], observed[inside])[0, 1] > 0.8
+    assert not nib.load(tmp_path / "patient_t2_residual.nii.gz").get_fdata().any()
+
+
+def _restore_plain(model, scan, out, *options):
+    argv = ["--model", model["run"], "--input", scan, "--out", out, *options]
+    return restore_brats.main(list(map(str, argv)))
+
+
+def test_slices_left_out_are_interpolated_between_their_neighbors(model):
+    every, second = (
+        model["prior"].detect(model["scan"], slice_step=step, align="none").volumes["residual"]
+        for step in (1, 2)
+    )
+    assert 0.9 < (second > 0).sum() / (every > 0).sum() < 1.1
+    brain = every > 0
+    assert brain.any()
+    assert np.corrcoef(every[brain], second[brain])[0, 1] > 0.5
+    with pytest.raises(InputError, match="slice_step of 1 or more, got 0"):
+        model["prior"].detect(model["scan"], slice_step=0)
+
+
+def test_steps_leave_a_residual_inside_the_brain_only(turned):
+    residual = nib.load(turned["RAS"] / "p_t2_residual.nii.gz").get_fdata()
+    brain = nib.load(turned["RAS"] / "p_t2.nii.gz").get_fdata() > 0
+    assert (residual[brain] > 0).mean() > 0.6
+    assert not residual[~brain].any()
+    facts = _facts(turned["RAS"])
+    assert facts["steps"] == 3
+    assert np.shape(facts["scan_from_grid"]) == (4, 4)
+
+
+def test_existing_maps_are_kept_without_force(model, tmp_path, capsys):
+    precious = tmp_path / "patient_t2_residual.nii.gz"
+    precious.write_text("precious")
+    assert _restore_plain(model, model["scan"], tmp_path) == 2
+    assert "pass --force" in capsys.readouterr().err
+    assert precious.read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == [precious.name]
+
+
+@pytest.mark.parametrize(
+    ("volume", "message"),
+    [
+        (np.zeros((8, 8, 8), np.int16), "every voxel is 0"),
+        (np.full((8, 8, 8), np.nan, np.float32), "NaN"),
+        (np.ones((8, 8, 8, 3), np.int16), "got 4-D data"),
+        (None, "truncated"),
+    ],
+)
+def test_scans_that_cannot_be_used_are_one_line_and_leave_nothing(
+    model, tmp_path, capsys, volume, message
+):
+    scan = tmp_path / "bad_t2.nii.gz"
+    if volume is None:
+        content = model["scan"].read_bytes()
+        scan.write_bytes(content[: len(content) // 2])
+    else:
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), scan)
+    assert _restore_plain(model, scan, tmp_path / "maps") == 2
+    error = capsys.readouterr().err
+    assert "bad_t2.nii.gz" in error
+    assert message in error
     assert not (tmp_path / "maps").exists()
