@@ -12,15 +12,17 @@ from conftest import phantom_slices, small_config
 
 import restore_brats
 import train_gmvae
-from eval import select_lambda, thresholds
+import tf_lesion
 from tf_lesion.baselines import METHODS, make_model
 from tf_lesion.baselines.adversarial import gradient_penalty, uniform
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import SliceCache
+from tf_lesion.cli import calibrate
 from tf_lesion.noise import slice_noise
 from tf_lesion.presets import preset
+from tf_lesion.prior import Prior
 from tf_lesion.restoration import Restorer, restore
-from tf_lesion.training.runs import LoadedModel, Run, load
+from tf_lesion.training.runs import Run
 from tf_lesion.training.trainer import Trainer
 
 BASELINES = ("vae-256", "vae-128", "aae-128", "anogan")
@@ -185,8 +187,8 @@ def test_the_mix_of_the_penalty_is_uniform():
 
 @pytest.mark.parametrize("model", TRAINED)
 def test_a_run_is_loaded_with_its_moving_statistics(model, trained):
-    first = load(trained[model].folder)
-    assert first.identity == LoadedModel(trained[model].trainer.model, *[None] * 4).identity
+    first = tf_lesion.load(trained[model].folder)
+    assert first.identity == Prior(trained[model].trainer.model, *[None] * 5).identity
     statistics = [w for w in first.model.weights if "moving_mean" in w.path]
     assert statistics
     assert all(np.abs(weight.numpy()).max() > 0 for weight in statistics)
@@ -316,11 +318,11 @@ def test_a_saved_model_restores_as_the_method_does(model, trained, tmp_path):
 def test_a_cache_is_restored_with_thresholds_of_the_same_model(
     model, trained, cache_path, tmp_path, capsys
 ):
-    found, out = tmp_path / "thresholds.json", tmp_path / "restored.h5"
+    found, out = tmp_path / "calibration.h5", tmp_path / "restored.h5"
     common = ["--model", str(trained[model].folder), "--cache", str(cache_path)]
     common += ["--steps", "4"] if model == "anogan" else []
-    assert thresholds.main([*common, "--out", str(found)]) == 0
-    argv = [*common, "--out", str(out), "--thresholds", str(found)]
+    assert calibrate.main([*common, "--out", str(found)]) == 0
+    argv = [*common, "--out", str(out), "--calibration", str(found)]
     assert restore_brats.main(argv) == 0
     with RestoredReader(out) as reader:
         assert reader.settings["model"] == model
@@ -330,9 +332,10 @@ def test_a_cache_is_restored_with_thresholds_of_the_same_model(
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("vae-128", ("--tv-weight", "1"), "Expected no lambda .* leave it out"),
-        ("vae-128", ("--steps", "5"), "Expected no --steps, .* in one pass"),
-        ("anogan", ("--save-every", "5"), "Expected no --save-every, .* leave it out"),
+        ("vae-128", ("--tv-weight", "1"), "Expected no tv_weight, .* leave it out"),
+        ("vae-128", ("--steps", "5"), "Expected no steps, .* leave it out"),
+        ("vae-128", ("--solver", "huber"), "Expected no solver, .* leave it out"),
+        ("anogan", ("--save-every", "5"), "Expected no save_every, .* leave it out"),
     ],
 )
 def test_options_that_mean_nothing_to_a_method_are_refused(
@@ -346,8 +349,8 @@ def test_options_that_mean_nothing_to_a_method_are_refused(
 
 def test_choosing_a_lambda_for_a_method_without_is_refused(trained, cache_path, capsys):
     argv = ["--model", str(trained["vae-128"].folder), "--cache", str(cache_path)]
-    assert select_lambda.main(argv) == 2
-    assert "leave eval.select_lambda out" in capsys.readouterr().err
+    assert calibrate.main([*argv, "--tv-weight", "auto"]) == 2
+    assert "Expected no tv_weight, which means nothing to" in capsys.readouterr().err
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones(cache_path, tmp_path, capsys):
