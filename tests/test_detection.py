@@ -18,7 +18,7 @@ from tf_lesion import restoration
 from tf_lesion.calibration import Calibration, Threshold
 from tf_lesion.calibration.file import FILE_NAME
 from tf_lesion.cli import detect
-from tf_lesion.detection import files as scan_files
+from tf_lesion.detection.layout import layout_of, one_scan
 from tf_lesion.detection.lesions import find_lesions
 from tf_lesion.detection.maps import Detector
 from tf_lesion.files import InputError
@@ -347,8 +347,8 @@ def test_bids_derivatives_have_valid_names_sidecars_and_a_description(model, tmp
 
 
 def test_a_scan_with_any_name_becomes_a_bids_subject(tmp_path):
-    subject = scan_files.one_scan(tmp_path / "Brats17_X-1_t2.nii.gz")
-    layout = scan_files.layout_of(subject, tmp_path, bids=True)
+    subject = one_scan(tmp_path / "Brats17_X-1_t2.nii.gz")
+    layout = layout_of(subject, tmp_path, bids=True)
     assert layout.volume("fpr_0.1").relative_to(tmp_path).as_posix() == (
         "sub-Brats17X1t2/anat/sub-Brats17X1t2_label-lesion_desc-fpr10_mask.nii.gz"
     )

@@ -11,12 +11,14 @@ import math
 import tensorflow as tf
 
 from tf_lesion.caches.slices import BRAIN_FLOOR
+from tf_lesion.config import TrainingConfig
+from tf_lesion.noise import Tensors
 
 BRIGHTEST = 1.2  # highest intensity of a slice with noise; that of the brain is 1
 _DRAWS = 4  # per slice: width of the blobs, their strength, where the field begins along x and y
 
 
-def noise_shapes(training, size):
+def noise_shapes(training: TrainingConfig, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the noise that one slice of `size` pixels needs, as of a `Method`."""
     shapes = {}
     if training.image_noise:
@@ -28,7 +30,9 @@ def noise_shapes(training, size):
     return shapes
 
 
-def augment(images, noise, training):
+def augment(
+    images: tf.Tensor, noise: Tensors, training: TrainingConfig
+) -> tuple[tf.Tensor, tf.Tensor, Tensors]:
     """Take the noise of `noise_shapes` out of `noise` and put it on the brain.
 
     Args:

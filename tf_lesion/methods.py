@@ -12,10 +12,10 @@ import tensorflow as tf
 
 from tf_lesion import restoration
 from tf_lesion.caches.slices import check_slice_shape
+from tf_lesion.noise import Tensors
 
-METHODS: dict[
-    str, type["Method"]
-] = {}  # name -> class; complete once `tf_lesion.baselines` is imported
+# Name -> class; complete once `tf_lesion.baselines` is imported.
+METHODS: dict[str, type["Method"]] = {}
 
 
 def register(name: str) -> Callable[[type["Method"]], type["Method"]]:
@@ -64,19 +64,15 @@ class Method(keras.Model):
         """{name: shape} of the noise that one image needs in one training step."""
         raise NotImplementedError
 
-    def terms(
-        self, images: tf.Tensor, noise: dict[str, tf.Tensor], *, training: bool = False
-    ) -> dict[str, tf.Tensor]:
+    def terms(self, images: tf.Tensor, noise: Tensors, *, training: bool = False) -> Tensors:
         """What is logged, by name, each [B]; the first two are shown in the progress bar."""
         raise NotImplementedError
 
-    def objectives(
-        self, terms: dict[str, tf.Tensor], *, kl_weight: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
+    def objectives(self, terms: Tensors, *, kl_weight: tf.Tensor) -> Tensors:
         """{optimizer: scalar that it minimizes} from `terms`; the keys are those of `trained`."""
         raise NotImplementedError
 
-    def reconstruct(self, images: tf.Tensor, noise: dict[str, tf.Tensor]) -> tf.Tensor:
+    def reconstruct(self, images: tf.Tensor, noise: Tensors) -> tf.Tensor:
         """Images [B, H, W, 1] for the pictures of a run."""
         raise NotImplementedError
 
@@ -134,13 +130,13 @@ class Method(keras.Model):
     def update(
         self,
         images: tf.Tensor,
-        noise: dict[str, tf.Tensor],
+        noise: Tensors,
         *,
         step: tf.Tensor,
         kl_weight: tf.Tensor,
         descend: Callable,
         **options: Any,
-    ) -> dict[str, tf.Tensor]:
+    ) -> Tensors:
         """One training step.
 
         Args:

@@ -5,11 +5,13 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from tf_lesion import objective, restoration
+from tf_lesion.config import NetworkConfig, ObjectiveConfig
 from tf_lesion.methods import Method, register
 from tf_lesion.networks import Decoder, Encoder, PriorNetwork, latent_size
+from tf_lesion.noise import Tensors
 
 
-def sample(mean, logvar, noise):
+def sample(mean: tf.Tensor, logvar: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """A sample of N(mean, exp(logvar)) from standard normal noise."""
     return mean + tf.exp(0.5 * logvar) * noise
 
@@ -25,7 +27,14 @@ class _VariationalModel(Method):
     training_settings = frozenset({"coarse_noise"})
     restoration_settings = frozenset({"tv_weight", "steps", "solver"})
 
-    def __init__(self, network, objective_config, *, dim_omega, name):
+    def __init__(
+        self,
+        network: NetworkConfig,
+        objective_config: ObjectiveConfig,
+        *,
+        dim_omega: int | None,
+        name: str,
+    ):
         super().__init__(network, objective_config, name=name)
         options = {
             "num_filters": network.num_filters,
@@ -37,16 +46,18 @@ class _VariationalModel(Method):
         self.decoder = Decoder(**options)
 
     @property
-    def grid(self):
+    def grid(self) -> tuple[int, int]:
         """(h, w) of the latents."""
         return latent_size(self.network.height), latent_size(self.network.width)
 
-    def call(self, image, noise):
+    def call(self, image: tf.Tensor, noise: Tensors) -> Tensors:
         """Every quantity of the model for `image` [B, H, W, 1], as a dict by glossary name."""
         outputs = self.latents(image, noise)
         return {**outputs, **self.decoder(outputs["z"])}
 
-    def elbo_terms(self, image, noise, *, shown=None):
+    def elbo_terms(
+        self, image: tf.Tensor, noise: Tensors, *, shown: tf.Tensor | None = None
+    ) -> Tensors:
         """The terms of the ELBO by name, each [B], nats: log_likelihood, kl_z, and so on.
 
         `shown` is what the encoder sees in place of the image: the denoising criterion.
@@ -57,21 +68,28 @@ class _VariationalModel(Method):
         )
         return {"log_likelihood": log_likelihood, **self.kl_terms(outputs)}
 
-    def terms(self, images, noise, *, training=False, shown=None):
+    def terms(
+        self,
+        images: tf.Tensor,
+        noise: Tensors,
+        *,
+        training: bool = False,
+        shown: tf.Tensor | None = None,
+    ) -> Tensors:
         """`nelbo` and the terms of the ELBO, each [B], nats."""
         del training
         terms = self.elbo_terms(images, noise, shown=shown)
         return {"nelbo": -objective.elbo(terms), **terms}
 
-    def objectives(self, terms, *, kl_weight):
+    def objectives(self, terms: Tensors, *, kl_weight: Any) -> Tensors:
         """The negative ELBO with weighted KL terms, mean over the batch."""
         return {"adam": -tf.reduce_mean(objective.elbo(terms, kl_weight=kl_weight))}
 
-    def reconstruct(self, images, noise):
+    def reconstruct(self, images: tf.Tensor, noise: Tensors) -> tf.Tensor:
         """The mean of p(x | z) for one sample of z."""
         return self(images, noise)["y_mean"]
 
-    def restoration_terms(self, image, noise):
+    def restoration_terms(self, image: tf.Tensor, noise: Tensors) -> Tensors:
         """As `elbo_terms`, with the sigma of p(x | z) fixed at 1/sqrt(2) (paper, section 2.2)."""
         outputs = self.latents(image, noise)
         log_likelihood = objective.fixed_sigma_log_likelihood(
@@ -102,7 +120,9 @@ class GMVAE(_VariationalModel):
     title = "GMVAE(TV)"
     network_settings = frozenset({"num_clusters"})
 
-    def __init__(self, network, objective_config, *, name="gmvae"):
+    def __init__(
+        self, network: NetworkConfig, objective_config: ObjectiveConfig, *, name: str = "gmvae"
+    ):
         super().__init__(network, objective_config, dim_omega=network.dim_omega, name=name)
         self.prior_network = PriorNetwork(
             num_clusters=network.num_clusters,
@@ -112,14 +132,14 @@ class GMVAE(_VariationalModel):
         )
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
         """{latent: (h, w, channels)} of the noise that one image needs; omega draws first."""
         return {
             "omega": (*self.grid, self.network.dim_omega),
             "z": (*self.grid, self.network.dim_z),
         }
 
-    def latents(self, image, noise):
+    def latents(self, image: tf.Tensor, noise: Tensors) -> Tensors:
         """Posterior moments, one sample of each latent, the prior's moments, responsibilities."""
         outputs = self.encoder(image)
         outputs["omega"] = sample(outputs["omega_mean"], outputs["omega_logvar"], noise["omega"])
@@ -133,7 +153,7 @@ class GMVAE(_VariationalModel):
         )
         return outputs
 
-    def kl_terms(self, outputs):
+    def kl_terms(self, outputs: Tensors) -> Tensors:
         """kl_z, kl_omega, kl_c from the outputs of `latents`, each [B], nats."""
         moments = ("z_mean", "z_logvar", "prior_mean", "prior_log_precision", "cluster_probs")
         return {
@@ -167,20 +187,22 @@ class VAE(_VariationalModel):
         "denoising": {"restoration": {"gradient_clip": 50.0, "tv_weight": 2.2}},
     }
 
-    def __init__(self, network, objective_config, *, name="vae"):
+    def __init__(
+        self, network: NetworkConfig, objective_config: ObjectiveConfig, *, name: str = "vae"
+    ):
         super().__init__(network, objective_config, dim_omega=None, name=name)
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
         """{latent: (h, w, channels)} of the noise that one image needs."""
         return {"z": (*self.grid, self.network.dim_z)}
 
-    def latents(self, image, noise):
+    def latents(self, image: tf.Tensor, noise: Tensors) -> Tensors:
         """Posterior moments and one sample of z."""
         outputs = self.encoder(image)
         outputs["z"] = sample(outputs["z_mean"], outputs["z_logvar"], noise["z"])
         return outputs
 
-    def kl_terms(self, outputs):
+    def kl_terms(self, outputs: Tensors) -> Tensors:
         """kl_z from the outputs of `latents`, [B], nats."""
         return {"kl_z": objective.kl_standard_normal(outputs["z_mean"], outputs["z_logvar"])}

@@ -3,9 +3,13 @@
 Every size below is that of 158 x 198 slices; the networks take any size of 30 + 4k pixels.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
+
+from tf_lesion.noise import Tensors
 
 RELEASED_STDDEV = 0.01  # truncated normal of every released kernel
 RELEASED_BIAS = 0.01
@@ -25,10 +29,11 @@ INITIALIZERS = {
     "he_normal": lambda: keras.initializers.HeNormal(),
     "dcgan": lambda: keras.initializers.RandomNormal(stddev=DCGAN_STDDEV),
 }
+Layer = keras.layers.Layer
 PRECISIONS = {"float32": None, "bfloat16": "mixed_bfloat16"}  # None: the global Keras policy
 
 
-def latent_size(pixels):
+def latent_size(pixels: int) -> int:
     """Length of the latent grid for a slice of `pixels` = 30 + 4k pixels: k (158 -> 32)."""
     return (pixels - LATENT_MARGIN) // LATENT_STRIDE
 
@@ -40,7 +45,7 @@ class Conv2D(keras.layers.Conv2D):
     the sum over a map; that of a plain addition does not.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """[B, H, W, C] -> [B, H', W', filters]."""
         if self.compute_dtype != "bfloat16" or not self.use_bias:
             return super().call(inputs)
@@ -51,14 +56,14 @@ class Conv2D(keras.layers.Conv2D):
 class Values(keras.initializers.Initializer):
     """One value for all, or the values themselves."""
 
-    def __init__(self, values):
+    def __init__(self, values: Any):
         self.values = np.asarray(values, np.float32)
 
-    def __call__(self, shape, dtype=None):
+    def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
         """A tensor of `shape`."""
         return keras.ops.convert_to_tensor(np.broadcast_to(self.values, shape), dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Arguments, JSON-serialisable."""
         return {"values": self.values.tolist()}
 
@@ -66,7 +71,7 @@ class Values(keras.initializers.Initializer):
 class _Convolutions:
     """Makes the layers of one network: same initializer and precision, 64 filters by default."""
 
-    def __init__(self, *, num_filters, initializer, precision):
+    def __init__(self, *, num_filters: int, initializer: str, precision: str):
         self._num_filters = num_filters
         self._initializer = INITIALIZERS[initializer]
         self._dtype = PRECISIONS[precision]
@@ -79,7 +84,7 @@ class _Convolutions:
             "dtype": self._dtype,
         }
 
-    def conv(self, name, *, size=3, stride=1):
+    def conv(self, name: str, *, size: int = 3, stride: int = 1) -> Layer:
         return Conv2D(
             self._num_filters,
             size,
@@ -89,12 +94,12 @@ class _Convolutions:
             **self._options(RELEASED_BIAS),
         )
 
-    def transposed(self, name):
+    def transposed(self, name: str) -> Layer:
         return keras.layers.Conv2DTranspose(
             self._num_filters, 3, activation="relu", name=name, **self._options(RELEASED_BIAS)
         )
 
-    def head(self, name, channels, *, size=1, bias=RELEASED_BIAS):
+    def head(self, name: str, channels: int, *, size: int = 1, bias: Any = RELEASED_BIAS) -> Layer:
         return Conv2D(channels, size, name=name, **self._options(bias))
 
 
@@ -125,12 +130,12 @@ class Encoder(keras.Model):
     def __init__(
         self,
         *,
-        dim_z=1,
-        dim_omega=1,
-        num_filters=64,
-        initializer="truncated_normal",
-        precision="float32",
-        name="encoder",
+        dim_z: int = 1,
+        dim_omega: int | None = 1,
+        num_filters: int = 64,
+        initializer: str = "truncated_normal",
+        precision: str = "float32",
+        name: str = "encoder",
     ):
         super().__init__(name=name)
         make = _Convolutions(num_filters=num_filters, initializer=initializer, precision=precision)
@@ -145,7 +150,7 @@ class Encoder(keras.Model):
             for moment in ("mean", "logvar")
         }
 
-    def call(self, image):
+    def call(self, image: tf.Tensor) -> Tensors:
         """Moments of the latents as a dict, keys as under Shapes."""
         features = image
         for layer in self.trunk:
@@ -171,11 +176,11 @@ class Decoder(keras.Model):
     def __init__(
         self,
         *,
-        num_filters=64,
-        initializer="truncated_normal",
-        precision="float32",
-        fast=True,
-        name="decoder",
+        num_filters: int = 64,
+        initializer: str = "truncated_normal",
+        precision: str = "float32",
+        fast: bool = True,
+        name: str = "decoder",
     ):
         super().__init__(name=name)
         self.fast = fast
@@ -187,7 +192,7 @@ class Decoder(keras.Model):
         self.mean_head = make.head("y_mean", 1, size=3)
         self.log_precision_head = make.head("y_log_precision", 1, size=3, bias=LOG_PRECISION_BIAS)
 
-    def features(self, z):
+    def features(self, z: tf.Tensor) -> tf.Tensor:
         """Last feature map before it is upsampled for the heads, [B, 78, 98, 64]."""
         features = self.input_layer(z)  # 32
         for layer in self.low:
@@ -197,11 +202,11 @@ class Decoder(keras.Model):
             features = self._transposed(layer, features)  # 76, 78
         return features
 
-    def mean(self, z):
+    def mean(self, z: tf.Tensor) -> tf.Tensor:
         """Mean of p(x | z) alone, [B, 158, 198, 1]: all that the restoration needs."""
         return self._head(self.mean_head, self.features(z))
 
-    def call(self, z):
+    def call(self, z: tf.Tensor) -> Tensors:
         """Moments of the pixels as a dict, keys as under Shapes."""
         features = self.features(z)
         return {
@@ -221,14 +226,14 @@ class Decoder(keras.Model):
         return transposed_as_conv(layer, features) if self.fast else layer(features)
 
 
-def upsample_and_pad(features):
+def upsample_and_pad(features: tf.Tensor) -> tf.Tensor:
     """Nearest-neighbour x 2, then two rows and columns of zeros all around."""
     height, width = tf.shape(features)[1], tf.shape(features)[2]
     resized = tf.image.resize(features, [UPSAMPLING * height, UPSAMPLING * width], method="nearest")
     return tf.pad(resized, [[0, 0], [PADDING, PADDING], [PADDING, PADDING], [0, 0]])
 
 
-def conv_by_phases(layer, features):
+def conv_by_phases(layer: Layer, features: tf.Tensor) -> tf.Tensor:
     """`layer(upsample_and_pad(features))` for a VALID 3x3 `layer`, with 2.25 x fewer products.
 
     Two of the three taps in a row of the kernel always meet the same pixel of the small map: which
@@ -249,7 +254,7 @@ def conv_by_phases(layer, features):
     return tf.nn.depth_to_space(phases, UPSAMPLING)
 
 
-def transposed_as_conv(layer, features):
+def transposed_as_conv(layer: Layer, features: tf.Tensor) -> tf.Tensor:
     """`layer(features)` for a VALID `Conv2DTranspose` with ReLU, fused into one operation.
 
     It is the convolution of the padded map with the turned kernel. TensorFlow fuses bias and ReLU
@@ -303,13 +308,13 @@ class PriorNetwork(keras.Model):
     def __init__(
         self,
         *,
-        num_clusters,
-        dim_z=1,
-        num_filters=64,
-        initializer="truncated_normal",
-        precision="float32",
-        start=None,
-        name="prior_network",
+        num_clusters: int,
+        dim_z: int = 1,
+        num_filters: int = 64,
+        initializer: str = "truncated_normal",
+        precision: str = "float32",
+        start: tuple[float, float] | None = None,
+        name: str = "prior_network",
     ):
         super().__init__(name=name)
         if num_clusters < 1:
@@ -326,7 +331,7 @@ class PriorNetwork(keras.Model):
         self.mean_head = make.head("prior_mean", channels, bias=mean)
         self.log_precision_head = make.head("prior_log_precision", channels, bias=log_precision)
 
-    def call(self, omega):
+    def call(self, omega: tf.Tensor) -> Tensors:
         """Moments of every cluster as a dict, keys as under Shapes."""
         features = self.hidden(omega)
         grid = tf.shape(features)[:3]

@@ -5,14 +5,18 @@ size of the batch, nor on its order, nor on where an interrupted run went on.
 """
 
 import math
+from typing import Any
 
 import tensorflow as tf
 
+Tensors = dict[str, tf.Tensor]  # by name
 STREAMS = {"training": 0, "test": 1, "restoration": 2}
 _STEP_BITS = 32  # the slice fills the lower 32 bits of the counter, the step the upper ones
 
 
-def slice_noise(shapes, *, seed, step, slices, stream):
+def slice_noise(
+    shapes: dict[str, tuple[int, ...]], *, seed: Any, step: Any, slices: Any, stream: str
+) -> Tensors:
     """Standard normal noise for every slice of a batch.
 
     Args:

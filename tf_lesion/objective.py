@@ -7,9 +7,12 @@ Axes: h x w is the latent grid, D the channels of z, K the clusters; `prior_*` a
 """
 
 import math
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+
+from tf_lesion.noise import Tensors
 
 tfd = tfp.distributions
 
@@ -26,13 +29,13 @@ def _normal(mean, log_precision):
     return tfd.Normal(mean, tf.exp(-0.5 * log_precision))
 
 
-def log_likelihood(image, *, y_mean, y_log_precision):
+def log_likelihood(image: tf.Tensor, *, y_mean: tf.Tensor, y_log_precision: tf.Tensor) -> tf.Tensor:
     """log N(image; y_mean, sigma^2), sigma clipped to [1e-8, 1] through its log-precision; [B]."""
     clipped = tf.clip_by_value(y_log_precision, *LOG_PRECISION_RANGE)
     return _per_image(_normal(y_mean, clipped).log_prob(image))
 
 
-def fixed_sigma_log_likelihood(image, *, y_mean):
+def fixed_sigma_log_likelihood(image: tf.Tensor, *, y_mean: tf.Tensor) -> tf.Tensor:
     """-sum (image - y_mean)^2: the log-likelihood at sigma = 1/sqrt(2), its constant left out; [B].
 
     The restoration uses it in place of `log_likelihood` (paper, section 2.2), because a large
@@ -41,7 +44,9 @@ def fixed_sigma_log_likelihood(image, *, y_mean):
     return -_per_image(tf.square(image - y_mean))
 
 
-def cluster_probs(z, *, prior_mean, prior_log_precision, responsibilities):
+def cluster_probs(
+    z: tf.Tensor, *, prior_mean: tf.Tensor, prior_log_precision: tf.Tensor, responsibilities: str
+) -> tf.Tensor:
     """Responsibilities p(c | z, omega) [B, h, w, K], for equally likely clusters.
 
     Args:
@@ -63,13 +68,23 @@ def cluster_probs(z, *, prior_mean, prior_log_precision, responsibilities):
     return tf.nn.softmax(tf.reduce_sum(logits, axis=-2), axis=-1)
 
 
-def released_logits(z, prior_mean, prior_log_precision):
+def released_logits(
+    z: tf.Tensor, prior_mean: tf.Tensor, prior_log_precision: tf.Tensor
+) -> tf.Tensor:
     """The released code's -(z - m)^2 exp(l) / 2 - l + log pi, elementwise; not a log-density."""
     squared = tf.square(z - prior_mean) * tf.exp(prior_log_precision)
     return -0.5 * squared - prior_log_precision + math.log(math.pi)
 
 
-def kl_z(*, z_mean, z_logvar, prior_mean, prior_log_precision, cluster_probs, precision_offset=0.0):
+def kl_z(
+    *,
+    z_mean: tf.Tensor,
+    z_logvar: tf.Tensor,
+    prior_mean: tf.Tensor,
+    prior_log_precision: tf.Tensor,
+    cluster_probs: tf.Tensor,
+    precision_offset: float = 0.0,
+) -> tf.Tensor:
     """E_c KL[q(z | x) || p(z | omega, c)], clusters weighted by `cluster_probs`; [B].
 
     Args:
@@ -85,7 +100,7 @@ def kl_z(*, z_mean, z_logvar, prior_mean, prior_log_precision, cluster_probs, pr
     return _per_image(cluster_probs[..., None, :] * per_cluster)
 
 
-def kl_standard_normal(mean, logvar):
+def kl_standard_normal(mean: tf.Tensor, logvar: tf.Tensor) -> tf.Tensor:
     """KL[N(mean, exp(logvar)) || N(0, 1)], summed over positions and channels; [B].
 
     It is KL(omega) of the GMVAE and KL(z) of the VAE. Written out and summed in this order because
@@ -95,37 +110,37 @@ def kl_standard_normal(mean, logvar):
     return _per_image(0.5 * (tf.square(mean) + tf.exp(logvar) - (logvar + 1.0)))
 
 
-def kl_c(cluster_probs, *, floor=0.0):
+def kl_c(cluster_probs: tf.Tensor, *, floor: float = 0.0) -> tf.Tensor:
     """KL[p(c | z, omega) || uniform], at least `floor` nats at every latent position; [B]."""
     clusters = tf.cast(tf.shape(cluster_probs)[-1], cluster_probs.dtype)
     terms = cluster_probs * tf.math.log(cluster_probs * clusters + LOG_EPSILON)
     return _per_image(tf.maximum(tf.reduce_sum(terms, axis=-1), floor))
 
 
-def elbo(terms, *, kl_weight=1.0):
+def elbo(terms: Tensors, *, kl_weight: Any = 1.0) -> tf.Tensor:
     """ELBO [B] from named terms: log_likelihood - kl_weight * (sum of the KL terms)."""
     divergence = tf.add_n([term for name, term in terms.items() if name.startswith("kl_")])
     return terms["log_likelihood"] - kl_weight * divergence
 
 
-def differences(image):
+def differences(image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Differences of neighbors, [B, H - 1, W, 1] along H and [B, H, W - 1, 1] along W."""
     return image[:, 1:] - image[:, :-1], image[:, :, 1:] - image[:, :, :-1]
 
 
-def differences_adjoint(along_x, along_y):
+def differences_adjoint(along_x: tf.Tensor, along_y: tf.Tensor) -> tf.Tensor:
     """Adjoint of `differences`, [B, H, W, 1]."""
     x = tf.pad(along_x, [[0, 0], [1, 1], [0, 0], [0, 0]])
     y = tf.pad(along_y, [[0, 0], [0, 0], [1, 1], [0, 0]])
     return x[:, :-1] - x[:, 1:] + y[:, :, :-1] - y[:, :, 1:]
 
 
-def total_variation(images):
+def total_variation(images: tf.Tensor) -> tf.Tensor:
     """Anisotropic total variation [B] of [B, H, W, 1]: the sum of all absolute differences."""
     return tf.add_n([_per_image(tf.abs(along)) for along in differences(images)])
 
 
-def total_variation_gradient(images):
+def total_variation_gradient(images: tf.Tensor) -> tf.Tensor:
     """Subgradient of `total_variation`, [B, H, W, 1]: 0 where neighbors are equal.
 
     The one that automatic differentiation finds, in a sixth of the time.

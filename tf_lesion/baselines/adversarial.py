@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -15,7 +17,9 @@ from tf_lesion.baselines.blocks import (
     leaky_relu,
     squared_error,
 )
+from tf_lesion.config import NetworkConfig, ObjectiveConfig
 from tf_lesion.methods import register
+from tf_lesion.noise import Tensors
 
 CRITIC_UNITS = (200, 400)
 PENALTY = 10.0  # weight of the gradient penalty
@@ -30,13 +34,13 @@ class Critic(keras.Model):
     Without normalization: the penalty is on the slope at one latent, whatever the batch.
     """
 
-    def __init__(self, network, *, name="critic"):
+    def __init__(self, network: NetworkConfig, *, name: str = "critic"):
         super().__init__(name=name)
         make = Layers(dataclasses.replace(network, precision="float32"))
         self.hidden = [make.dense(f"dense{i}", units) for i, units in enumerate(CRITIC_UNITS)]
         self.head = make.dense("head", 1, bias=False)  # a distance does not depend on it
 
-    def call(self, z):
+    def call(self, z: tf.Tensor) -> tf.Tensor:
         """The score of each latent; high where it looks drawn from the prior."""
         features = z
         for layer in self.hidden:
@@ -44,7 +48,9 @@ class Critic(keras.Model):
         return self.head(features)[:, 0]
 
 
-def gradient_penalty(critic, real, generated, mix):
+def gradient_penalty(
+    critic: Callable, real: tf.Tensor, generated: tf.Tensor, mix: tf.Tensor
+) -> tf.Tensor:
     """(|slope of the critic between the two| - 1)^2, [B] (Gulrajani et al., NeurIPS 2017).
 
     Args:
@@ -60,7 +66,7 @@ def gradient_penalty(critic, real, generated, mix):
     return tf.square(tf.sqrt(squared + SLOPE_FLOOR) - 1)
 
 
-def uniform(noise):
+def uniform(noise: tf.Tensor) -> tf.Tensor:
     """Uniform numbers in [0, 1] from standard normal ones: their distribution function."""
     return 0.5 * tf.math.erfc(-noise / math.sqrt(2))
 
@@ -89,14 +95,16 @@ class AAE128(OnePass):
         practical={"learning_rate": 5e-4},
     )
 
-    def __init__(self, network, objective_config, *, name="aae"):
+    def __init__(
+        self, network: NetworkConfig, objective_config: ObjectiveConfig, *, name: str = "aae"
+    ):
         super().__init__(network, objective_config, name=name)
         self.encoder = ResidualEncoder(network, heads=("z",))
         self.decoder = ResidualDecoder(network)
         self.critic = Critic(network)
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
         """{name: shape} of the noise of one image and step."""
         return {
             "prior": (FIRST_CRITIC_STEPS, self.network.dim_z),
@@ -104,7 +112,7 @@ class AAE128(OnePass):
         }
 
     @property
-    def trained(self):
+    def trained(self) -> dict[str, list]:
         """The weights of the three optimizers; the encoder's are changed by two."""
         return {
             "reconstruction": self.encoder.trainable_variables + self.decoder.trainable_variables,
@@ -112,7 +120,7 @@ class AAE128(OnePass):
             "critic": self.critic.trainable_variables,
         }
 
-    def terms(self, images, noise, *, training=False):
+    def terms(self, images: tf.Tensor, noise: Tensors, *, training: bool = False) -> Tensors:
         """`squared_error` and `wasserstein`, the critic's distance of z to the prior, each [B]."""
         _, terms = self._latents_and_terms(images, noise, training=training)
         return terms
@@ -124,14 +132,16 @@ class AAE128(OnePass):
         distance = self.critic(noise["prior"][:, 0]) - self.critic(z)
         return z, {"squared_error": error, "wasserstein": distance}
 
-    def objectives(self, terms, *, kl_weight):
+    def objectives(self, terms: Tensors, *, kl_weight: Any) -> Tensors:
         """The two phases of the autoencoder; the critic has its own steps."""
         return {
             "reconstruction": tf.reduce_mean(terms["squared_error"]),
             "regularization": kl_weight * tf.reduce_mean(terms["wasserstein"]),
         }
 
-    def update(self, images, noise, *, step, kl_weight, descend):
+    def update(
+        self, images: tf.Tensor, noise: Tensors, *, step: Any, kl_weight: Any, descend: Callable
+    ) -> Tensors:
         """One step of encoder and decoder, then the critic's."""
         with tf.GradientTape(persistent=True) as tape:
             z, terms = self._latents_and_terms(images, noise, training=True)
@@ -141,7 +151,9 @@ class AAE128(OnePass):
         critic = self.train_critic(tf.stop_gradient(z), noise, count=count, descend=descend)
         return {name: tf.reduce_mean(values) for name, values in terms.items()} | norms | critic
 
-    def train_critic(self, z, noise, *, count, descend):
+    def train_critic(
+        self, z: tf.Tensor, noise: Tensors, *, count: Any, descend: Callable
+    ) -> Tensors:
         """`count` steps of the critic on the latents z [B, D]; the last step's loss and penalty."""
         last = {name: tf.zeros([]) for name in ("critic_loss", "gradient_penalty")}
         for number in tf.range(count):
@@ -154,6 +166,6 @@ class AAE128(OnePass):
             last = {"critic_loss": loss, "gradient_penalty": penalty}
         return last
 
-    def reconstructed(self, squares):
+    def reconstructed(self, squares: tf.Tensor) -> tf.Tensor:
         """Decoded latents."""
         return self.decoder(self.encoder(squares)["z"])

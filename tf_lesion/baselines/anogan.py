@@ -1,14 +1,15 @@
 """AnoGAN: the healthy slice that a generator can make nearest to the observed one."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
 
 from tf_lesion.baselines.blocks import STRIDE, Layers, SquareMethod, leaky_relu
+from tf_lesion.config import NetworkConfig, ObjectiveConfig
 from tf_lesion.methods import register
-from tf_lesion.noise import slice_noise
+from tf_lesion.noise import Tensors, slice_noise
 
 DIM_Z = 100  # DCGAN
 FILTERS = 64  # of the widest maps, DCGAN
@@ -39,7 +40,7 @@ def _widths(network):
 class Generator(keras.Model):
     """[B, dim_z] -> [B, s, s, 1] in [0, 1]: dense, then transposed convolutions of stride 2."""
 
-    def __init__(self, network, *, name="generator"):
+    def __init__(self, network: NetworkConfig, *, name: str = "generator"):
         super().__init__(name=name)
         make, widths = Layers(network), _widths(network)[::-1]
         self._start_shape = (SMALLEST, SMALLEST, widths[0])
@@ -51,7 +52,7 @@ class Generator(keras.Model):
         ]
         self.convs.append(make.transposed("head", 1, size=KERNEL, bias=True))
 
-    def call(self, z, training=False):
+    def call(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Squares of the latents, float32."""
         features = tf.reshape(self.dense(z), [-1, *self._start_shape])
         for norm, conv in zip(self.norms, self.convs, strict=True):
@@ -62,7 +63,7 @@ class Generator(keras.Model):
 class Discriminator(keras.Model):
     """[B, s, s, 1] -> its last maps [B, F] and the logit [B] of being a real slice."""
 
-    def __init__(self, network, *, name="discriminator"):
+    def __init__(self, network: NetworkConfig, *, name: str = "discriminator"):
         super().__init__(name=name)
         make, widths = Layers(network), _widths(network)
         self.convs = [
@@ -72,7 +73,7 @@ class Discriminator(keras.Model):
         self.norms = [make.norm(f"norm{stage}") for stage in range(1, len(widths))]
         self.head = make.dense("head", 1)
 
-    def call(self, squares, training=False):
+    def call(self, squares: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """(features, logits), float32."""
         features = leaky_relu(self.convs[0](squares))  # DCGAN: no norm on the input
         for conv, norm in zip(self.convs[1:], self.norms, strict=True):
@@ -108,23 +109,25 @@ class AnoGAN(SquareMethod):
         },
     }
 
-    def __init__(self, network, objective_config, *, name="anogan"):
+    def __init__(
+        self, network: NetworkConfig, objective_config: ObjectiveConfig, *, name: str = "anogan"
+    ):
         super().__init__(network, objective_config, name=name)
         self.generator = Generator(network)
         self.discriminator = Discriminator(network)
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
         """{latent: shape} of the noise of one image."""
         return {"z": (self.network.dim_z,)}
 
     @property
-    def trained(self):
+    def trained(self) -> dict[str, list]:
         """The weights of the two players."""
         networks = {"generator": self.generator, "discriminator": self.discriminator}
         return {name: network.trainable_variables for name, network in networks.items()}
 
-    def terms(self, images, noise, *, training=False):
+    def terms(self, images: tf.Tensor, noise: Tensors, *, training: bool = False) -> Tensors:
         """`generator` and `discriminator`, the cross entropy that each minimizes, [B], nats."""
         made = self.generator(noise["z"], training=training)
         _, real = self.discriminator(self.to_square(images), training=training)
@@ -134,12 +137,12 @@ class AnoGAN(SquareMethod):
             "discriminator": tf.nn.softplus(-real) + tf.nn.softplus(fake),
         }
 
-    def objectives(self, terms, *, kl_weight):
+    def objectives(self, terms: Tensors, *, kl_weight: Any) -> Tensors:
         """Each player's own loss."""
         del kl_weight
         return {name: tf.reduce_mean(values) for name, values in terms.items()}
 
-    def search_loss(self, z, squares, features):
+    def search_loss(self, z: tf.Tensor, squares: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
         """The loss of the search, [B], for latents z of squares with these features."""
         made = self.generator(z)
         found, _ = self.discriminator(made)
@@ -147,7 +150,9 @@ class AnoGAN(SquareMethod):
         unlike = tf.reduce_sum(tf.abs(features - found), axis=1)
         return (1 - FEATURE_WEIGHT) * apart + FEATURE_WEIGHT * unlike
 
-    def search(self, squares, z, *, steps):
+    def search(
+        self, squares: tf.Tensor, z: tf.Tensor, *, steps: Any
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Descend from z with Adam.
 
         Args:
@@ -180,12 +185,21 @@ class AnoGAN(SquareMethod):
         z, _ = self.search(self.to_square(images), start["z"], steps=steps)
         return self.generator(z)
 
-    def reconstruct(self, images, noise):
+    def reconstruct(self, images: tf.Tensor, noise: Tensors) -> tf.Tensor:
         """The nearest slices after a short search from the noise."""
         z, _ = self.search(self.to_square(images), noise["z"], steps=PICTURE_STEPS)
         return self.from_square(self.generator(z))
 
-    def restored(self, observed, mask, *, slices, seed, steps, tv_weight):
+    def restored(
+        self,
+        observed: tf.Tensor,
+        mask: tf.Tensor,
+        *,
+        slices: Any,
+        seed: Any,
+        steps: Any,
+        tv_weight: Any,
+    ) -> tf.Tensor:
         """The nearest slices that the generator makes, inside the mask."""
         del tv_weight
         return self.replaced(observed, self._nearest(observed, slices, seed, steps), mask)

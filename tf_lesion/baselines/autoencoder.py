@@ -1,5 +1,7 @@
 """VAE-128 and VAE-256: a dense latent; what the reconstruction leaves out is the lesion map."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from tf_lesion.baselines.blocks import (
@@ -8,8 +10,10 @@ from tf_lesion.baselines.blocks import (
     ResidualEncoder,
     squared_error,
 )
+from tf_lesion.config import NetworkConfig, ObjectiveConfig
 from tf_lesion.methods import register
 from tf_lesion.models import sample
+from tf_lesion.noise import Tensors
 from tf_lesion.objective import kl_standard_normal
 
 DIM_Z = 128
@@ -24,7 +28,9 @@ PRACTICAL = {  # a reconstruction is not restored at another sigma: no higher KL
 }
 
 
-def presets(square, *, training=None, practical=None):
+def presets(
+    square: int, *, training: dict | None = None, practical: dict | None = None
+) -> dict[str, dict]:
     """The `settings` of a method with this encoder and decoder."""
     common = {
         "network": {**NETWORK, "square": square},
@@ -48,17 +54,19 @@ class _DenseVAE(OnePass):
     `noise` holds `z` [B, dim_z]. The reconstruction is the restored slice.
     """
 
-    def __init__(self, network, objective_config, *, name="dense_vae"):
+    def __init__(
+        self, network: NetworkConfig, objective_config: ObjectiveConfig, *, name: str = "dense_vae"
+    ):
         super().__init__(network, objective_config, name=name)
         self.encoder = ResidualEncoder(network, heads=("z_mean", "z_logvar"))
         self.decoder = ResidualDecoder(network)
 
     @property
-    def noise_shapes(self):
+    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
         """{latent: shape} of the noise of one image."""
         return {"z": (self.network.dim_z,)}
 
-    def terms(self, images, noise, *, training=False):
+    def terms(self, images: tf.Tensor, noise: Tensors, *, training: bool = False) -> Tensors:
         """`loss`, `squared_error` and `kl_z`, each [B], nats."""
         squares = self.to_square(images)
         moments = self.encoder(squares, training=training)
@@ -67,11 +75,11 @@ class _DenseVAE(OnePass):
         divergence = kl_standard_normal(moments["z_mean"], moments["z_logvar"])
         return {"loss": error + divergence, "squared_error": error, "kl_z": divergence}
 
-    def objectives(self, terms, *, kl_weight):
+    def objectives(self, terms: Tensors, *, kl_weight: Any) -> Tensors:
         """Squared error + weighted KL."""
         return {"adam": tf.reduce_mean(terms["squared_error"] + kl_weight * terms["kl_z"])}
 
-    def reconstructed(self, squares):
+    def reconstructed(self, squares: tf.Tensor) -> tf.Tensor:
         """Decoded means of q(z | x)."""
         return self.decoder(self.encoder(squares)["z_mean"])
 

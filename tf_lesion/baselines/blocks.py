@@ -10,20 +10,25 @@ convolutions to go up, He initialization.
 Sizes for a square of side s and f filters (16).
 """
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
+from tf_lesion.config import NetworkConfig
 from tf_lesion.methods import Method
 from tf_lesion.networks import INITIALIZERS, PRECISIONS, Conv2D
+from tf_lesion.noise import Tensors
 
 LEAK = 0.2  # slope of the leaky ReLU
 STAGES = 4  # residual blocks: the square is halved so often
 STRIDE = 2
 MOMENTUM = 0.9  # of the moving statistics, as DCGAN: they follow short trainings too
 KERNEL = 3
+Layer = keras.layers.Layer
 
 
-def leaky_relu(features):
+def leaky_relu(features: tf.Tensor) -> tf.Tensor:
     """ReLU with slope 0.2 below 0; as a maximum, since TensorFlow fails to optimize its own."""
     return tf.maximum(features, LEAK * features)
 
@@ -34,24 +39,28 @@ class Layers:
     Convolutions have no bias unless asked for: normalization would take it away.
     """
 
-    def __init__(self, network):
+    def __init__(self, network: NetworkConfig):
         self._options = {"dtype": PRECISIONS[network.precision]}
         self._initializer = INITIALIZERS[network.initializer]
 
-    def conv(self, name, filters, *, stride=1, size=KERNEL, bias=False):
+    def conv(
+        self, name: str, filters: int, *, stride: int = 1, size: int = KERNEL, bias: bool = False
+    ) -> Layer:
         """Convolution that keeps the size, or divides it by the stride."""
         return self._convolution(Conv2D, name, filters, stride, size, bias)
 
-    def transposed(self, name, filters, *, size=KERNEL, bias=False):
+    def transposed(
+        self, name: str, filters: int, *, size: int = KERNEL, bias: bool = False
+    ) -> Layer:
         """Transposed convolution that doubles the size."""
         return self._convolution(keras.layers.Conv2DTranspose, name, filters, STRIDE, size, bias)
 
-    def dense(self, name, units, *, bias=True):
+    def dense(self, name: str, units: int, *, bias: bool = True) -> Layer:
         """Dense layer, linear."""
         options = {"kernel_initializer": self._initializer(), "name": name, **self._options}
         return keras.layers.Dense(units, use_bias=bias, **options)
 
-    def norm(self, name):
+    def norm(self, name: str) -> Layer:
         """Batch normalization, by moving statistics outside training."""
         return keras.layers.BatchNormalization(momentum=MOMENTUM, name=name, **self._options)
 
@@ -71,11 +80,11 @@ class Layers:
 class ConvNorm(keras.layers.Layer):
     """A convolution, batch normalization, leaky ReLU."""
 
-    def __init__(self, conv, norm, *, name):
+    def __init__(self, conv: Layer, norm: Layer, *, name: str):
         super().__init__(name=name, dtype=conv.dtype_policy)
         self.conv, self.norm = conv, norm
 
-    def call(self, features, training=False):
+    def call(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[B, H, W, C] -> [B, H', W', filters]."""
         return leaky_relu(self.norm(self.conv(features), training=training))
 
@@ -86,11 +95,11 @@ class Residual(keras.layers.Layer):
     `first` and `shortcut` change the size, `second` keeps it.
     """
 
-    def __init__(self, first, second, shortcut, norm, *, name):
+    def __init__(self, first: Layer, second: Layer, shortcut: Layer, norm: Layer, *, name: str):
         super().__init__(name=name, dtype=second.dtype_policy)
         self.first, self.second, self.shortcut, self.norm = first, second, shortcut, norm
 
-    def call(self, features, training=False):
+    def call(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[B, H, W, C] -> [B, H', W', filters of `second`]."""
         changed = self.second(self.first(features, training=training))
         changed = self.norm(changed, training=training)
@@ -104,7 +113,7 @@ class ResidualEncoder(keras.Model):
     conv 2g of stride 2), then one linear dense layer per head.
     """
 
-    def __init__(self, network, *, heads, name="encoder"):
+    def __init__(self, network: NetworkConfig, *, heads: tuple[str, ...], name: str = "encoder"):
         super().__init__(name=name)
         make, filters = Layers(network), network.num_filters
         self.blocks = [ConvNorm(make.conv("conv", filters), make.norm("norm"), name="start")]
@@ -122,7 +131,7 @@ class ResidualEncoder(keras.Model):
             )
         self.heads = {head: make.dense(head, network.dim_z) for head in heads}
 
-    def call(self, square, training=False):
+    def call(self, square: tf.Tensor, training: bool = False) -> Tensors:
         """Every head of the squares, float32 [B, dim_z]."""
         features = square
         for block in self.blocks:
@@ -138,7 +147,7 @@ class ResidualDecoder(keras.Model):
     conv g of stride 2, conv g, shortcut transposed conv g of stride 2), then a linear conv 1.
     """
 
-    def __init__(self, network, *, name="decoder"):
+    def __init__(self, network: NetworkConfig, *, name: str = "decoder"):
         super().__init__(name=name)
         make, widest = Layers(network), network.num_filters * 2**STAGES
         side = network.square // 2**STAGES
@@ -160,7 +169,7 @@ class ResidualDecoder(keras.Model):
             )
         self.head = make.conv("head", 1, bias=True)
 
-    def call(self, z, training=False):
+    def call(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
         """The squares of the latents, float32."""
         features = tf.reshape(self.dense(z), [-1, *self._start_shape])
         for block in self.blocks:
@@ -174,15 +183,15 @@ class SquareMethod(Method):
     The residual of a slice holds what the resampling blurs, as in the paper's comparison.
     """
 
-    def to_square(self, images):
+    def to_square(self, images: tf.Tensor) -> tf.Tensor:
         """[B, H, W, 1] -> [B, s, s, 1]: bilinear, smoothed before it is made smaller."""
         return _resized(images, (self.network.square, self.network.square))
 
-    def from_square(self, squares):
+    def from_square(self, squares: tf.Tensor) -> tf.Tensor:
         """[B, s, s, 1] -> [B, H, W, 1]."""
         return _resized(squares, (self.network.height, self.network.width))
 
-    def replaced(self, observed, squares, mask):
+    def replaced(self, observed: tf.Tensor, squares: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """The squares at the size of the slices inside the mask, the observed slices outside."""
         inside = mask > 0
         return tf.where(inside, self.from_square(squares), observed)
@@ -191,18 +200,18 @@ class SquareMethod(Method):
 class OnePass(SquareMethod):
     """A method that detects by its reconstruction: a subclass gives `reconstructed`."""
 
-    def reconstructed(self, squares):
+    def reconstructed(self, squares: tf.Tensor) -> tf.Tensor:
         """Reconstructions [B, s, s, 1] of squares, without noise and as outside training."""
         raise NotImplementedError
 
-    def reconstruct(self, images, noise):
+    def reconstruct(self, images: tf.Tensor, noise: Tensors) -> tf.Tensor:
         """Reconstructions; the noise is not used."""
         del noise
         return self.from_square(self.reconstructed(self.to_square(images)))
 
-    def restored(self, observed, mask, *, slices, seed, steps, tv_weight):
+    def restored(self, observed: tf.Tensor, mask: tf.Tensor, **unused: Any) -> tf.Tensor:
         """The reconstruction inside the mask."""
-        del slices, seed, steps, tv_weight
+        del unused
         return self.replaced(observed, self.reconstructed(self.to_square(observed)), mask)
 
 
@@ -210,6 +219,6 @@ def _resized(images, size):
     return tf.cast(tf.image.resize(images, size, antialias=True), images.dtype)
 
 
-def squared_error(images, reconstructions):
+def squared_error(images: tf.Tensor, reconstructions: tf.Tensor) -> tf.Tensor:
     """Sum over the pixels, [B]: -log N(image; reconstruction, 1/2) in nats, less its constant."""
     return tf.reduce_sum(tf.square(images - reconstructions), axis=[1, 2, 3])

@@ -100,7 +100,7 @@ def detector_of(prior: Any, options: Any, *, calibrated: bool) -> Any:
 
 def detect_scans(detector: Any, source: Path, options: Any, *, labels: Any, typed: str) -> int:
     """Detect in a scan, or in those of a folder; returns the exit status."""
-    from tf_lesion.detection import files
+    from tf_lesion.detection import files, layout
 
     out, bids = options.out, options.bids_out
     written = {"command": typed, "force": options.force}
@@ -109,16 +109,16 @@ def detect_scans(detector: Any, source: Path, options: Any, *, labels: Any, type
         subjects = files.find_scans(source, out=out, labels=labels, **given)
         rows = files.detect_many(detector, subjects, out, bids=bids, **written)
     else:
-        subject = files.one_scan(source, mask=options.mask)
-        layout = files.layout_of(subject, out, bids=bids)
-        files.tell_warnings(files.detect_one(detector, subject, layout, **written))
-        rows = [{"status": files.DONE}]
+        subject = layout.one_scan(source, mask=options.mask)
+        place = layout.layout_of(subject, out, bids=bids)
+        files.tell_warnings(files.detect_one(detector, subject, place, **written))
+        rows = [{"status": layout.DONE}]
     if bids:
         files.write_dataset_description(out, source if source.is_dir() else source.parent)
     statuses = [row["status"] for row in rows]
     counts = [f"{statuses.count(name)} {name}" for name in dict.fromkeys(statuses)]
     print(f"Wrote maps of {source} to {out}: {', '.join(counts)}.")
-    return int(files.FAILED in statuses)
+    return int(layout.FAILED in statuses)
 
 
 def check_sources(source: Path | None, options: Any) -> None:

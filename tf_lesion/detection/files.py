@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,27 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from tf_lesion import __version__
-from tf_lesion.detection.layout import DONE, FAILED, SKIPPED, SUMMARY, Layout, read_facts, stem_of
-from tf_lesion.detection.maps import Detector, ScanMaps, absolute
+from tf_lesion.detection.layout import (
+    DONE,
+    FAILED,
+    SKIPPED,
+    SUMMARY,
+    Layout,
+    absolute,
+    layout_of,
+    name_of,
+    read_facts,
+    save_maps,
+)
+from tf_lesion.detection.maps import Detector
 from tf_lesion.files import InputError, refuse_existing, write_json
 from tf_lesion.scans import discovery
 from tf_lesion.scans.discovery import Subject
-from tf_lesion.scans.volumes import save_like
 
 PATTERNS = ("**/*_T2w.nii*", *(f"**/*{suffix}.nii*" for suffix in discovery.SUFFIXES))
 DERIVATIVES = "derivatives"  # of a BIDS dataset: results, no scans
 BIDS_VERSION = "1.10.0"
-BIDS_SCAN = re.compile(r"(?P<entities>(?P<sub>sub-[A-Za-z0-9]+)(_[a-z]+-[A-Za-z0-9]+)*)_T2w")
-BIDS_SESSION = re.compile(r"_(ses-[A-Za-z0-9]+)")
 
 
 # Which scans ------------------------------------------------------------------------------------
-
-
-def one_scan(path: str | Path, *, mask: str | Path | None = None) -> Subject:
-    """The `Subject` of a single scan, with the segmentation of the BRATS layout if it is there."""
-    path = Path(path)
-    return Subject(_name(path), path, mask=mask, label=discovery.segmentation_beside(path))
 
 
 def find_scans(
@@ -63,7 +64,7 @@ def find_scans(
     patterns = {"mask_pattern": mask_pattern, "seg_pattern": seg_pattern}
     names = discovery.scan_names(scans, folder, suffixes=discovery.SUFFIXES)
     subjects = [
-        discovery.subject_with_files(_name(scan, name), scan, folder, **patterns)
+        discovery.subject_with_files(name_of(scan, name), scan, folder, **patterns)
         for scan, name in zip(scans, names, strict=True)
     ]
     discovery.check_unique(subjects)
@@ -84,33 +85,9 @@ def _participants(subjects, labels):
     return chosen
 
 
-def _name(scan, otherwise=None):
-    """The BIDS entities of a scan's name, all of them: a subject may have many scans."""
-    bids = BIDS_SCAN.fullmatch(stem_of(scan))
-    return bids["entities"] if bids else otherwise or stem_of(scan)
-
-
 def _is_result(scan, folder, out):
     inside_out = out is not None and scan.resolve().is_relative_to(Path(out).resolve())
     return inside_out or DERIVATIVES in scan.relative_to(folder).parts
-
-
-# Where the files go -----------------------------------------------------------------------------
-
-
-def layout_of(
-    subject: Subject, out: str | Path, *, bids: bool = False, many: bool = False
-) -> Layout:
-    """The `Layout` of a subject in the folder `out`: a sub-folder of its own, if there are many."""
-    out = Path(out)
-    if not bids:
-        return Layout(out / subject.name if many else out, stem_of(subject.scan))
-    entities = subject.name
-    if not BIDS_SCAN.fullmatch(f"{entities}_T2w"):
-        entities = "sub-" + re.sub(r"[^A-Za-z0-9]", "", entities)
-    session = BIDS_SESSION.search(entities)
-    folder = out / entities.split("_")[0] / (session[1] if session else "") / "anat"
-    return Layout(folder, entities, bids=True)
 
 
 def write_dataset_description(out: str | Path, source: str | Path) -> None:
@@ -153,50 +130,6 @@ def detect_one(
         refuse_existing(path, force=force)
     maps = detector.detect(subject.scan, mask=subject.mask)
     return save_maps(maps, subject, layout, command=command, force=force)
-
-
-def save_maps(
-    maps: ScanMaps,
-    subject: Subject,
-    layout: Layout,
-    *,
-    command: str = "",
-    force: bool = False,
-) -> dict[str, Any]:
-    """Write the files of a scan, the JSON last; returns the facts, with what is known of it."""
-    paths = layout.volumes(maps.volumes)
-    for path in (*paths.values(), layout.facts):
-        refuse_existing(path, force=force)
-    for volume, path in paths.items():
-        save_like(maps.prepared.scan, maps.volumes[volume], path)
-    facts = {
-        "name": subject.name,
-        "command": command,
-        **maps.facts,
-        "truth": absolute(subject.label),
-        "files": {volume: path.name for volume, path in paths.items()},
-    }
-    if layout.bids:
-        facts |= _write_sidecars(paths, facts)
-    write_json(layout.facts, facts)
-    return facts
-
-
-def _write_sidecars(paths, facts):
-    """Write the JSON beside each volume but the first; returns the fields of that one."""
-    common = {"Sources": [Path(facts["input"]).as_uri()], "SpatialReference": "orig"}
-    what = {
-        "restored": {"Description": "restored towards healthy", "SkullStripped": True},
-        "residual": {"Description": "abs(observed - restored)", "SkullStripped": True},
-        "score": {"Description": "the residual, post-processed", "SkullStripped": True},
-    }
-    for name, lesions in facts["lesions"].items():
-        about = "residual above the threshold that a share of healthy voxels exceeds"
-        what[name] = {"Type": "Lesion", "Description": about, **lesions}
-    for name in list(paths)[1:]:
-        sidecar = paths[name].with_name(f"{stem_of(paths[name])}.json")
-        write_json(sidecar, {**common, **what[name]})
-    return {**common, **what["restored"]}
 
 
 def detect_many(

@@ -1,16 +1,22 @@
-"""Names of the files of restored scans, plain and as BIDS derivatives, and reading their JSON."""
+"""The files of restored scans, plain or BIDS derivatives: names, writing, reading the JSON."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tf_lesion.files import InputError
+from tf_lesion.files import InputError, refuse_existing, write_json
+from tf_lesion.scans import discovery
+from tf_lesion.scans.discovery import Subject
+from tf_lesion.scans.volumes import ScanSource, save_like
 
 SUMMARY = "summary.json"
 FACTS_ENDINGS = ("_restoration.json", "_desc-restored_T2w.json")  # plain, BIDS
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
+BIDS_SCAN = re.compile(r"(?P<entities>(?P<sub>sub-[A-Za-z0-9]+)(_[a-z]+-[A-Za-z0-9]+)*)_T2w")
+BIDS_SESSION = re.compile(r"_(ses-[A-Za-z0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -64,3 +70,87 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"Expected {path} as restore_brats.py writes it ({error!r}).") from error
     return facts
+
+
+def one_scan(path: str | Path, *, mask: str | Path | None = None) -> Subject:
+    """The `Subject` of a single scan, with the segmentation of the BRATS layout if it is there."""
+    path = Path(path)
+    return Subject(name_of(path), path, mask=mask, label=discovery.segmentation_beside(path))
+
+
+def name_of(scan: Path, otherwise: str | None = None) -> str:
+    """The BIDS entities of a scan's name, all of them: a subject may have many scans."""
+    bids = BIDS_SCAN.fullmatch(stem_of(scan))
+    return bids["entities"] if bids else otherwise or stem_of(scan)
+
+
+def layout_of(
+    subject: Subject, out: str | Path, *, bids: bool = False, many: bool = False
+) -> Layout:
+    """The `Layout` of a subject in the folder `out`: a sub-folder of its own, if there are many."""
+    out = Path(out)
+    if not bids:
+        return Layout(out / subject.name if many else out, stem_of(subject.scan))
+    entities = subject.name
+    if not BIDS_SCAN.fullmatch(f"{entities}_T2w"):
+        entities = "sub-" + re.sub(r"[^A-Za-z0-9]", "", entities)
+    session = BIDS_SESSION.search(entities)
+    folder = out / entities.split("_")[0] / (session[1] if session else "") / "anat"
+    return Layout(folder, entities, bids=True)
+
+
+def absolute(path: ScanSource | None) -> str | None:
+    """The whole path of a file; None for an image in memory."""
+    return str(Path(path).resolve()) if isinstance(path, str | Path) else None
+
+
+def save_maps(
+    maps: Any,
+    subject: Subject,
+    layout: Layout,
+    *,
+    command: str = "",
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write the files of a scan, the JSON last; returns the facts, with what is known of it.
+
+    Args:
+        maps: `ScanMaps`.
+        subject: the scan's `Subject`.
+        layout: `Layout`.
+        command: the command line, for the facts.
+        force: overwrite.
+    """
+    paths = layout.volumes(maps.volumes)
+    for path in (*paths.values(), layout.facts):
+        refuse_existing(path, force=force)
+    for volume, path in paths.items():
+        save_like(maps.prepared.scan, maps.volumes[volume], path)
+    facts = {
+        "name": subject.name,
+        "command": command,
+        **maps.facts,
+        "truth": absolute(subject.label),
+        "files": {volume: path.name for volume, path in paths.items()},
+    }
+    if layout.bids:
+        facts |= _write_sidecars(paths, facts)
+    write_json(layout.facts, facts)
+    return facts
+
+
+def _write_sidecars(paths, facts):
+    """Write the JSON beside each volume but the first; returns the fields of that one."""
+    common = {"Sources": [Path(facts["input"]).as_uri()], "SpatialReference": "orig"}
+    what = {
+        "restored": {"Description": "restored towards healthy", "SkullStripped": True},
+        "residual": {"Description": "abs(observed - restored)", "SkullStripped": True},
+        "score": {"Description": "the residual, post-processed", "SkullStripped": True},
+    }
+    for name, lesions in facts["lesions"].items():
+        about = "residual above the threshold that a share of healthy voxels exceeds"
+        what[name] = {"Type": "Lesion", "Description": about, **lesions}
+    for name in list(paths)[1:]:
+        sidecar = paths[name].with_name(f"{stem_of(paths[name])}.json")
+        write_json(sidecar, {**common, **what[name]})
+    return {**common, **what["restored"]}

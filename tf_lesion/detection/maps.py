@@ -14,6 +14,7 @@ import numpy as np
 from tf_lesion import __version__, devices
 from tf_lesion.calibration.file import Threshold
 from tf_lesion.config import RestorationConfig
+from tf_lesion.detection.layout import absolute, layout_of, one_scan, save_maps
 from tf_lesion.detection.lesions import find_lesions
 from tf_lesion.detection.postprocessing import Postprocessing, anomaly_score, axes_mm
 from tf_lesion.files import InputError
@@ -73,8 +74,6 @@ class ScanMaps:
 
     def save(self, folder: str | Path, *, force: bool = False) -> dict[str, Any]:
         """Write all of it into a folder, under the name of the scan; returns the facts."""
-        from tf_lesion.detection.files import layout_of, one_scan, save_maps
-
         subject = one_scan(self.prepared.scan.path or UNNAMED)
         return save_maps(self, subject, layout_of(subject, folder), force=force)
 
@@ -352,11 +351,6 @@ def _between(change, slices, count):
     ends = (change[0], change[-1])
     line = interp1d(slices, change, axis=0, bounds_error=False, fill_value=ends)
     return np.moveaxis(line(np.arange(count)).astype(np.float32), 0, 2)
-
-
-def absolute(path: ScanSource | None) -> str | None:
-    """The whole path of a file; None for an image in memory."""
-    return str(Path(path).resolve()) if isinstance(path, str | Path) else None
 
 
 def _scan_facts(scan):
