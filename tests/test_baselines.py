@@ -11,8 +11,8 @@ import tensorflow as tf
 from conftest import phantom_slices, small_config
 
 import restore_brats
-import train_gmvae
 import tf_lesion
+import train_gmvae
 from tf_lesion.baselines import METHODS, make_model
 from tf_lesion.baselines.adversarial import gradient_penalty, uniform
 from tf_lesion.caches.restored import RestoredReader

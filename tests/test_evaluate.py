@@ -6,7 +6,6 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from eval.thresholds import Threshold, Thresholds
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from sklearn.metrics import average_precision_score, roc_auc_score

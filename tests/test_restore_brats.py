@@ -227,7 +227,8 @@ def test_a_shard_that_is_none_is_refused(run, cache_path, tmp_path, shard):
 def test_zero_is_refused_where_it_counts_something(run, cache_path, tmp_path, capsys, flag):
     with pytest.raises(SystemExit, match="2"):
         _restore(run, cache_path, tmp_path / "out.h5", flag, 0)
-    assert f"argument {flag}: expected a whole number of 1 or more, got 0" in capsys.readouterr().err
+    said = f"argument {flag}: expected a whole number of 1 or more, got 0"
+    assert said in capsys.readouterr().err
 
 
 def test_the_options_of_before_are_all_there():
