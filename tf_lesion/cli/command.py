@@ -1,16 +1,20 @@
-"""What every command shares: errors as one line, help that keeps its line breaks."""
+"""What every command shares: errors as one line that names the options."""
 
-import argparse
 import functools
+import re
 import sys
+from collections.abc import Callable
 
+from tf_lesion.cli.options import OPTIONS, HelpFormatter
 from tf_lesion.files import InputError
+
+__all__ = ["EXIT_BAD_INPUT", "HelpFormatter", "command"]
 
 EXIT_BAD_INPUT = 2
 HDF5_WRITE_FAILED = "write failed"
 
 
-def command(main):
+def command(main: Callable) -> Callable:
     """Decorate `main(argv)`: bad input and full disks become one line and exit status 2."""
 
     @functools.wraps(main)
@@ -23,17 +27,15 @@ def command(main):
             if HDF5_WRITE_FAILED not in str(error):
                 raise
             message = f"cannot write, is the disk full? ({error})"
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {message}{_options_in(message)}", file=sys.stderr)
         return EXIT_BAD_INPUT
 
     return wrapped
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help that keeps the line breaks of the example and shows the defaults that say something."""
-
-    def _get_help_string(self, action):
-        told = "default" in (action.help or "")
-        if told or action.default is None or action.default is False:
-            return action.help
-        return super()._get_help_string(action)
+def _options_in(message):
+    """The options of a message of the library about its arguments: " (--tv-weight)"."""
+    words = re.findall(r"(?<![\w/.-])[a-z]+(?:_[a-z]+)+(?![\w/-]|\.\w)", message)
+    named = (f"--{word.replace('_', '-')}" for word in dict.fromkeys(words))
+    flags = [flag for flag in named if flag in OPTIONS and flag not in message]
+    return f" ({', '.join(flags)})" if flags else ""

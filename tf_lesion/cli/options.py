@@ -11,7 +11,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tf_lesion.cli.command import HelpFormatter
 from tf_lesion.scans import ALIGN_MODES
 
 METHOD_NAMES = "gmvae, vae, vae-256, vae-128, aae-128 or anogan"
@@ -20,6 +19,16 @@ SOLVER_NAMES = ("released", "multirate", "huber")
 PRECISION_NAMES = ("float32", "bfloat16", "tf32")
 GRADE_NAMES = ("LGG", "HGG")  # in the order of the paper's evaluation
 CROP = ("X0", "X1", "Y0", "Y1")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help that keeps the line breaks of the example and shows the defaults that say something."""
+
+    def _get_help_string(self, action):
+        told = "default" in (action.help or "")
+        if told or action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def shard_of(text: str) -> tuple[int, int]:
