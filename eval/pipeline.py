@@ -25,9 +25,9 @@ from tf_lesion.caches.restore import restore_to_file
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.calibration import Calibration
-from tf_lesion.calibration.make import AUTO, calibrate
+from tf_lesion.calibration.make import calibrate
 from tf_lesion.calibration.tv_weight import Kept
-from tf_lesion.config import Config
+from tf_lesion.config import AUTO, Config
 from tf_lesion.evaluation.measure import measure
 from tf_lesion.evaluation.scans import Cohort, from_cache, largest_lesions
 from tf_lesion.files import InputError, write_json

@@ -126,6 +126,7 @@ SOLVERS = {
 }
 _SOLVER_FIELDS = ("steps", "steps_per_gradient", "step_sizes", "gradient_clip")
 TARGETS = (0.01, 0.05, 0.10)  # the paper's limits on the false positive rate: DSC1, DSC5, DSC10
+AUTO = "auto"  # in place of a value: what was chosen for the model
 RELEASED_GRID = "0:4:0.2"  # lambdas 0, 0.2 ... 3.8
 
 

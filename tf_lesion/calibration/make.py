@@ -12,13 +12,11 @@ from tf_lesion.caches.restore import check_restored, restore_to_file, restored_s
 from tf_lesion.calibration.file import HEALTHY_SLICES, Calibration
 from tf_lesion.calibration.thresholds import check, find_thresholds
 from tf_lesion.calibration.tv_weight import select
-from tf_lesion.config import TARGETS
+from tf_lesion.config import AUTO, TARGETS
 from tf_lesion.detection.postprocessing import HealthyMaps, HealthyResidual, Postprocessing
 from tf_lesion.evaluation.scans import Cohort, cache_axes_mm
 from tf_lesion.files import InputError
 from tf_lesion.provenance import commit
-
-AUTO = "auto"
 
 
 def calibrate(

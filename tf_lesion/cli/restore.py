@@ -22,9 +22,8 @@ from typing import Any
 from tf_lesion.cli import detect
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
+from tf_lesion.config import AUTO
 from tf_lesion.files import InputError, refuse_existing
-
-AUTO = "auto"
 
 
 def parser() -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tf_lesion import __version__, devices
 from tf_lesion.calibration.file import Threshold
-from tf_lesion.config import RestorationConfig
+from tf_lesion.config import AUTO, RestorationConfig
 from tf_lesion.detection.layout import absolute, layout_of, one_scan, save_maps
 from tf_lesion.detection.lesions import find_lesions
 from tf_lesion.detection.postprocessing import Postprocessing, anomaly_score, axes_mm
@@ -26,7 +26,6 @@ NO_REFERENCE = "no reference histogram comes with this model: intensities not ma
 SEEN_SHARE = 0.95  # of the brain; below it a warning says so
 DIGITS = 3  # of milliliters and millimeters
 PACKAGES = ("tensorflow", "numpy", "scipy", "nibabel", "SimpleITK", "nilearn")
-AUTO = "auto"
 UNNAMED = "scan"  # the files of an image in memory
 
 
