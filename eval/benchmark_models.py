@@ -1,41 +1,83 @@
 """One step of the restoration and of training, against the plain way to write it in TensorFlow 2.
 
 Plain: convolutions after `tf.image.resize`, float32, one call per step; the restoration's gradient
-goes to the host, which takes the step. Weights are untrained: they do not change the time.
+goes to the host, which takes the step. Weights are untrained: they do not change the time. And the
+solvers, against the number of steps, on patients.
 """
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
+from tqdm import tqdm
 
-from eval.benchmark_timing import as_rows, graph_gflop, interleaved, matrix_peak
+from eval.benchmark_data import Found, interleaved, made_up_slices, timed_once
 from tf_lesion.baselines import make_model
+from tf_lesion.caches.restore import chosen_rows
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.config import SOLVERS
+from tf_lesion.evaluation import metrics
 from tf_lesion.noise import slice_noise
 from tf_lesion.objective import elbo
 from tf_lesion.presets import preset
-from tf_lesion.restoration import Restorer
+from tf_lesion.prior import load
+from tf_lesion.restoration import Restorer, map_objective, restore
 from tf_lesion.training.distribution import make_placement
 from tf_lesion.training.update import Updater
 
+PRECISIONS = ("float32", "bfloat16")
 STEPS_TIMED = 4
 STEPS_COMPARED = 20  # later, the sign of TV parts any two correct runs
 IMAGES_LIMIT, LOSS_LIMIT = 1e-4, 1e-5
 RESTORE_LIMITS = {"float32": 1.25, "bfloat16": 2.0}
 TRAIN_LIMITS = {"float32": 1.3, "bfloat16": 2.2}
 RUN_LIMIT = 8.0  # a whole restoration, multirate bfloat16 against plain
-BRAIN, TEXTURE = 0.5, 0.1  # of the made-up slices
+MATRIX_SIZE, MATRIX_ROUNDS = 3072, 5  # of the matrix products that tell the machine's peak
+
+DRAWS = 8  # of the noise, for the objective of an image; the same for all images
+KEPT = 5  # points of each curve
+AUC_LIMIT = 0.005  # by which the fast ways may miss the released schedule in float32
+STREAM = "test"  # no noise of the restoration: its images are fitted to that
+COMPARED = [solver for solver in SOLVERS if solver != "paper"]
 
 
-def made_up_slices(count, shape, *, seed=0):
-    """Ellipses with smooth noise in them, images and masks [count, H, W, 1] float32."""
-    from scipy.ndimage import gaussian_filter
+def matrix_peak(dtype: str) -> float:
+    """GFLOP/s of a large matrix product in "float32" or "bfloat16": what the machine can do."""
+    matrix = tf.cast(tf.random.stateless_uniform([MATRIX_SIZE] * 2, [0, 1]), dtype)
+    product = tf.function(lambda: tf.reduce_sum(tf.cast((matrix @ matrix)[0], tf.float32)))
+    product()
+    seconds = min(timed_once(lambda: product().numpy())[1] for _ in range(MATRIX_ROUNDS))
+    return 2e-9 * MATRIX_SIZE**3 / seconds
 
-    x, y = np.meshgrid(*(np.linspace(-1, 1, length) for length in shape), indexing="ij")
-    mask = np.broadcast_to((x / 0.85) ** 2 + (y / 0.9) ** 2 < 1, (count, *shape))
-    noise = np.random.default_rng(seed).normal(size=(count, *shape))
-    smooth = gaussian_filter(noise, (0, 3, 3))
-    images = np.clip(BRAIN + TEXTURE * smooth / smooth.std(), 0.05, 1) * mask
-    return images[..., None].astype(np.float32), mask[..., None].astype(np.float32)
+
+def graph_gflop(function: tf.types.experimental.GenericFunction) -> float:
+    """GFLOP of one call of a `tf.function` without arguments, as TensorFlow counts its operations.
+
+    Only the plain form is counted; a form with fewer products is credited with the work it saves.
+    """
+    profiler = tf.compat.v1.profiler
+    options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation())
+    options = options.with_empty_output().build()
+    graph = function.get_concrete_function().graph
+    return profiler.profile(graph, options=options).total_float_ops / 1e9
+
+
+def _with_speed(table, gflop):
+    """The table and the facts with GFLOP/s, also as a part of what the machine can do."""
+    peaks = {dtype: matrix_peak(dtype) for dtype in PRECISIONS}
+    kinds = table.index.str.contains("bfloat16")
+    table["GFLOP/s"] = gflop / table["seconds per step"]
+    table["of peak"] = table["GFLOP/s"] / np.where(kinds, peaks["bfloat16"], peaks["float32"])
+    return {f"matrix product GFLOP/s, {dtype}": peak for dtype, peak in peaks.items()}
+
+
+def _keeps(table, limits):
+    return all(table["times faster"][name] >= limit for name, limit in limits.items())
 
 
 def _config(shape, precision):
@@ -43,127 +85,182 @@ def _config(shape, precision):
     return preset("released").replace(network=network)
 
 
-def _model(shape, *, precision="float32", plain=False):
-    keras.utils.set_random_seed(0)
-    config = _config(shape, precision)
-    model = make_model(config)
-    model.decoder.fast = not plain
-    return model, config
+def plain_gradient(model: Any, restoration: Any, image: Any, observed: Any, step: Any) -> tf.Tensor:
+    """Gradient of the MAP objective [B, H, W, 1] by automatic differentiation."""
+    slices = tf.range(tf.shape(observed, out_type=tf.int64)[0])
+    shapes = model.noise_shapes
+    noise = slice_noise(shapes, seed=0, step=step, slices=slices, stream="restoration")
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(image)
+        variation = restoration.tv_weight * tf.image.total_variation(observed - image)
+        objective = elbo(model.restoration_terms(image, noise)) - variation
+    return tape.gradient(objective, image)
 
 
-class PlainRestoration:
-    """The restoration as a loop of Python: gradient to the host, step there."""
+def plain_restoration(model: Any, restoration: Any) -> Callable:
+    """(observed, mask, steps) -> images, as a loop of Python: gradient to the host, step there."""
+    compiled = tf.function(partial(plain_gradient, model, restoration))
+    solver = restoration.solver
 
-    def __init__(self, model, settings):
-        self.model, self.settings = model, settings
-        self._gradient = tf.function(self._one_gradient)
-
-    def _one_gradient(self, image, observed, step, slices):
-        noise = slice_noise(
-            self.model.noise_shapes, seed=0, step=step, slices=slices, stream="restoration"
-        )
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(image)
-            prior = elbo(self.model.restoration_terms(image, noise))
-            variation = tf.image.total_variation(observed - image)
-            objective = prior - self.settings.tv_weight * variation
-        return tape.gradient(objective, image)
-
-    def __call__(self, observed, mask, steps):
-        """Images [B, H, W, 1] after so many steps."""
-        image, slices = observed.copy(), tf.range(len(observed), dtype=tf.int64)
-        limit = self.settings.solver.gradient_clip
+    def restored(observed, mask, steps):
+        image = observed.copy()
         for step in range(steps):
-            gradient = self._gradient(
-                tf.constant(image), tf.constant(observed), tf.constant(step), slices
-            ).numpy()
-            image += self.settings.solver.step_size(step) * np.clip(gradient, -limit, limit) * mask
+            given = map(tf.constant, (image, observed, step))
+            clipped = np.clip(compiled(*given), -solver.gradient_clip, solver.gradient_clip)
+            image += solver.step_size(step) * clipped * mask
         return image
 
-    def gflop(self, observed):
-        """Of one step for the batch."""
-        image, slices = tf.constant(observed), tf.range(len(observed), dtype=tf.int64)
-        step = tf.function(lambda: self._one_gradient(image, image, tf.constant(0), slices))
-        return graph_gflop(step)
+    return restored
 
 
-def benchmark_restore(*, shape, batch_size, rounds):
-    """Steps and whole runs; returns a JSON-serialisable dict with `passed`."""
-    observed, mask = made_up_slices(batch_size, shape)
-    model, config = _model(shape, plain=True)
-    settings = config.restoration
-    plain = PlainRestoration(model, settings)
-    restorers = {"float32": Restorer(_model(shape)[0], settings)}
-    restorers["bfloat16"] = Restorer(_model(shape, precision="bfloat16")[0], settings)
-    for precision in ("float32", "bfloat16"):
-        restorers[f"multirate {precision}"] = Restorer(
-            restorers[precision].model, settings.with_solver("multirate")
-        )
+def benchmark_restore(*, size: tuple[int, int], batch_size: int, rounds: int) -> Found:
+    """Steps and whole restorations."""
+    observed, mask = made_up_slices(batch_size, size)
+    given = {"observed": observed, "mask": mask, "slices": range(batch_size)}
+    models, restorers = {}, {}
+    for precision in ("plain", *PRECISIONS):
+        keras.utils.set_random_seed(0)
+        config = _config(size, precision.replace("plain", "float32"))
+        models[precision] = make_model(config)
+    models["plain"].decoder.fast = False
+    restoration = config.restoration
+    plain = plain_restoration(models["plain"], restoration)
+    for solver, prefix in (("released", ""), ("multirate", "multirate ")):
+        for precision in PRECISIONS:
+            settings = restoration.with_solver(solver)
+            restorers[prefix + precision] = Restorer(models[precision], settings)
 
     def timed(restorer):
-        options = {"observed": observed, "mask": mask, "slices": range(batch_size)}
-        return lambda: restorer(observed, stop=STEPS_TIMED, **options)[0].numpy()
+        return lambda: restorer(observed, stop=STEPS_TIMED, **given)[0].numpy()
 
-    run_steps = {name: restorer.restoration.steps for name, restorer in restorers.items()}
     ways = {"plain float32": lambda: plain(observed, mask, STEPS_TIMED)}
     ways |= {name: timed(restorer) for name, restorer in restorers.items()}
-    per_step = plain.gflop(observed)
-    found = interleaved(ways, rounds=rounds, units=STEPS_TIMED, work=dict.fromkeys(ways, per_step))
-    peaks = {dtype: matrix_peak(dtype) for dtype in ("float32", "bfloat16")}
-    rows = as_rows(found, unit="step", peaks=peaks)
-    for row in rows:
-        steps = run_steps.get(row["way"], settings.steps)
-        row["seconds per slice"] = row["seconds per step"] * steps / batch_size
-    difference = _difference(plain, restorers["float32"], observed, mask)
-    ratios = {row["way"]: row["times faster"] for row in rows}
-    run_ratio = rows[0]["seconds per slice"] / rows[-1]["seconds per slice"]
-    passed = all(ratios[name] >= limit for name, limit in RESTORE_LIMITS.items())
-    return {
-        "what": f"restoration, batch of {batch_size}, {shape[0]} x {shape[1]} pixels",
-        "rows": rows,
-        "GFLOP per slice-step": per_step / batch_size,
-        "matrix product GFLOP/s": peaks,
+    table = interleaved(ways, rounds=rounds, unit="step", units=STEPS_TIMED)
+    fixed = (models["plain"], restoration, *map(tf.constant, (observed, observed, 0)))
+    gflop = graph_gflop(tf.function(lambda: plain_gradient(*fixed)))
+    facts = _with_speed(table, gflop)
+    steps = [restoration.steps, *(each.restoration.steps for each in restorers.values())]
+    table["seconds per slice"] = table["seconds per step"] * steps / batch_size
+    found = restorers["float32"](observed, stop=STEPS_COMPARED, **given)[0].numpy()
+    difference = float(np.abs(found - plain(observed, mask, STEPS_COMPARED)).max())
+    whole = float(table["seconds per slice"].iloc[0] / table["seconds per slice"].iloc[-1])
+    return table, {
+        "what": f"restoration, batch of {batch_size}, {size[0]} x {size[1]} pixels",
+        "GFLOP per slice-step": gflop / batch_size,
+        **facts,
         f"largest difference after {STEPS_COMPARED} steps, float32": difference,
-        "whole run, multirate bfloat16, times faster": run_ratio,
-        "passed": bool(passed and difference <= IMAGES_LIMIT and run_ratio >= RUN_LIMIT),
+        "whole run, multirate bfloat16, times faster": whole,
+        "passed": _keeps(table, RESTORE_LIMITS)
+        and difference <= IMAGES_LIMIT
+        and whole >= RUN_LIMIT,
     }
 
 
-def _difference(plain, restorer, observed, mask):
-    expected = plain(observed, mask, STEPS_COMPARED)
-    options = {"observed": observed, "mask": mask, "slices": range(len(observed))}
-    found = restorer(observed, stop=STEPS_COMPARED, **options)[0].numpy()
-    return float(np.abs(found - expected).max())
-
-
-def _training_step(images, *, precision="float32", plain=False):
-    """A function that takes a step of Adam on the same batch and returns the loss before it."""
-    config = _config(images.shape[1:3], precision)
-    update = Updater(config.replace(training={"batch_size": len(images)}), make_placement())
-    update.model.decoder.fast = not plain
-    batch, rows = tf.constant(images), tf.range(len(images), dtype=tf.int64)
-    return update, lambda: update(batch, rows)["nelbo"]
-
-
-def benchmark_train(*, shape, batch_size, rounds):
-    """Training steps; returns a JSON-serialisable dict with `passed`."""
-    images, _ = made_up_slices(batch_size, shape)
-    plain, plain_step = _training_step(images, plain=True)
-    ways = {"plain float32": plain_step, "float32": _training_step(images)[1]}
-    ways["bfloat16"] = _training_step(images, precision="bfloat16")[1]
+def benchmark_train(*, size: tuple[int, int], batch_size: int, rounds: int) -> Found:
+    """Training steps: Adam on the same batch."""
+    images, _ = made_up_slices(batch_size, size)
+    batch, rows = tf.constant(images), tf.range(batch_size, dtype=tf.int64)
+    ways = {}
+    for name in ("plain float32", *PRECISIONS):
+        config = _config(size, name.removeprefix("plain "))
+        update = Updater(config.replace(training={"batch_size": batch_size}), make_placement())
+        update.model.decoder.fast = not name.startswith("plain")
+        ways[name] = lambda update=update: float(update(batch, rows)["nelbo"])
+        if name.startswith("plain"):
+            gflop = graph_gflop(update.graph(images))
     losses = {name: way() for name, way in ways.items()}
-    per_step = graph_gflop(plain.graph(images))
-    found = interleaved(ways, rounds=rounds, work=dict.fromkeys(ways, per_step))
-    peaks = {dtype: matrix_peak(dtype) for dtype in ("float32", "bfloat16")}
-    rows = as_rows(found, unit="step", peaks=peaks)
+    table = interleaved(ways, rounds=rounds, unit="step")
     difference = abs(losses["float32"] / losses["plain float32"] - 1)
-    ratios = {row["way"]: row["times faster"] for row in rows}
-    passed = all(ratios[name] >= limit for name, limit in TRAIN_LIMITS.items())
-    return {
-        "what": f"training, batch of {batch_size}, {shape[0]} x {shape[1]} pixels",
-        "rows": rows,
-        "GFLOP per slice-step": per_step / batch_size,
-        "matrix product GFLOP/s": peaks,
+    return table, {
+        "what": f"training, batch of {batch_size}, {size[0]} x {size[1]} pixels",
+        "GFLOP per slice-step": gflop / batch_size,
+        **_with_speed(table, gflop),
         "relative difference of the first loss, float32": difference,
-        "passed": bool(passed and difference <= LOSS_LIMIT),
+        "passed": _keeps(table, TRAIN_LIMITS) and difference <= LOSS_LIMIT,
     }
+
+
+# Solvers ----------------------------------------------------------------------------------------
+
+
+def benchmark_solver(
+    *,
+    model: str,
+    cache: str,
+    max_slices: int | None,
+    batch_size: int,
+    tv_weight: float | None,
+    seed: int,
+) -> Found:
+    """Objective and AUC of patients against the steps of every solver and precision."""
+    prior = load(model)
+    with SliceCache(cache, "Test") as patients:
+        prior.check_size(patients)
+        rows = chosen_rows(len(patients), max_slices, seed=seed)
+        slices = {"observed": patients.read(rows), "mask": patients.mask(rows), "slices": rows}
+        label = patients.label(rows)
+    restoration = prior.config.restoration.with_solver("released")
+    restoration = restoration.changed(tv_weight=tv_weight or restoration.tv_weight)
+    objective, found = _objective(prior.model, slices, restoration.tv_weight, batch_size), []
+    for solver in COMPARED:
+        for precision in PRECISIONS:
+            restorer = Restorer(
+                load(model, precision=precision).model, restoration.with_solver(solver), seed=seed
+            )
+            way = f"{solver} {precision}"
+            for step, images, seconds in _trajectory(restorer, slices, way, batch_size):
+                pooled = metrics.PooledScores()
+                residual = np.abs(slices["observed"] - images)
+                pooled.add(residual[slices["mask"]], label[slices["mask"]])
+                area = float(metrics.area(pooled.curve()))
+                found.append((way, step, objective(images), area, seconds))
+    columns = ["way", "step", "objective", "AUC", "seconds per slice"]
+    table = pd.DataFrame(found, columns=columns).set_index("way")
+    last = table.groupby(level="way").last()
+    reference = last.loc["released float32"]
+    reached = last.objective[~last.index.str.contains("released")] >= reference.objective
+    near = (last.AUC - reference.AUC).abs()[~last.index.str.contains("huber")]  # it is another
+    return table, {
+        "what": f"{len(rows)} slices of {cache}, lambda {restoration.tv_weight:g}",
+        "passed": bool(reached.all() and (near <= AUC_LIMIT).all()),
+    }
+
+
+def _trajectory(restorer, slices, name, batch_size):
+    """[(step, images [n, H, W, 1], seconds per slice so far)] at some steps."""
+    steps, count = restorer.restoration.steps, len(slices["slices"])
+    kept, seconds = [], 0.0
+    with tqdm(total=steps * count, desc=name, unit="slice-step") as progress:
+        for part in _parts(count, batch_size):
+            batch = {key: values[part] for key, values in slices.items()}
+            options = {"save_every": max(1, steps // KEPT), "on_progress": progress.update}
+            started = time.perf_counter()
+            kept.append(restore(restorer, **batch, **options)[1])
+            seconds += time.perf_counter() - started
+    return [
+        (step, np.concatenate([images[step] for images in kept]), seconds * step / steps / count)
+        for step in kept[0]
+    ]
+
+
+def _parts(count, batch_size):
+    return [slice(start, start + batch_size) for start in range(0, count, batch_size)]
+
+
+def _objective(model, slices, tv_weight, batch_size):
+    """Images -> mean MAP objective over slices and draws of the noise, float32, nats."""
+
+    @tf.function
+    def one(image, observed, rows, draw):
+        noise = slice_noise(model.noise_shapes, seed=0, step=draw, slices=rows, stream=STREAM)
+        return map_objective(model, image, observed=observed, noise=noise, tv_weight=tv_weight)
+
+    def mean(images):
+        values = [
+            one(images[part], slices["observed"][part], slices["slices"][part], tf.constant(draw))
+            for part in _parts(len(images), batch_size)
+            for draw in range(DRAWS)
+        ]
+        return float(np.concatenate(values).mean())
+
+    return mean

@@ -1,5 +1,6 @@
 """The benchmarks run, count what they time, and fail when a promise does."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import tensorflow as tf
 from conftest import make_run
 
-from eval import benchmark, benchmark_data, benchmark_models, benchmark_solver, benchmark_timing
+from eval import benchmark, benchmark_data, benchmark_models
 from tf_lesion import config
 
 SMALL = ("--rounds", "1", "--batch-size", "4", "--size", "38", "42")
@@ -35,9 +36,13 @@ def test_models_are_timed_against_the_plain_network(what, tmp_path, capsys, monk
 
 def test_solvers_are_compared_on_patients(cache_path, tmp_path, monkeypatch, capsys):
     run, out = make_run(tmp_path / "run", cache_path), tmp_path / "solver.json"
+    stored = json.loads((run / "config.json").read_text())
+    stored["restoration"] = config.RestorationConfig().changed(steps=6).to_dict()
+    (run / "config.json").write_text(json.dumps(stored))
     for solver in ("multirate", "huber"):
-        monkeypatch.setitem(config.SOLVERS[solver], "steps", 5)
-    monkeypatch.setattr(benchmark_solver, "AUC_LIMIT", 1.0)
+        short = dataclasses.replace(config.SOLVERS[solver], steps=5)
+        monkeypatch.setitem(config.SOLVERS, solver, short)
+    monkeypatch.setattr(benchmark_models, "AUC_LIMIT", 1.0)
     argv = ["solver", "--model", str(run), "--cache", str(cache_path), "--max-slices", "3"]
     benchmark.main([*argv, "--out", str(out)])
     rows = json.loads(out.read_text())["rows"]
@@ -48,7 +53,7 @@ def test_solvers_are_compared_on_patients(cache_path, tmp_path, monkeypatch, cap
     assert steps["released float32"] == [1, 2, 3, 4, 5, 6]  # of the run
     assert steps["multirate bfloat16"] == [1, 2, 3, 4, 5]
     assert all(0 <= row["AUC"] <= 1 and np.isfinite(row["objective"]) for row in rows)
-    monkeypatch.setattr(benchmark_solver, "AUC_LIMIT", -1.0)
+    monkeypatch.setattr(benchmark_models, "AUC_LIMIT", -1.0)
     assert benchmark.main(argv) == 1
     assert benchmark.main(["solver"]) == 2
     assert "Expected --model and --cache" in capsys.readouterr().err
@@ -66,28 +71,42 @@ def test_batches_are_timed(monkeypatch):
 def test_work_is_counted_as_tensorflow_counts_it():
     image, kernel = tf.zeros([2, 10, 12, 3]), tf.zeros([3, 3, 3, 5])
     step = tf.function(lambda: tf.nn.conv2d(image, kernel, 1, "VALID"))
-    assert benchmark_timing.graph_gflop(step) == pytest.approx(2 * 2 * 8 * 10 * 27 * 5 / 1e9)
+    assert benchmark_models.graph_gflop(step) == pytest.approx(2 * 2 * 8 * 10 * 27 * 5 / 1e9)
 
 
 def test_the_peak_memory_is_that_of_the_timed_part():
-    if benchmark_timing.peak_gigabytes() is None:
-        assert not benchmark_timing.STATUS.exists()
+    if not benchmark_data.STATUS.exists():
+        assert np.isnan(benchmark_data.timed_once(lambda: 1)[2])
         return
     big = {"big": lambda: np.ones(40_000_000).sum(), "small": lambda: np.ones(10).sum()}
-    found = benchmark_timing.interleaved(big, rounds=2)
-    assert found[0].peak_gigabytes - found[1].peak_gigabytes > 0.25
+    found = benchmark_data.interleaved(big, rounds=2, unit="sum")
+    assert found["peak GB"]["big"] - found["peak GB"]["small"] > 0.25
 
 
-def test_ratios_are_those_of_the_medians():
-    plain = benchmark_timing.Measured("plain", (3.0, 1.0, 2.0))
-    fast = benchmark_timing.Measured("fast", (9.0, 0.5, 0.4), work=10.0)
-    assert fast.faster_than(plain) == pytest.approx(4.0)
-    assert fast.speed == pytest.approx(20.0)
-    rows = benchmark_timing.as_rows([plain, fast], unit="step", peaks={"float32": 40.0})
-    assert rows[1]["of peak"] == pytest.approx(0.5)
-    assert "4" in benchmark_timing.table(rows).splitlines()[2]
+def test_ratios_are_those_of_the_medians(monkeypatch):
+    times = iter([0, 0, *(3, 9), *(1, 0.5), *(2, 0.4)])
+    monkeypatch.setattr(benchmark_data, "timed_once", lambda way: (None, way(), float("nan")))
+    ways = {"plain": lambda: next(times), "fast": lambda: next(times)}
+    found = benchmark_data.interleaved(ways, rounds=3, unit="step", units=2)
+    assert found["seconds per step"].tolist() == [1.0, 0.25]
+    assert found["times faster"]["fast"] == pytest.approx(4.0)
+    assert "peak GB" not in found
+
+
+def test_counting_is_compared_with_the_released_way(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "metrics.json"
+    monkeypatch.setattr(benchmark_data, "SPEEDUP_LIMIT", 0.0)
+    argv = ["metrics", "--voxels", "20000", "--out", str(out)]
+    assert benchmark.main(argv) == 0
+    found = json.loads(out.read_text())
+    assert found["same integers"]
+    assert [row["way"] for row in found["rows"]] == ["plain, each threshold in turn", "one pass"]
+    monkeypatch.setattr(benchmark_data, "plain_count", lambda *_: [0, 0, 0, 0])
+    assert benchmark.main([*argv, "--force"]) == 1
+    assert "promises more than this" in capsys.readouterr().err
 
 
 def test_numbers_that_make_no_sense_are_refused(capsys):
-    assert benchmark.main(["restore", "--rounds", "0"]) == 2
-    assert "Expected --rounds 1 or more, got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        benchmark.main(["restore", "--rounds", "0"])
+    assert "whole number of 1 or more, got 0" in capsys.readouterr().err
