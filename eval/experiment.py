@@ -5,6 +5,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from tf_lesion.baselines import METHODS
 from tf_lesion.caches.slices import SliceCache, read_counts
 from tf_lesion.calibration.tv_weight import parse_grid
 from tf_lesion.config import Config
-from tf_lesion.evaluation.scans import Cohort
 from tf_lesion.files import InputError
 from tf_lesion.methods import Method
 
@@ -36,10 +36,6 @@ class CacheFiles:
     def counts(self) -> np.ndarray | None:
         """Slices per subject, where `subjects` says it."""
         return None if self.subjects is None else read_counts(self.subjects)
-
-    def cohort(self, restored: Path, **options: Any) -> Cohort:
-        """`Cohort` of this cache and its restored slices."""
-        return Cohort(restored, self.cache, self.labels, self.counts, **options)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -100,17 +96,17 @@ class RestorationSettings:
 
 
 @dataclass(frozen=True)
-class LambdaSettings:
-    """The grid of lambdas and the random subset of healthy slices it is measured on."""
+class Subset:
+    """A random subset of slices, None for all."""
 
-    grid: tuple
     max_slices: int | None = None
 
 
 @dataclass(frozen=True)
-class ThresholdSettings:
-    """The random subset of healthy slices that the thresholds come from."""
+class LambdaSettings:
+    """The grid of lambdas and the random subset of slices it is measured on."""
 
+    grid: tuple
     max_slices: int | None = None
 
 
@@ -137,7 +133,7 @@ class Experiment:
         restoration: `RestorationSettings`.
         choice: `LambdaSettings` of the choice of lambda.
         sweep: `LambdaSettings` of Figure 2 (a), measured on patients; None leaves it out.
-        thresholds: `ThresholdSettings`.
+        thresholds: the healthy slices that they come from.
         figures: `FigureSettings`.
     """
 
@@ -152,7 +148,7 @@ class Experiment:
     restoration: RestorationSettings = RestorationSettings()
     choice: LambdaSettings = LambdaSettings(tuple(parse_grid(RELEASED_GRID)))
     sweep: LambdaSettings | None = None
-    thresholds: ThresholdSettings = ThresholdSettings()
+    thresholds: Subset = Subset()
     figures: FigureSettings = FigureSettings()
 
     @property
@@ -201,28 +197,12 @@ def read_experiment(path: str | Path, *, out: Path | None = None) -> Experiment:
         raise InputError(f"Expected YAML in {path}: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"Expected keys and values in {path}, got {type(values).__name__}.")
-    if out is not None:
-        values["out"] = str(out)
-    return checked(_experiment(values, where=path), where=path)
-
-
-def _experiment(values, *, where):
-    readers = {
-        "out": lambda value, at: Path(value),
-        "healthy": _cache_files,
-        "patients": _patients,
-        "methods": _methods,
-        "restoration": lambda value, at: _filled(RestorationSettings, value, at),
-        "lambda": lambda value, at: _lambda_settings({"grid": RELEASED_GRID, **(value or {})}, at),
-        "sweep": lambda value, at: None if value is None else _lambda_settings(value, at),
-        "thresholds": lambda value, at: _filled(ThresholdSettings, value, at),
-        "figures": lambda value, at: _filled(FigureSettings, value, at),
-    }
+    values |= {} if out is None else {"out": str(out)}
     read = {
-        key: readers[key](value, f"{where}: {key}") if key in readers else value
+        key: READERS[key](value, f"{path}: {key}") if key in READERS else value
         for key, value in values.items()
     }
-    return _filled(Experiment, read, where)
+    return checked(_filled(Experiment, read, path), where=path)
 
 
 def _filled(kind, values, at):
@@ -230,17 +210,15 @@ def _filled(kind, values, at):
     if not isinstance(values, dict):
         raise InputError(f"{at}: expected keys and values, got {values!r}.")
     fields = {KEYS.get(f.name, f.name): f for f in dataclasses.fields(kind)}
-    needed = {
-        name
-        for name, field in fields.items()
-        if field.default is field.default_factory is dataclasses.MISSING
-    }
-    unknown = ", ".join(sorted(map(str, set(values) - set(fields))))
-    missing = ", ".join(sorted(needed - set(values)))
-    if unknown or missing:
-        wrong = [f"unknown {unknown}" * bool(unknown), f"missing {missing}" * bool(missing)]
-        known = ", ".join(sorted(fields))
-        raise InputError(f"{at}: {' and '.join(filter(None, wrong))}; the keys are {known}.")
+    missing = {
+        name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING
+    } - set(values)
+    wrong = {"unknown": set(values) - set(fields), "missing": missing}
+    told = [
+        f"{what} {', '.join(sorted(map(str, names)))}" for what, names in wrong.items() if names
+    ]
+    if told:
+        raise InputError(f"{at}: {' and '.join(told)}; the keys are {', '.join(sorted(fields))}.")
     return kind(**{fields[name].name: value for name, value in values.items()})
 
 
@@ -263,44 +241,55 @@ def _methods(value, at):
     return tuple(replace(method, run=method.run and Path(method.run)) for method in methods)
 
 
-def _lambda_settings(value, at):
+def _lambdas(value, at):
     settings = _filled(LambdaSettings, value, at)
     grid = settings.grid
     text = ",".join(map(str, grid)) if isinstance(grid, list) else str(grid)
     return replace(settings, grid=tuple(parse_grid(text)))
 
 
+READERS = {  # key: a function of its value and of where it stands
+    "out": lambda value, at: Path(value),
+    "healthy": _cache_files,
+    "patients": _patients,
+    "methods": _methods,
+    "restoration": partial(_filled, RestorationSettings),
+    "lambda": lambda value, at: _lambdas({"grid": RELEASED_GRID, **(value or {})}, at),
+    "sweep": lambda value, at: None if value is None else _lambdas(value, at),
+    "thresholds": partial(_filled, Subset),
+    "figures": partial(_filled, FigureSettings),
+}
+
+
 def checked(experiment: Experiment, *, where: Any) -> Experiment:
     """Raise `InputError` for values that make no sense; returns the experiment."""
+    restoration, names = experiment.restoration, [method.name for method in experiment.methods]
     counts = {
-        "restoration: batch_size": experiment.restoration.batch_size,
-        "restoration: save_every": experiment.restoration.save_every,
+        "restoration: batch_size": restoration.batch_size,
+        "restoration: save_every": restoration.save_every,
         "lambda: max_slices": experiment.choice.max_slices,
         "thresholds: max_slices": experiment.thresholds.max_slices,
+        "sweep: max_slices": experiment.sweep and experiment.sweep.max_slices,
         "figures: cases": experiment.figures.cases,
     }
-    if experiment.sweep:
-        counts["sweep: max_slices"] = experiment.sweep.max_slices
     for name, value in counts.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise InputError(f"{where}: {name}: expected a whole number above 0, got {value!r}.")
-    names = [method.name for method in experiment.methods]
-    rules = [
-        (experiment.preset in configuration.PRESET_NAMES, f"preset {experiment.preset!r}"),
-        (experiment.restoration.precision in ("float32", "bfloat16"), "restoration: precision"),
-        (isinstance(experiment.seed, int) and experiment.seed >= 0, f"seed {experiment.seed!r}"),
-        (len(set(names)) == len(names), f"methods: {', '.join(names)} are not all different"),
-        (experiment.figures.method in (None, *names), f"figures: method, one of {names}"),
-    ]
-    for method in experiment.methods:
-        if method.method not in METHODS:
-            rules.append((False, f"method {method.method!r}; known: {', '.join(METHODS)}"))
-            continue
-        clustered = method.clusters is None or "num_clusters" in method.kind.network_settings
-        rules.append((clustered, f"clusters of {method.method}, which has none"))
-        weighted = method.tv_weight is None or method.has_lambda
-        rules.append((weighted, f"tv_weight of {method.method}, which has none"))
-    for holds, what in rules:
+    unknown = [method.method for method in experiment.methods if method.method not in METHODS]
+    rules = {
+        f"preset {experiment.preset!r}": experiment.preset in configuration.PRESET_NAMES,
+        "restoration: precision": restoration.precision in ("float32", "bfloat16"),
+        f"seed {experiment.seed!r}": isinstance(experiment.seed, int) and experiment.seed >= 0,
+        f"methods: {', '.join(names)} are not all different": len(set(names)) == len(names),
+        f"figures: method, one of {names}": experiment.figures.method in (None, *names),
+        f"method {', '.join(map(repr, unknown))}; known: {', '.join(METHODS)}": not unknown,
+    }
+    for method in () if unknown else experiment.methods:
+        mixture = "num_clusters" in method.kind.network_settings
+        rules[f"clusters of {method.method}, which has none"] = mixture or method.clusters is None
+        weighted = method.has_lambda or method.tv_weight is None
+        rules[f"tv_weight of {method.method}, which has none"] = weighted
+    for what, holds in rules.items():
         if not holds:
             raise InputError(f"{where}: cannot use {what}.")
     return experiment
@@ -315,19 +304,18 @@ class Sizes:
         self._patients = []
         for files in experiment.patients.values():
             with SliceCache(**files.arguments) as cache:
+                self._patients.append(len(cache))
                 if cache.shape != self.shape:
                     raise InputError(
                         f"{files.cache} has slices of {cache.shape[0]} x {cache.shape[1]} pixels, "
                         f"{experiment.healthy.cache} of {self.shape[0]} x {self.shape[1]}; make "
                         f"both with the same --voxel-size."
                     )
-                self._patients.append(len(cache))
-        self.pixels = self.shape[0] * self.shape[1]
 
     def healthy(self, max_slices: int | None) -> int:
         """Slices of a random subset of the healthy ones."""
         return min(self._healthy, max_slices or self._healthy)
 
-    def patients(self, max_slices: int | None = None) -> list[int]:
-        """Slices of a random subset of each patients' cache."""
-        return [min(count, max_slices or count) for count in self._patients]
+    def patients(self, max_slices: int | None = None) -> int:
+        """Slices of a random subset of each patients' cache, in all."""
+        return sum(min(count, max_slices or count) for count in self._patients)

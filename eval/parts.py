@@ -19,7 +19,6 @@ from tf_lesion.files import write_json
 
 KEY_DIGITS = 10
 DONE = "done.json"
-REFERENCE_PIXELS = 158 * 198
 # Seconds for one slice and one step at 158 x 198 pixels on two cores; rough, for the first estimate
 # only. Later ones use the times of finished parts.
 SECONDS_PER_SLICE_STEP = {
@@ -30,41 +29,18 @@ SECONDS_PER_SLICE_STEP = {
 
 
 @dataclass(frozen=True)
-class Work:
-    """How much there is to do.
-
-    Attributes:
-        kind: key of `SECONDS_PER_SLICE_STEP`, also with more words after it, or "" for the little
-            that is left.
-        slice_steps: slices times steps.
-        pixels: of one slice.
-    """
-
-    kind: str = ""
-    slice_steps: int = 0
-    pixels: int = REFERENCE_PIXELS
-
-    @property
-    def size(self) -> float:
-        """Slice-steps of 158 x 198 pixels."""
-        return self.slice_steps * self.pixels / REFERENCE_PIXELS
-
-
-NO_WORK = Work()
-
-
-@dataclass(frozen=True)
 class Part:
     """One part.
 
     Attributes:
         root: folder of all parts.
         name: what it makes, for people.
-        settings: JSON-serialisable; with `needs` they decide what is made.
+        settings: JSON-serializable; with `needs` they decide what is made.
         make: called with the folder, which may hold what a killed run has left.
         needs: parts that must be finished before; what made them decides what is made.
         after: parts that must be finished before; what of them matters is in the settings.
-        work: for the estimate.
+        kind: of the work, a key of `SECONDS_PER_SLICE_STEP`, also with more words after it.
+        slice_steps: how much there is to do: slices times steps.
     """
 
     root: Path
@@ -73,93 +49,74 @@ class Part:
     make: Callable[[Path], None]
     needs: tuple["Part", ...] = ()
     after: tuple["Part", ...] = ()
-    work: Work = NO_WORK
+    kind: str = ""
+    slice_steps: int = 0
 
     @functools.cached_property
-    def key(self) -> str:
-        """Hash of the settings and of the parts it is made from."""
-        content = [__version__, self.name, self.settings, [part.key for part in self.needs]]
-        text = json.dumps(content, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
-
-    @property
     def folder(self) -> Path:
         """Where it is made."""
-        return self.root / f"{self.name}-{self.key}"
+        needs = [part.folder.name for part in self.needs]
+        text = json.dumps([__version__, self.name, self.settings, needs], sort_keys=True)
+        return self.root / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]}"
 
     @property
     def done(self) -> bool:
         """Whether it is finished."""
         return (self.folder / DONE).exists()
 
-    def ensure(self) -> Path:
-        """Make it, and before that what it needs, unless it is finished; returns its folder."""
+    def with_needs(self) -> dict[Path, "Part"]:
+        """It and all that must be finished before, by folder, in the order of making."""
+        found = {}
+        for part in (*self.needs, *self.after):
+            found |= part.with_needs()
+        return {**found, self.folder: self}
+
+    def ensure(self) -> None:
+        """Make it, and before that what it needs, unless it is finished."""
         if self.done:
-            return self.folder
+            return
         for part in (*self.needs, *self.after):
             part.ensure()
         print(f"-> {self.name}: {self.folder}", flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         started = time.time()
         self.make(self.folder)
-        write_json(
-            self.folder / DONE,
-            {
-                "tf_lesion_version": __version__,
-                "settings": self.settings,
-                "made_from": [part.folder.name for part in self.needs],
-                "seconds": round(time.time() - started, 1),
-                "kind": self.work.kind,
-                "size": self.work.size,
-            },
-        )
-        return self.folder
+        content = {"settings": self.settings, "made_from": [p.folder.name for p in self.needs]}
+        content |= {"kind": self.kind, "slice_steps": self.slice_steps}
+        content |= {"seconds": round(time.time() - started, 1), "tf_lesion_version": __version__}
+        write_json(self.folder / DONE, content)
 
 
 def fingerprint(path: str | Path) -> list:
-    """What tells a file from another version of it: path, size and time; JSON-serialisable."""
-    path = Path(path)
-    state = path.stat()
-    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
-
-
-def with_needs(parts: Iterable[Part]) -> list[Part]:
-    """The parts and all that they need, each once, in the order of making."""
-    found = {}
-    for part in parts:
-        for each in (*with_needs((*part.needs, *part.after)), part):
-            found.setdefault(each.folder, each)
-    return list(found.values())
+    """What tells a file from another version of it: path, size and time; JSON-serializable."""
+    state = Path(path).stat()
+    return [str(Path(path).resolve()), state.st_size, state.st_mtime_ns]
 
 
 def measured_rates(root: str | Path) -> dict[str, float]:
-    """{kind: seconds per slice-step of 158 x 198} of the finished parts under `root`."""
-    seconds, sizes = {}, {}
-    for path in Path(root).glob(f"*/{DONE}"):
-        done = json.loads(path.read_text())
-        if done["kind"] and done["size"]:
-            seconds[done["kind"]] = seconds.get(done["kind"], 0.0) + done["seconds"]
-            sizes[done["kind"]] = sizes.get(done["kind"], 0.0) + done["size"]
-    return {kind: seconds[kind] / sizes[kind] for kind in sizes}
-
-
-def _rate(kind, rates):
-    """That of the kind, or of the longest known one that it begins with; 0 without."""
-    known = [each for each in rates if kind.startswith(each)]
-    return rates[max(known, key=len)] if known else 0.0
+    """{kind: seconds per slice-step} of the finished parts under `root`."""
+    done = [json.loads(path.read_text()) for path in Path(root).glob(f"*/{DONE}")]
+    rates = {}
+    for kind in {part["kind"] for part in done if part["slice_steps"]}:
+        same = [part for part in done if part["kind"] == kind]
+        total = sum(part["slice_steps"] for part in same)
+        rates[kind] = sum(part["seconds"] for part in same) / total
+    return rates
 
 
 def plan(parts: Iterable[Part], root: str | Path) -> str:
     """Text: every part, whether it is finished, and about how long the others take."""
     rates = SECONDS_PER_SLICE_STEP | measured_rates(root)
+    every = {folder: each for part in parts for folder, each in part.with_needs().items()}
     lines, left = [], 0.0
-    for part in with_needs(parts):
-        seconds = 0.0 if part.done else part.work.size * _rate(part.work.kind, rates)
+    for part in every.values():
+        known = max((k for k in rates if part.kind.startswith(k)), key=len, default=None)
+        seconds = 0.0 if part.done or known is None else part.slice_steps * rates[known]
         left += seconds
         state = "finished" if part.done else f"about {seconds / 60:.1f} min"
-        lines.append(
-            f"{part.name:32} {part.key}  {part.work.slice_steps:>12,} slice-steps  {state}"
-        )
-    missing = sum(not part.done for part in with_needs(parts))
-    lines.append(f"{missing} of {len(lines)} parts are left, about {left / 60:.0f} min.")
-    return "\n".join(lines)
+        key = part.folder.name[-KEY_DIGITS:]
+        lines.append(f"{part.name:32} {key}  {part.slice_steps:>12,} slice-steps  {state}")
+    missing = sum(not part.done for part in every.values())
+    return "\n".join(
+        [*lines, f"{missing} of {len(lines)} parts are left, about {left / 60:.0f} min."]
+    )

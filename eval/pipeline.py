@@ -8,7 +8,7 @@ train -> calibrate (lambda, thresholds, on healthy slices) -> restore patients -
 import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from eval import sweep
 from eval.experiment import Experiment, MethodSettings, Sizes
-from eval.parts import Part, Work, fingerprint
+from eval.parts import Part, fingerprint
 from eval.runner import StoppedError
 from tf_lesion import tf1
-from tf_lesion.caches.restore import restore_to_file
+from tf_lesion.caches.restore import chosen_rows, restore_to_file
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.calibration import Calibration
 from tf_lesion.calibration.make import calibrate
-from tf_lesion.calibration.tv_weight import Kept
+from tf_lesion.calibration.tv_weight import Kept, restored_batches
 from tf_lesion.config import AUTO, Config
+from tf_lesion.evaluation import metrics
 from tf_lesion.evaluation.measure import measure
 from tf_lesion.evaluation.scans import Cohort, from_cache, largest_lesions
 from tf_lesion.files import InputError, write_json
@@ -151,18 +151,16 @@ class MethodParts:
     def _save_every(self):
         return self.experiment.restoration.save_every if self.method.has_lambda else None
 
+    def _work(self, kind, slices, steps):
+        """Arguments of `Part`; each baseline has a rate of its own."""
+        kind += "" if self.method.has_lambda else f" {self.method.method}"
+        return {"kind": kind, "slice_steps": slices * steps}
+
     def _restoration_work(self, slices):
         steps = self._steps_given
         steps = self._config.restoration.steps if steps is None else steps
         bfloat16 = self.experiment.restoration.precision == "bfloat16"
-        return self._work("restoration" + " in bfloat16" * bfloat16, slices * steps)
-
-    def _work(self, kind, slice_steps):
-        """`Work` at a rate of its own for each baseline, in pixels of what it sees."""
-        if not self.method.has_lambda:
-            kind = f"{kind} {self.method.method}"
-        square = self._config.network.square
-        return Work(kind, slice_steps, square**2 if square else self._sizes.pixels)
+        return self._work("restoration" + " in bfloat16" * bfloat16, slices, steps)
 
     # The parts ----------------------------------------------------------------------------------
 
@@ -172,7 +170,7 @@ class MethodParts:
             "training",
             {"config": config.to_dict(), "cache": fingerprint(cache)},
             lambda folder: train(config, cache, folder / "run"),
-            work=self._work("training", config.training.steps * config.training.batch_size),
+            **self._work("training", config.training.batch_size, config.training.steps),
         )
 
     def _calibration(self):
@@ -185,7 +183,7 @@ class MethodParts:
             {**asdict(thresholds), **self._restoring, **self._lambda_settings},
             self._calibrate,
             self.training,
-            work=self._restoration_work(slices),
+            **self._restoration_work(slices),
         )
 
     def _calibrate(self, folder):
@@ -219,7 +217,7 @@ class MethodParts:
             self._restore_patients,
             self.training,
             after=(self.calibration,) if self.method.chooses else (),
-            work=self._restoration_work(sum(self._sizes.patients())),
+            **self._restoration_work(self._sizes.patients()),
         )
 
     def _restore_patients(self, folder):
@@ -242,7 +240,13 @@ class MethodParts:
     def cohorts(self, **options: Any) -> list[Cohort]:
         """[`Cohort`] of the restored patients."""
         return [
-            files.cohort(self.patients.folder / f"{name}.h5", **options)
+            Cohort(
+                self.patients.folder / f"{name}.h5",
+                files.cache,
+                files.labels,
+                files.counts,
+                **options,
+            )
             for name, files in self.experiment.patients.items()
         ]
 
@@ -283,14 +287,14 @@ class MethodParts:
         with RestoredReader(self.cohorts()[0].restored) as reader:
             steps = reader.trajectory_steps
         curve = [
-            {"step": step, "pooled_auc": sweep.pooled_auc(self.cohorts(step=step))}
+            {"step": step, "pooled_auc": pooled_area(_residuals(self.cohorts(step=step)))}
             for step in tqdm(steps, "AUC by step", unit="step")
         ]
         write_json(folder / "steps.json", curve)
 
     def _sweep(self):
         settings, caches = self.experiment.sweep, self.experiment.patients
-        slices = sum(self._sizes.patients(settings.max_slices))
+        slices = self._sizes.patients(settings.max_slices)
         return self._part(
             "sweep",
             {
@@ -300,29 +304,50 @@ class MethodParts:
             },
             self._measure_sweep,
             self.training,
-            work=self._restoration_work(slices * len(settings.grid)),
+            **self._restoration_work(slices * len(settings.grid)),
         )
 
     def _measure_sweep(self, folder):
-        settings, prior = self.experiment.sweep, self._load()
+        settings, prior, kept = self.experiment.sweep, self._load(), Kept(folder / "kept.json", {})
         restoration = prior.restoration(tv_weight=settings.grid[0], steps=self._steps_given)
-        kept = Kept(folder / "partial.json", {})
-        areas = sweep.auc_by_lambda(
-            Restorer(prior.model, restoration, seed=self.experiment.seed),
-            [files.arguments for files in self.experiment.patients.values()],
-            settings.grid,
-            kept=kept,
-            max_slices=settings.max_slices,
-            seed=self.experiment.seed,
-            batch_size=self.experiment.restoration.batch_size,
-        )
-        pairs = zip(settings.grid, areas, strict=True)
-        write_json(folder / "sweep.json", [{"tv_weight": w, "pooled_auc": a} for w, a in pairs])
+        restorer = Restorer(prior.model, restoration, seed=self.experiment.seed)
+        missing = [weight for weight in settings.grid if f"{weight:g}" not in kept.results]
+        for weight in tqdm(missing, "AUC by lambda", unit="lambda"):
+            kept.add(f"{weight:g}", pooled_area(self._restored_residuals(restorer, weight)))
+        curve = [{"tv_weight": w, "pooled_auc": kept.results[f"{w:g}"]} for w in settings.grid]
+        write_json(folder / "sweep.json", curve)
         kept.discard()
+
+    def _restored_residuals(self, restorer, weight):
+        """(residuals [V], lesion [V]) of the sweep's slices at one lambda; no image is written."""
+        experiment = self.experiment
+        given = {"tv_weight": weight, "batch_size": experiment.restoration.batch_size}
+        for files in experiment.patients.values():
+            with SliceCache(**files.arguments) as cache:
+                subset = experiment.sweep.max_slices
+                rows = chosen_rows(len(cache), subset, seed=experiment.seed)
+                for batch, observed, images, mask in restored_batches(
+                    restorer, cache, rows, **given
+                ):
+                    yield np.abs(observed - images)[mask], cache.label(batch)[..., 0][mask]
 
     def _load(self) -> Prior:
         path = self.method.run or self.training.folder / "run"
         return load(path, precision=self.experiment.restoration.precision)
+
+
+def pooled_area(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """AUC of (scores [V], lesion [V]) taken together, NaN without lesions."""
+    pooled = metrics.PooledScores()
+    for scores, lesion in parts:
+        pooled.add(scores, lesion)
+    return float(metrics.area(pooled.curve()))
+
+
+def _residuals(cohorts: Iterable[Cohort]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for cohort in cohorts:
+        for subject in cohort.subjects():
+            yield subject.score("residual")[subject.mask], subject.truth[subject.mask]
 
 
 def train(config: Config, cache_path: Path, folder: Path) -> None:

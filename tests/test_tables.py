@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 
 from eval import figures, paper, tables
 from eval.experiment import read_experiment
-from eval.parts import Part, Work, measured_rates, plan
+from eval.parts import Part, measured_rates, plan
 from eval.pipeline import MethodParts
 from tf_lesion.calibration import Calibration
 from tf_lesion.cli import evaluate
@@ -251,12 +251,14 @@ def test_a_dry_run_lists_the_work_and_writes_nothing(caches, tmp_path, capsys):
 
 
 def test_estimates_learn_from_finished_parts(tmp_path):
-    part = Part(tmp_path, "restoring", {}, lambda folder: None, work=Work("restoration", 1000))
+    part = Part(
+        tmp_path, "restoring", {}, lambda folder: None, kind="restoration", slice_steps=1000
+    )
     part.ensure()
     done = part.folder / "done.json"
     done.write_text(json.dumps(json.loads(done.read_text()) | {"seconds": 50.0}))
     assert measured_rates(tmp_path) == {"restoration": 0.05}
-    other = Part(tmp_path, "other", {}, lambda folder: None, work=Work("restoration", 12_000))
+    other = Part(tmp_path, "other", {}, lambda folder: None, kind="restoration", slice_steps=12_000)
     assert "about 10.0 min" in plan([other], tmp_path)
 
 
