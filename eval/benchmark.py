@@ -20,10 +20,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tf_lesion import __version__
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, written_whole
+from tf_lesion.provenance import stamp
 
 SOLVER = ("model", "cache", "max_slices", "batch_size", "tv_weight", "seed")
 KINDS = {  # module of `benchmark_KIND`, and the options that it takes
@@ -80,8 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: {value if isinstance(value, bool) else f'{value:.4g}'}")
     if options.out:
         rows = json.loads(table.reset_index().to_json(orient="records"))
-        content = {"tf_lesion_version": __version__, **facts, "rows": rows}
-        content["device"] = devices.describe()
+        content = {**stamp(), **facts, "rows": rows}
         with written_whole(options.out, force=options.force) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
     if not facts["passed"]:

@@ -22,10 +22,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tf_lesion import __version__
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, refuse_existing, write_json
+from tf_lesion.provenance import stamp
 
 WAYS = (("--tf1-checkpoint", "--reference"), ("--restored", "--tf1-restored"))
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     slices, correlation, table = compare(options)
     summary = slices.quantile(list(QUANTILES)).rename(index=QUANTILES).T
     print(f"{len(slices)} slices, absolute difference in intensity", summary.to_string(), sep="\n")
-    content = {"tf_lesion_version": __version__, **slices.to_dict("list")}
+    content = {**stamp(), **slices.to_dict("list")}
     if correlation is not None:
         print(f"Correlation of the residuals: {correlation:.6f}")
         content |= {"residual_correlation": correlation, **table.T.to_dict("list")}

@@ -9,10 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from eval.parts import Part, plan
-from tf_lesion import __version__
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, write_json
-from tf_lesion.provenance import commit
+from tf_lesion.provenance import stamp
 
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 SIGNALED = 128  # plus the signal's number
@@ -87,7 +86,7 @@ def _claim(experiment, *, force):
             f"{experiment.out} holds the results of other settings; choose another --out, or pass "
             f"--force to overwrite its tables and figures (finished parts that fit are reused)."
         )
-    content = {"tf_lesion_version": __version__, "commit": commit(), "settings": settings}
+    content = {**stamp(), "settings": settings}
     write_json(path, content)
 
 

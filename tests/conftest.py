@@ -89,17 +89,6 @@ def cache_path(tmp_path_factory):
     return write_cache(tmp_path_factory.mktemp("cache") / "healthy.h5")
 
 
-@pytest.fixture
-def float64_policy():
-    """Keras weights in float64 for the length of a test."""
-    import keras
-
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy(before)
-
-
 def make_run(
     folder, cache, model="gmvae", name="paper", *, steps=12, restoration_steps=6, network=None
 ):

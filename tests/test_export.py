@@ -323,7 +323,7 @@ def test_assets_tell_what_the_model_is_without_loading_it(saved_path, loaded):
     assert model["model_identity"] == loaded.identity
     assert (model["preset"], model["tv_weight"], model["detect"]["steps"]) == ("paper", 1.3, STEPS)
     assert model["data"] == loaded.data
-    assert model["tensorflow_version"] == tf.__version__
+    assert model["versions"]["tensorflow"] == tf.__version__
     assert list(model["detect"]["thresholds"]) == ["lesions_fpr_0_01", "lesions_fpr_0_05"]
     assert model["detect"]["thresholds"]["lesions_fpr_0_05"]["threshold"] == LIMITS[0.05]
     kept = Calibration.load(assets["calibration"])

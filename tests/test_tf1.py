@@ -107,7 +107,7 @@ def test_a_model_subfolder_as_the_released_code_makes_it_is_found(tmp_path):
 
 def test_a_folder_without_any_model_says_what_was_expected(tmp_path):
     with pytest.raises(
-        InputError, match=r"a run of train_gmvae.py .*, a folder with a TF1 .* or a SavedModel"
+        InputError, match=r"a run of tf-lesion train .*, a folder with a TF1 .* or a SavedModel"
     ):
         load(tmp_path)
     with pytest.raises(FileNotFoundError, match="No model at"):

@@ -15,10 +15,12 @@ import tensorflow as tf
 from conftest import phantom_slices, small_config, write_cache
 
 import train_gmvae
-from tf_lesion import presets as configuration
+from tf_lesion import presets
 from tf_lesion.caches.slices import CacheWriter, SliceCache
+from tf_lesion.config import Config
 from tf_lesion.files import InputError
-from tf_lesion.training.runs import Run, load
+from tf_lesion.prior import load
+from tf_lesion.training.runs import Run
 from tf_lesion.training.trainer import NonFiniteLossError, Trainer, batch_rows
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +58,8 @@ def test_a_run_leaves_its_settings_losses_pictures_and_checkpoints(trained):
     settings = json.loads((trained / "config.json").read_text())
     assert settings["training"]["steps"] == 24
     assert settings["network"]["height"] == 38
-    assert {"tf_lesion_version", "commit", "data"} <= set(settings)
+    assert {"tf_lesion_version", "commit", "versions", "device", "data"} <= set(settings)
+    assert settings["device"]["products"] == "float32"
     with (trained / "losses.csv").open() as file:
         row = list(csv.DictReader(file))[-1]
     assert int(row["step"]) == 24
@@ -211,10 +214,10 @@ def test_an_existing_run_is_kept_without_force(cache_path, trained, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--clusters", 0), "--clusters 1 or more, got 0"),
-        (("--steps", 0), "--steps 1 or more, got 0"),
-        (("--batch-size", 0), "--batch-size 1 or more, got 0"),
-        (("--learning-rate", 0), "--learning-rate above 0"),
+        (("--clusters", 0), "num_clusters of 1 or more, got 0"),
+        (("--steps", 0), "steps of 1 or more, got 0"),
+        (("--batch-size", 0), "a batch_size of 1 or more, got 0"),
+        (("--learning-rate", 0), "a learning_rate above 0"),
         (("--crop", 0, 37, 0, 42), "got 37 x 42"),
     ],
 )
@@ -234,28 +237,28 @@ def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(
     cache_path, tmp_path, capsys
 ):
     assert _train(cache_path, tmp_path / "run", "--dry-run", "--clusters", 12) == 0
-    config = configuration.Config.from_dict(json.loads(capsys.readouterr().out))
+    config = Config.from_dict(json.loads(capsys.readouterr().out))
     assert config.network.num_clusters == 12
     assert config.network.initializer == "he_normal"
     assert not (tmp_path / "run").exists()
 
 
 def test_presets_hold_the_numbers_of_their_source():
-    released = configuration.preset("released")
+    released = presets.preset("released")
     assert released.network.num_clusters == 6
     training = released.training
     assert (training.steps, training.batch_size, training.learning_rate) == (1_600_000, 16, 5e-5)
     assert (training.beta_1, training.beta_2, training.epsilon) == (0.9, 0.999, 1e-8)
     assert (training.checkpoint_every, training.checkpoints_kept) == (5_000, 30)
     assert (released.objective.responsibilities, released.objective.kl_c_floor) == ("released", 0.5)
-    paper = configuration.preset("paper")
+    paper = presets.preset("paper")
     assert (paper.network.num_clusters, paper.objective.responsibilities) == (9, "bayes")
     assert (paper.objective.kl_c_floor, paper.objective.precision_offset) == (0.0, 0.0)
     assert paper.training == training
 
 
 def test_the_practical_schedules_rise_and_drop_where_they_say():
-    training = configuration.preset("practical").training
+    training = presets.preset("practical").training
     assert training.kl_weight(0) == training.kl_weight(1_999) == 1.0
     assert training.kl_weight(2_750) == pytest.approx(5.5)
     assert training.kl_weight(3_500) == training.kl_weight(4_999) == 10.0
@@ -281,9 +284,9 @@ def test_the_norm_of_the_gradient_is_limited_before_adam(cache_path, tmp_path):
 
 
 def test_a_config_survives_json():
-    for name in configuration.PRESET_NAMES:
-        config = configuration.preset(name, "vae")
-        copy = configuration.Config.from_dict(json.loads(json.dumps(config.to_dict())))
+    for name in presets.PRESET_NAMES:
+        config = presets.preset(name, "vae")
+        copy = Config.from_dict(json.loads(json.dumps(config.to_dict())))
         assert copy == config
 
 
@@ -295,5 +298,5 @@ def test_a_checkpoint_of_another_k_is_refused_when_loading(trained, tmp_path):
     settings = json.loads((copy / "config.json").read_text())
     settings["network"]["num_clusters"] = 4
     (copy / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match=r"does not fit .* another --model or --clusters"):
+    with pytest.raises(InputError, match=r"does not fit .* another model or num_clusters"):
         load(copy)

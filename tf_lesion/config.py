@@ -24,7 +24,7 @@ class NetworkConfig:
     dim_omega: int = 1
     num_filters: int = 64
     initializer: str = "truncated_normal"  # or "he_normal", "dcgan"
-    precision: str = "float32"  # of the convolutions; or "bfloat16"
+    precision: str = "float32"  # of the convolutions; or "bfloat16", "float64"
     # Where the clusters of the GMVAE start: means evenly from -spread to spread, and their standard
     # deviation. None: all nearly at 0, as released; from there they tend to stay together.
     cluster_start: tuple | None = None

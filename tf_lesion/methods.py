@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tf_lesion import restoration
 from tf_lesion.caches.slices import check_slice_shape
+from tf_lesion.networks import weight_type
 from tf_lesion.noise import Tensors
 
 # Name -> class; complete once `tf_lesion.baselines` is imported.
@@ -54,7 +55,7 @@ class Method(keras.Model):
 
     def __init__(self, network: Any, objective_config: Any, *, name: str):
         check_slice_shape((network.height, network.width), where="the network configuration")
-        super().__init__(name=name)
+        super().__init__(name=name, dtype=weight_type(network.precision))
         self.network, self.objective_config = network, objective_config
 
     # What a method gives ------------------------------------------------------------------------

@@ -30,12 +30,24 @@ INITIALIZERS = {
     "dcgan": lambda: keras.initializers.RandomNormal(stddev=DCGAN_STDDEV),
 }
 Layer = keras.layers.Layer
-PRECISIONS = {"float32": None, "bfloat16": "mixed_bfloat16"}  # None: the global Keras policy
+# Of layers, by the precision of the convolutions: no global setting of Keras reaches a network.
+PRECISIONS = {
+    "float32": "float32",
+    "tf32": "float32",  # and `devices.start` lets GPUs round factors
+    "float64": "float64",
+    "bfloat16": "mixed_bfloat16",
+}
+CHANNELS_LAST = {"data_format": "channels_last"}
 
 
 def latent_size(pixels: int) -> int:
     """Length of the latent grid for a slice of `pixels` = 30 + 4k pixels: k (158 -> 32)."""
     return (pixels - LATENT_MARGIN) // LATENT_STRIDE
+
+
+def weight_type(precision: str) -> str:
+    """Type of weights, latents and losses: float32, unless the convolutions are in float64."""
+    return "float64" if precision == "float64" else "float32"
 
 
 class Conv2D(keras.layers.Conv2D):
@@ -82,6 +94,7 @@ class _Convolutions:
             "kernel_initializer": self._initializer(),
             "bias_initializer": Values(bias),
             "dtype": self._dtype,
+            **CHANNELS_LAST,
         }
 
     def conv(self, name: str, *, size: int = 3, stride: int = 1) -> Layer:
@@ -117,7 +130,8 @@ class Encoder(keras.Model):
         dim_z, dim_omega: channels of the latents; `dim_omega=None` makes the encoder of the VAE.
         num_filters: channels of the trunk.
         initializer: "truncated_normal" (released) or "he_normal".
-        precision: of the convolutions, "float32" or "bfloat16"; the outputs are float32.
+        precision: of the convolutions, "float32", "bfloat16" or "float64"; the outputs are
+            float32, or float64.
 
     Shapes (x -> 158 x 198):
         image: [B, 158, 198, 1], normalised intensity
@@ -137,7 +151,7 @@ class Encoder(keras.Model):
         precision: str = "float32",
         name: str = "encoder",
     ):
-        super().__init__(name=name)
+        super().__init__(name=name, dtype=weight_type(precision))
         make = _Convolutions(num_filters=num_filters, initializer=initializer, precision=precision)
         self.trunk = [
             make.conv(f"conv{position}", stride=stride)
@@ -182,7 +196,7 @@ class Decoder(keras.Model):
         fast: bool = True,
         name: str = "decoder",
     ):
-        super().__init__(name=name)
+        super().__init__(name=name, dtype=weight_type(precision))
         self.fast = fast
         make = _Convolutions(num_filters=num_filters, initializer=initializer, precision=precision)
         self.input_layer = make.conv("conv0", size=1)
@@ -316,7 +330,7 @@ class PriorNetwork(keras.Model):
         start: tuple[float, float] | None = None,
         name: str = "prior_network",
     ):
-        super().__init__(name=name)
+        super().__init__(name=name, dtype=weight_type(precision))
         if num_clusters < 1:
             raise ValueError(f"Expected num_clusters of 1 or more, got {num_clusters}.")
         make = _Convolutions(num_filters=num_filters, initializer=initializer, precision=precision)

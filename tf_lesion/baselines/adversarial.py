@@ -19,6 +19,7 @@ from tf_lesion.baselines.blocks import (
 )
 from tf_lesion.config import NetworkConfig, ObjectiveConfig
 from tf_lesion.methods import register
+from tf_lesion.networks import weight_type
 from tf_lesion.noise import Tensors
 
 CRITIC_UNITS = (200, 400)
@@ -35,7 +36,7 @@ class Critic(keras.Model):
     """
 
     def __init__(self, network: NetworkConfig, *, name: str = "critic"):
-        super().__init__(name=name)
+        super().__init__(name=name, dtype=weight_type(network.precision))
         make = Layers(dataclasses.replace(network, precision="float32"))
         self.hidden = [make.dense(f"dense{i}", units) for i, units in enumerate(CRITIC_UNITS)]
         self.head = make.dense("head", 1, bias=False)  # a distance does not depend on it

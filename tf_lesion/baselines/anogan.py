@@ -9,6 +9,7 @@ import tensorflow as tf
 from tf_lesion.baselines.blocks import STRIDE, Layers, SquareMethod, leaky_relu
 from tf_lesion.config import NetworkConfig, ObjectiveConfig
 from tf_lesion.methods import register
+from tf_lesion.networks import weight_type
 from tf_lesion.noise import Tensors, slice_noise
 
 DIM_Z = 100  # DCGAN
@@ -41,7 +42,7 @@ class Generator(keras.Model):
     """[B, dim_z] -> [B, s, s, 1] in [0, 1]: dense, then transposed convolutions of stride 2."""
 
     def __init__(self, network: NetworkConfig, *, name: str = "generator"):
-        super().__init__(name=name)
+        super().__init__(name=name, dtype=weight_type(network.precision))
         make, widths = Layers(network), _widths(network)[::-1]
         self._start_shape = (SMALLEST, SMALLEST, widths[0])
         self.dense = make.dense("dense", SMALLEST * SMALLEST * widths[0], bias=False)
@@ -64,7 +65,7 @@ class Discriminator(keras.Model):
     """[B, s, s, 1] -> its last maps [B, F] and the logit [B] of being a real slice."""
 
     def __init__(self, network: NetworkConfig, *, name: str = "discriminator"):
-        super().__init__(name=name)
+        super().__init__(name=name, dtype=weight_type(network.precision))
         make, widths = Layers(network), _widths(network)
         self.convs = [
             make.conv(f"conv{stage}", width, stride=STRIDE, size=KERNEL, bias=stage == 0)

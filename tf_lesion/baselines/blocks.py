@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tf_lesion.config import NetworkConfig
 from tf_lesion.methods import Method
-from tf_lesion.networks import INITIALIZERS, PRECISIONS, Conv2D
+from tf_lesion.networks import CHANNELS_LAST, INITIALIZERS, PRECISIONS, Conv2D, weight_type
 from tf_lesion.noise import Tensors
 
 LEAK = 0.2  # slope of the leaky ReLU
@@ -73,6 +73,7 @@ class Layers:
             use_bias=bias,
             kernel_initializer=self._initializer(),
             name=name,
+            **CHANNELS_LAST,
             **self._options,
         )
 
@@ -114,7 +115,7 @@ class ResidualEncoder(keras.Model):
     """
 
     def __init__(self, network: NetworkConfig, *, heads: tuple[str, ...], name: str = "encoder"):
-        super().__init__(name=name)
+        super().__init__(name=name, dtype=weight_type(network.precision))
         make, filters = Layers(network), network.num_filters
         self.blocks = [ConvNorm(make.conv("conv", filters), make.norm("norm"), name="start")]
         for stage in range(STAGES):
@@ -148,7 +149,7 @@ class ResidualDecoder(keras.Model):
     """
 
     def __init__(self, network: NetworkConfig, *, name: str = "decoder"):
-        super().__init__(name=name)
+        super().__init__(name=name, dtype=weight_type(network.precision))
         make, widest = Layers(network), network.num_filters * 2**STAGES
         side = network.square // 2**STAGES
         self._start_shape = (side, side, widest)

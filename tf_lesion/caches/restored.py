@@ -22,9 +22,9 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tf_lesion import __version__
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.files import InputError, refuse_existing, require_space
+from tf_lesion.provenance import MADE_BY, stamp
 
 IDENTITY = "cache_identity"
 
@@ -113,7 +113,7 @@ class RestoredWriter:
                 _preallocated(file, "done", self._shape[:1], np.uint8)
                 file["rows"] = self.rows
                 file.attrs["settings"] = json.dumps(self._settings)
-                file.attrs["tf_lesion_version"] = __version__
+                file.attrs[MADE_BY] = json.dumps(stamp())
         except BaseException:
             self._partial.unlink(missing_ok=True)
             raise

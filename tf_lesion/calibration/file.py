@@ -15,6 +15,7 @@ import numpy as np
 
 from tf_lesion.detection.postprocessing import HealthyMaps, Postprocessing
 from tf_lesion.files import InputError, written_whole
+from tf_lesion.provenance import MADE_BY, stamp
 
 FILE_NAME = "calibration.h5"  # in the folder of a run
 CONTENT, MAPS = "calibration", "healthy"
@@ -129,6 +130,7 @@ class Calibration:
         }
         with written_whole(path, force=force) as temporary, h5py.File(temporary, "w") as file:
             file.attrs[CONTENT] = json.dumps(content)
+            file.attrs[MADE_BY] = json.dumps(stamp())
             for name, blocks in vars(self.healthy).items() if self.healthy else ():
                 file.create_dataset(
                     f"{MAPS}/{name}", data=blocks.astype(np.float16), compression="gzip"

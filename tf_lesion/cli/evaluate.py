@@ -13,10 +13,10 @@ from dataclasses import asdict, fields, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from tf_lesion import __version__
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, refuse_existing, write_json, written_whole
+from tf_lesion.provenance import stamp
 
 if TYPE_CHECKING:
     from tf_lesion.detection.postprocessing import Postprocessing
@@ -133,7 +133,7 @@ def _write(measured: "Measured", options: argparse.Namespace, settings: dict[str
     from tf_lesion.evaluation import tables
 
     settings = {"protocol": options.protocol, "seed": options.seed, **settings}
-    content = {"tf_lesion_version": __version__, "settings": settings, **measured.as_json()}
+    content = {**stamp(), "settings": settings, **measured.as_json()}
     write_json(options.out / "metrics.json", content)
     for name in ("scans", "scores"):
         with written_whole(options.out / f"{name}.csv") as path:

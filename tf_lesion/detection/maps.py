@@ -1,31 +1,27 @@
 """Detect in one scan: maps on the scan's own grid, and what a reader must know about them."""
 
 import math
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from tf_lesion import __version__, devices
 from tf_lesion.calibration.file import Threshold
 from tf_lesion.config import AUTO, RestorationConfig
 from tf_lesion.detection.layout import absolute, layout_of, one_scan, save_maps
 from tf_lesion.detection.lesions import find_lesions
 from tf_lesion.detection.postprocessing import Postprocessing, anomaly_score, axes_mm
 from tf_lesion.files import InputError
-from tf_lesion.provenance import commit
+from tf_lesion.provenance import stamp
 from tf_lesion.scans.prepare import PreparedScan, ScanSettings, prepare_scan, to_scan_grid
 from tf_lesion.scans.volumes import MniGrid, ScanSource, image_like
 
 NO_REFERENCE = "no reference histogram comes with this model: intensities not matched."
 SEEN_SHARE = 0.95  # of the brain; below it a warning says so
 DIGITS = 3  # of milliliters and millimeters
-PACKAGES = ("tensorflow", "numpy", "scipy", "nibabel", "SimpleITK", "nilearn")
 UNNAMED = "scan"  # the files of an image in memory
 
 
@@ -233,10 +229,7 @@ class Detector:
         if examined < SEEN_SHARE:
             warnings.append(f"only {examined:.0%} of the brain were examined.")
         return {
-            "tf_lesion_version": __version__,
-            "commit": commit(),
-            "versions": versions(),
-            "device": devices.describe(),
+            **stamp(),
             "input": absolute(prepared.scan.path),
             **self.described,
             "scan": _scan_facts(prepared.scan),
@@ -333,12 +326,6 @@ def crop_of(prior: Any, grid: MniGrid) -> tuple[slice, slice]:
             f"{grid.voxel_size:g} mm is cropped to {x1 - x0} x {y1 - y0}."
         )
     return slice(x0, x1), slice(y0, y1)
-
-
-def versions() -> dict[str, str]:
-    """{package: version} of what the maps depend on."""
-    found = {name: metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found}
 
 
 def _between(change, slices, count):

@@ -10,16 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_lesion import __version__
 from tf_lesion.caches.slices import BRAIN_FLOOR, HIGHEST_PERCENTILE, LOWEST_PERCENTILE
 from tf_lesion.calibration import Threshold
 from tf_lesion.config import RestorationConfig
 from tf_lesion.files import InputError, refuse_existing, write_json, written_whole
-from tf_lesion.provenance import commit
+from tf_lesion.provenance import stamp
 from tf_lesion.saved_model import exported
 from tf_lesion.saved_model.signatures import DETECTION_SEED, lesion_output, signatures
 
@@ -81,10 +79,7 @@ def describe(
     """The content of model.json."""
     config = prior.config.replace(restoration=restoration)
     return {
-        "tf_lesion_version": __version__,
-        "tensorflow_version": tf.__version__,
-        "keras_version": keras.__version__,
-        "commit": commit(),
+        **stamp(),
         "model_identity": prior.identity,
         "model_path": prior.path,
         "restoration_settings": sorted(prior.uses),

@@ -69,7 +69,7 @@ class Placement:
         """Raise `InputError` unless every replica gets the same number of slices."""
         if batch_size % self.replicas:
             raise InputError(
-                f"Expected a --batch-size that {self.replicas} devices share evenly, got "
+                f"Expected a batch_size that {self.replicas} devices share evenly, got "
                 f"{batch_size}."
             )
 
@@ -97,7 +97,7 @@ def _cluster():
         if "SLURM_STEP_NODELIST" not in os.environ:
             raise InputError(
                 "Expected the addresses of the workers in TF_CONFIG, or a job of SLURM (srun), got "
-                "neither; on one machine use --distribute mirrored."
+                "neither; on one machine the kind is mirrored."
             )
         os.environ["TF_CONFIG"] = json.dumps(_slurm_config())
     return tf.distribute.cluster_resolver.TFConfigClusterResolver()

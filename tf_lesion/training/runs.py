@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tf_lesion.config import Config
 from tf_lesion.files import InputError, write_json
-from tf_lesion.provenance import commit
+from tf_lesion.provenance import stamp
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Run:
 
     def write(self, config, cache):
         """Save the settings and what later steps must know of the training cache."""
-        content = {**config.to_dict(), "commit": commit(), "data": describe(cache)}
+        content = {**config.to_dict(), **stamp(), "data": describe(cache)}
         self.write_content(content, cache.reference)
 
     def write_content(self, content, reference):
@@ -59,8 +59,8 @@ class Run:
         """
         if not self.config_path.exists():
             raise InputError(
-                f"Expected a run of train_gmvae.py (with config.json), a folder with a TF1 "
-                f"checkpoint (model.ckpt-STEP.index) or a SavedModel of tf_lesion.export, got "
+                f"Expected a run of tf-lesion train (with config.json), a folder with a TF1 "
+                f"checkpoint (model.ckpt-STEP.index) or a SavedModel of tf-lesion export, got "
                 f"{self.folder}."
             )
         try:
@@ -109,7 +109,7 @@ def restore_weights(model, run):
     """
     prefix = run.latest_checkpoint()
     if prefix is None:
-        raise InputError(f"{run.folder} has no checkpoint yet; train it with train_gmvae.py.")
+        raise InputError(f"{run.folder} has no checkpoint yet; train it with tf-lesion train.")
     try:
         status = tf.train.Checkpoint(model=named_variables(model.weights)).restore(prefix)
         status.expect_partial().assert_existing_objects_matched()
@@ -117,7 +117,7 @@ def restore_weights(model, run):
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"{prefix} does not fit {run.config_path}: {reason}; is it a checkpoint of another "
-            f"--model or --clusters?"
+            f"model or num_clusters?"
         ) from error
 
 

@@ -140,8 +140,7 @@ class Trainer:
             raise WorkerLostError(
                 f"Training stopped after step {int(self.step.numpy())}: a worker is gone "
                 f"({type(error).__name__}). The last checkpoint is "
-                f"{self._manager.latest_checkpoint or 'none'}; start all workers again with "
-                f"--resume."
+                f"{self._manager.latest_checkpoint or 'none'}; start all workers again, to resume."
             ) from error
         finally:
             for number, handler in previous.items():
@@ -188,7 +187,7 @@ class Trainer:
             kept = self._manager.latest_checkpoint or "none"
             raise NonFiniteLossError(
                 f"Training stopped at step {step}: a loss is not finite ({terms}). The last good "
-                f"checkpoint is {kept}. A lower --learning-rate may help."
+                f"checkpoint is {kept}. A lower learning rate may help."
             )
         done = step + 1
         progress.update()

@@ -1,5 +1,7 @@
 """One training step of any method: gradients, their limit, optimizers; on one device or many."""
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
@@ -12,10 +14,13 @@ GRADIENT_NORM = "gradient_norm"
 
 def _adam(name, training, variables):
     """Adam for some weights; named, so that the checkpoint's names do not depend on others."""
-    optimizer = keras.optimizers.Adam(
-        training.learning_rate, training.beta_1, training.beta_2, training.epsilon, name=name
-    )
-    optimizer.build(variables)
+    with contextlib.ExitStack() as after:  # Keras keeps the learning rate in its global type
+        after.callback(keras.config.set_floatx, keras.config.floatx())
+        keras.config.set_floatx("float32")
+        optimizer = keras.optimizers.Adam(
+            training.learning_rate, training.beta_1, training.beta_2, training.epsilon, name=name
+        )
+        optimizer.build(variables)
     return optimizer
 
 

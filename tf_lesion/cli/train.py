@@ -1,0 +1,159 @@
+"""Train a GMVAE, or another method of Table 1, on the healthy slices of a cache.
+
+    tf-lesion train --cache healthy.h5 --out runs/gmvae --preset practical
+
+The folder it makes is the --model of the other commands. python train_gmvae.py is the same.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from tf_lesion.cli.command import command
+from tf_lesion.cli.options import METHOD_NAMES, add, parser_for
+from tf_lesion.files import InputError, refuse_existing
+
+_FIELDS = {  # option -> (section of the config, field)
+    "model": ("network", "model"),
+    "clusters": ("network", "num_clusters"),
+    "precision": ("network", "precision"),
+    "steps": ("training", "steps"),
+    "batch_size": ("training", "batch_size"),
+    "learning_rate": ("training", "learning_rate"),
+    "checkpoint_every": ("training", "checkpoint_every"),
+    "seed": (None, "seed"),
+}
+_MAY_CHANGE = ("steps", "checkpoint_every")  # on --resume
+_MULTI_WORKER = "multi-worker"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; options left out are None and keep the preset's value."""
+    made = parser_for("tf-lesion train", __doc__)
+    add(made, "--cache", required=True, help="HDF5 cache with Train and Test")
+    add(made, "--out", required=True, help="folder of the run")
+    add(made, "--model", help=f"{METHOD_NAMES} (default: gmvae)")
+    add(made, "--preset")
+    add(made, "--steps", help="training steps; default: the preset's")
+    add(made, "--batch-size", default=None, type=int, help="slices a step; default: the preset's")
+    add(made, "--learning-rate", "--clusters", "--checkpoint-every")
+    add(made, "--seed", default=None, help="of weights, batches and noise; default: the preset's")
+    add(made, "--precision", default=None, help="of convolutions; default: the preset's")
+    add(made, "--device", "--threads", "--distribute", "--crop", "--resume")
+    add(made, "--force", help="replace an existing run")
+    add(made, "--dry-run", help="print the resolved configuration and leave")
+    return made
+
+
+def resolve(given: dict[str, Any], shape: tuple[int, int]) -> Any:
+    """`Config` from the preset, the options that were given and the size of the slices."""
+    from tf_lesion import presets
+    from tf_lesion.baselines import METHODS
+
+    model = given.get("model", "gmvae")
+    if model not in METHODS:
+        raise InputError(f"Expected --model as one of {', '.join(METHODS)}, got {model}.")
+    config = presets.preset(given.get("preset", "released"), model)
+    config = config.replace(network={"height": shape[0], "width": shape[1]})
+    return presets.check(_with_options(config, given))
+
+
+def _with_options(config, given, only=tuple(_FIELDS)):
+    for option in set(only) & set(given):
+        section, field = _FIELDS[option]
+        value = given[option]
+        config = config.replace(**({section: {field: value}} if section else {field: value}))
+    return config
+
+
+def resumed(given: dict[str, Any], run: Any, cache: Any) -> Any:
+    """`Config` of an existing run; an option or a cache that contradicts it is an `InputError`."""
+    from tf_lesion import presets
+
+    config, data = run.read()
+    identity = data.get("cache_identity", cache.identity)
+    if identity != cache.identity:
+        raise InputError(
+            f"{run.folder} was trained on {data['cache']} of the identity {identity}, "
+            f"{cache.path} has {cache.identity}; give the cache it was trained on, or choose "
+            f"another --out."
+        )
+    for option in {*_FIELDS, "preset"} & set(given) - set(_MAY_CHANGE):
+        section, field = _FIELDS.get(option, (None, "preset"))
+        stored = getattr(getattr(config, section) if section else config, field)
+        if given[option] != stored:
+            flag = "--" + option.replace("_", "-")
+            raise InputError(
+                f"{run.folder} was trained with {flag} {stored}, got {given[option]}; leave {flag} "
+                f"out to go on, or choose another --out."
+            )
+    return presets.check(_with_options(config, given, only=_MAY_CHANGE))
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = parser().parse_args(argv)
+    from tf_lesion import devices
+
+    # Processes that work together must find each other before TensorFlow computes anything.
+    started = {"device": options.device, "try_out": options.distribute != _MULTI_WORKER}
+    devices.start(threads=options.threads, **started)
+    from tf_lesion.caches.slices import SliceCache
+    from tf_lesion.training.distribution import make_placement
+    from tf_lesion.training.runs import Run
+    from tf_lesion.training.trainer import NonFiniteLossError, Trainer, WorkerLostError
+
+    placement = make_placement(options.distribute)
+    run = Run(Path(options.out))
+    if options.resume and not run.config_path.exists():
+        raise InputError(f"Nothing to resume: {run.folder} has no config.json.")
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    with (
+        SliceCache(options.cache, "Train", crop=options.crop) as train,
+        SliceCache(options.cache, "Test", crop=options.crop) as test,
+    ):
+        config = resumed(given, run, train) if options.resume else resolve(given, train.shape)
+        if train.shape != (config.network.height, config.network.width):
+            raise InputError(
+                f"{run.folder} was trained on {config.network.height} x {config.network.width} "
+                f"slices, {options.cache} has {train.shape[0]} x {train.shape[1]}; see --crop."
+            )
+        if options.dry_run:
+            print(json.dumps(config.to_dict(), indent=2))
+            return 0
+        devices.start(tf32=config.network.precision == "tf32", **started)
+        if placement.chief:
+            if not options.resume:
+                _fresh(run.folder, force=options.force)
+            run.write(config, train)
+        caches = {"train": train, "test": test}
+        trainer = Trainer(run, config, **caches, resume=options.resume, placement=placement)
+        try:
+            stopped_by = trainer.fit()
+        except NonFiniteLossError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except WorkerLostError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(1)  # TensorFlow waits at its own exit for the worker that is gone
+    step = int(trainer.step.numpy())
+    if stopped_by:
+        print(f"Stopped and saved at step {step}; go on with --resume.")
+        return 128 + stopped_by
+    print(f"Trained {config.network.model} to step {step}: {run.folder}")
+    return 0
+
+
+def _fresh(folder, *, force):
+    """An empty place for the run: an existing one is an error without --force."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    refuse_existing(folder, force=force)
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder} is not a run; --force replaces runs only.")
+    shutil.rmtree(folder)
