@@ -82,8 +82,7 @@ def draw_lines(out: Path, methods: Sequence[Any]) -> list[Path]:
     drawn = {name: lines for name, lines in series.items() if lines}
     for name, lines in drawn.items():
         xlabel, ylabel = LABELS[name]
-        options = {"limits": (0, 1), "diagonal": True} if name == "fig2c" else {"marked": chosen}
-        options = {} if name == "fig3" else options
+        options = {"fig2c": {"rates": True}, "fig3": {}}.get(name, {"marked": chosen})
         path = out / f"{name}.png"
         plots.lines(path, lines, xlabel=xlabel, ylabel=ylabel, pdf=True, **options)
     return [out / f"{name}.png" for name in drawn]

@@ -174,7 +174,7 @@ def test_a_calibration_gives_dsc1_5_10(patients):
     detected = patients[3] > 0.2
     assert row["pooled_fpr_dsc5"] == pytest.approx(detected[~patients[4]].mean())
     assert results["scores"]["intensity"]["threshold_dsc5"] is None
-    assert results["settings"]["calibration"]["model_identity"] == "m1"
+    assert results["settings"]["thresholds"]["residual"][1]["threshold"] == 0.2
     assert (patients[0] / "results" / "panel.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -335,7 +335,9 @@ def test_binned_pooling_gives_the_same_numbers(patients, monkeypatch):
     cohort = Cohort(patients[2], patients[1])
     exact = measured(cohort)
     kept = metrics.PooledScores
-    monkeypatch.setattr(metrics, "PooledScores", lambda: kept(max_bins=4_000))
+    monkeypatch.setattr(
+        metrics, "PooledScores", lambda **given: kept(**{"max_bins": 4_000, **given})
+    )
     binned = measured(cohort)
     assert (exact["auc_method"], binned["auc_method"]) == ("exact", "binned")
     assert binned["pooled_auc"] == pytest.approx(exact["pooled_auc"], abs=1e-4)
@@ -404,7 +406,7 @@ def test_missing_labels_are_asked_for(tmp_path, capsys):
     observed, restored, _ = made_up(0)
     patients = (tmp_path, *write(tmp_path, "patients", observed, restored, None))
     assert run(patients) == (2, None)
-    assert "--labels" in capsys.readouterr().err
+    assert "(labels)" in capsys.readouterr().err
 
 
 def test_many_slices_of_unknown_subject_are_refused(tmp_path, capsys):
@@ -413,7 +415,7 @@ def test_many_slices_of_unknown_subject_are_refused(tmp_path, capsys):
     with h5py.File(patients[1], "a") as file:
         del file["Test_info"]
     assert run(patients) == (2, None)
-    assert "--subjects" in capsys.readouterr().err
+    assert "slices per subject" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"not npy", None])

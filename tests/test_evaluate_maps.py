@@ -215,8 +215,8 @@ def test_a_segmentation_on_another_grid_names_both_files(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--results {0} --seg x.nii", "--seg is for one scan, found 2"),
-        ("--results {0} {0}", "Expected each scan once in --results, got 2 maps of"),
+        ("--results {0} --seg x.nii", "Expected one scan for seg, found 2"),
+        ("--results {0} {0}", "Expected each scan once, got 2 maps of"),
         ("--results {0}", "pass --force"),
         ("--results {0}/scans", "Expected maps of restore_brats.py"),
     ],

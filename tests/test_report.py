@@ -196,7 +196,7 @@ def test_lesion_outside_the_restored_brain_changes_no_number_of_a_page(tmp_path,
     truth[tuple(np.argwhere(~result.brain)[:100].T)] = 1
     seg = tiny_scans.write(tmp_path / "seg.nii.gz", truth, result.scan.affine)
     first, second = (
-        measure([each.labeled(scores=["residual"])]).scans.iloc[0]
+        measure([each.labeled(every=False)]).scans.iloc[0]
         for each in (result, Result.read(result.facts_path, truth=seg))
     )
     assert second.pop("outside_brain_ml") == pytest.approx(100 * AFFINE_ML)
@@ -273,7 +273,7 @@ def test_a_scan_that_has_moved_is_asked_for(tmp_path, capsys):
     moved = tmp_path / "elsewhere.nii.gz"
     (tmp_path / "P_1_t2.nii.gz").rename(moved)
     assert report.main(["--results", str(tmp_path)]) == 2
-    assert "give it with --scan" in capsys.readouterr().err
+    assert "say where that scan is" in capsys.readouterr().err
     assert report.main(["--results", str(tmp_path), "--scan", str(moved)]) == 0
 
 

@@ -86,8 +86,8 @@ def calibrate(
         restore_to_file(prior, cache, restored, restoration=restoration, force=force, **subset)
     cohort = Cohort(restored, cache, counts=counts, crop=crop)
     healthy = healthy_maps(cohort, needed=processing.needs_healthy)
-    scored = dataclasses.replace(cohort, postprocessing=processing, healthy=healthy)
-    scored = scored if str(processing) else cohort
+    variants = {"score": processing} if str(processing) else {}
+    scored = dataclasses.replace(cohort, variants=variants, healthy=healthy)
     made = Calibration(
         model_identity=prior.identity,
         restoration=prior.describe(restoration, seed=seed),

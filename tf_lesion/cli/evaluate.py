@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add(arguments, "--seed", help="of the bootstrap intervals")
     add(arguments, "--out", required=True, help="folder of tables and pictures")
     steps = arguments.add_mutually_exclusive_group()
-    add(steps, "--postprocess", nargs="+", help="also measure the residual after these steps")
+    add(steps, "--postprocess", help="also measure the residual after these steps")
     add(steps, "--compare")
     add(arguments, "--all-combinations")
     add(arguments.add_mutually_exclusive_group(), "--seg", "--seg-pattern")
@@ -65,17 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _of_cache(options):
+    from tf_lesion.calibration import Calibration
     from tf_lesion.evaluation import plots
     from tf_lesion.evaluation.scans import from_cache, largest_lesions
 
-    cohorts, variants = _cohorts(options)
-    points, calibration = _points(options.calibration, cohorts, several=bool(variants))
-    measured = _measure(from_cache(cohorts, points=points, variants=variants), options)
+    calibration = Calibration.load(options.calibration) if options.calibration else None
+    cohorts = _cohorts(options, calibration)
+    points = _points(calibration, cohorts, where=options.calibration)
+    measured = _measure(from_cache(cohorts, points=points), options)
     settings = {
-        "restored": [str(cohort.restored) for cohort in cohorts],
-        "cache": [str(cohort.cache) for cohort in cohorts],
+        "restored": list(map(str, options.restored)),
+        "cache": list(map(str, options.cache)),
         "restoration": [cohort.settings for cohort in cohorts],
-        "calibration": calibration,
+        "calibration": options.calibration and str(options.calibration),
+        "thresholds": {score: [asdict(p) for p in found] for score, found in points.items()},
     }
     text = _write(measured, options, settings)
     residual = measured.scores.set_index("score").loc["residual"]
@@ -147,51 +150,37 @@ def _write(measured: "Measured", options: argparse.Namespace, settings: dict[str
 # Restored slices --------------------------------------------------------------------------------
 
 
-def _cohorts(options):
-    """([`Cohort`], {name: `Postprocessing`} of several scores, or {})."""
+def _cohorts(options, calibration):
+    """[`Cohort`] with the scores that were asked for."""
     from tf_lesion.caches.slices import read_counts
-    from tf_lesion.calibration import Calibration
+    from tf_lesion.detection.postprocessing import Postprocessing
     from tf_lesion.evaluation.scans import Cohort
 
     number = len(options.restored)
-    files = {name: getattr(options, name) for name in ("cache", "labels", "subjects")}
-    if files["cache"] is None:
+    if options.cache is None:
         raise InputError("Expected the cache of the restored slices; give it with --cache.")
+    files = {name: getattr(options, name) for name in ("cache", "labels", "subjects")}
     for name, paths in files.items():
         if paths is not None and len(paths) != number:
             raise InputError(f"Expected {number} files with --{name}, one per --restored.")
-    steps, variants = _steps(options)
-    cohorts = [
-        Cohort(restored, cache, labels, counts and read_counts(counts), options.crop)
-        for restored, cache, labels, counts in zip(
-            options.restored, *(files[name] or [None] * number for name in files), strict=True
-        )
-    ]
-    if steps is None:
-        return cohorts, variants
-    healthy = Calibration.load(options.calibration).healthy if options.calibration else None
-    cohorts = [replace(cohort, postprocessing=steps, healthy=healthy) for cohort in cohorts]
-    return [_with_own_averages(c) if variants else c for c in cohorts], variants
-
-
-def _steps(options):
-    """(`Postprocessing` that needs all that is measured, or None; {name: each} if several)."""
-    from tf_lesion.detection.postprocessing import Postprocessing
-
+    variants = {}
     if options.compare:
-        steps = Postprocessing.parse(options.compare)
-        return steps, variants_of(steps, every=options.all_combinations)
-    given = [Postprocessing.parse(text) for text in options.postprocess or ()]
-    if len(given) < 2:
-        return (given or [None])[0], {}
-    needy = max(given, key=lambda steps: (steps.needs_healthy, steps.needs_axes))
-    return needy, {str(steps): steps for steps in given}
+        every = options.all_combinations
+        variants = variants_of(Postprocessing.parse(options.compare), every=every)
+    elif options.postprocess:
+        variants = {"score": Postprocessing.parse(options.postprocess)}
+    given = {"variants": variants, "healthy": calibration and calibration.healthy}
+    files = [paths or [None] * number for paths in files.values()]
+    return [
+        Cohort(restored, cache, labels, counts and read_counts(counts), options.crop, **given)
+        for restored, cache, labels, counts in zip(options.restored, *files, strict=True)
+    ]
 
 
 def variants_of(steps: "Postprocessing", *, every: bool = False) -> "dict[str, Postprocessing]":
     """{name: `Postprocessing`}: none of the steps, each alone, all; or every combination.
 
-    What averages restorations is left out: files differ in it.
+    What averages restorations is left out: it was done while restoring.
     """
     from tf_lesion.evaluation.scans import AVERAGES
 
@@ -204,36 +193,18 @@ def variants_of(steps: "Postprocessing", *, every: bool = False) -> "dict[str, P
     return {str(variant) or "plain": variant for variant in made}
 
 
-def _with_own_averages(cohort):
-    """The cohort, its post-processing with the averages that its slices were restored with."""
-    from tf_lesion.evaluation.scans import AVERAGES
-
-    used = cohort.settings
-    own = {name: used[name] for name in AVERAGES if name in used}
-    return replace(cohort, postprocessing=replace(cohort.postprocessing, **own))
-
-
-def _points(path, cohorts, *, several):
-    """({score: thresholds}, what metrics.json says of them) of a calibration, if one is given.
-
-    Of several post-processed scores none has thresholds.
-    """
-    if path is None:
-        return {}, None
-    from tf_lesion.calibration import Calibration
-
-    calibration, points = Calibration.load(path), {}
-    for cohort in cohorts:
+def _points(calibration, cohorts, *, where):
+    """{score: thresholds} of a calibration that must be of the cohorts' model and restoration."""
+    points = {}
+    for cohort in cohorts if calibration else ():
         used = cohort.settings
-        calibration.check_model(used.get("model_identity", UNKNOWN), where=path)
+        calibration.check_model(used.get("model_identity", UNKNOWN), where=where)
         for score in cohort.scores:
-            if score in calibration.points and not (several and score == "score"):
+            if score in calibration.points:
                 points[score] = calibration.thresholds(
                     score, restoration=used, postprocessing=used.get("postprocessing", "")
                 )
-    described = {score: [asdict(point) for point in found] for score, found in points.items()}
-    identity = calibration.model_identity
-    return points, {"path": str(path), "model_identity": identity, "points": described}
+    return points
 
 
 if __name__ == "__main__":

@@ -24,9 +24,7 @@ from tf_lesion.files import InputError
 PROTOCOLS = ("all", "released")
 YOUDEN = "dsc_auc"
 CURVE_POINTS = 1000  # of the stored ROC curve and of the bootstrap, which integrates it
-CURVE_NUMBERS = ("auc", "auprc", "largest_dice")
 SIZES = ("slices", "brain_voxels", "lesion_voxels")
-MASK_NUMBERS = ("dice", "fpr", "fnr", "lesions_found", "lesion_detection_rate", "false_positives")
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,14 @@ class Measured:
     Attributes:
         scans: a row per scan and score, the index counts the scans. `scan`, `slices`,
             `brain_voxels`, `lesion_voxels`, `lesions` (26-connected), `lesion_ml`,
-            `outside_brain_ml` (lesion where no brain was restored), `score`, `CURVE_NUMBERS`, and
-            for each mask P `MASK_NUMBERS` as `dice_P`.
-        scores: a row per score, with the mean over the scans of each number above, the pooled
-            numbers, and `threshold_P`. `pooled_lesion_detection_rate_P` is over all lesions,
+            `outside_brain_ml` (lesion where no brain was restored), `score`, those of
+            `curve_numbers`, and for each mask P `dice_P`, `fpr_P`, `fnr_P`, `lesions_found_P`,
+            `lesion_detection_rate_P` and `false_positives_P`.
+        scores: a row per score: mean over the scans of each number above, pooled numbers, and
+            `threshold_P`. `pooled_lesion_detection_rate_P` is over all lesions,
             `mean_false_positives_P` false ones per scan.
         roc: {score: `threshold`, `fpr`, `tpr` [D] of the pooled curve, at most `CURVE_POINTS`}.
-        masks: names of all masks.
+        masks: names of all masks, `YOUDEN` first.
     """
 
     scans: pd.DataFrame
@@ -66,7 +65,9 @@ class Measured:
         """`cohort` and `scores` with the ROC curves; what is undefined is None."""
         rows = self.scores.to_dict("records")
         scores = {row["score"]: {**row, "roc": self.roc[row["score"]]} for row in rows}
-        return _plain({"cohort": self.cohort, "scores": scores})
+        content = {"cohort": self.cohort, "scores": scores}
+        text = json.dumps(content, default=lambda array: array.tolist())
+        return json.loads(text, parse_constant=lambda _: None)  # for NaN and infinity
 
 
 def measure(
@@ -211,11 +212,14 @@ class _Score:
 
 
 def curve_numbers(curve: metrics.Curve) -> dict[str, float]:
-    """{name: value} of `CURVE_NUMBERS` and the threshold of the largest Dice."""
+    """AUC, AUPRC, largest Dice and its threshold."""
     best, threshold = metrics.largest_dice(curve)
-    values = (metrics.area(curve), metrics.average_precision(curve), best)
-    names = zip(CURVE_NUMBERS, values, strict=True)
-    return {**dict(names), "largest_dice_threshold": threshold}
+    return {
+        "auc": metrics.area(curve),
+        "auprc": metrics.average_precision(curve),
+        "largest_dice": best,
+        "largest_dice_threshold": threshold,
+    }
 
 
 def _named(over, numbers, mask=""):
@@ -238,11 +242,16 @@ def _counts(mask, scan, about):
 
 
 def _rates(counts):
-    """`MASK_NUMBERS` of [TP, TN, FP, FN, lesions, found, false]."""
+    """The numbers of a mask, of [TP, TN, FP, FN, lesions, found, false ones]."""
     voxels, (lesions, found, false) = counts[:4, None], counts[4:]
-    values = [rate(voxels)[0] for rate in (metrics.dice, metrics.fpr, metrics.fnr)]
-    values += [found, found / lesions if lesions else math.nan, false]
-    return dict(zip(MASK_NUMBERS, map(float, values), strict=True))
+    return {
+        "dice": float(metrics.dice(voxels)[0]),
+        "fpr": float(metrics.fpr(voxels)[0]),
+        "fnr": float(metrics.fnr(voxels)[0]),
+        "lesions_found": float(found),
+        "lesion_detection_rate": float(found / lesions) if lesions else math.nan,
+        "false_positives": float(false),
+    }
 
 
 def spread(curve: metrics.Curve) -> np.ndarray:
@@ -257,9 +266,3 @@ def spread(curve: metrics.Curve) -> np.ndarray:
     wanted = np.linspace(along[-1], along[0], CURVE_POINTS // 2)
     rows = np.searchsorted(-along, -wanted, side="left")
     return np.unique(np.clip([rows - 1, rows], 0, len(along) - 1))
-
-
-def _plain(value):
-    """JSON-serializable copy; NaN and infinity become None."""
-    text = json.dumps(value, default=lambda array: array.tolist())
-    return json.loads(text, parse_constant=lambda _: None)

@@ -23,6 +23,7 @@ Source: You et al., MIDL 2019, sections 2.4 and 4; the released evaluation.
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 TP, TN, FP, FN = range(4)  # the order of the released statistics, [subject, 4, threshold]
 CHUNK = 1 << 15  # voxels counted at a time; small enough for the second-level cache
@@ -33,7 +34,7 @@ NUM_DRAWS = 1000  # bootstrap
 INTERVAL = (2.5, 97.5)  # percentiles of a 95 % interval
 
 
-def released_thresholds():
+def released_thresholds() -> np.ndarray:
     """The 401 thresholds of the released evaluation, ascending, in normalized intensity."""
     fine, middle = np.linspace(0, 0.1, 201), np.linspace(0.1, 0.4, 151)
     coarse = np.linspace(0.4, 1, 51)
@@ -41,7 +42,7 @@ def released_thresholds():
 
 
 class ThresholdCounter:
-    """Counts TP, TN, FP, FN at many thresholds in one pass over the voxels.
+    """Counts TP, TN, FP, FN at many thresholds in one pass over the voxels (`eval.benchmark`).
 
     Each voxel is looked up once: a table over equal cells of score, at most one threshold in each,
     says how many thresholds lie below the cell, and one comparison settles the rest. Thresholds too
@@ -55,14 +56,14 @@ class ThresholdCounter:
         ValueError: if the thresholds are not finite and ascending.
     """
 
-    def __init__(self, thresholds):
+    def __init__(self, thresholds: ArrayLike):
         self.thresholds = np.asarray(thresholds, dtype=np.float64).ravel()
         ascending = (np.diff(self.thresholds) >= 0).all()
         if self.thresholds.size == 0 or not ascending or not np.isfinite(self.thresholds).all():
             raise ValueError("Expected finite thresholds in ascending order.")
         self._tables = {}
 
-    def count(self, scores, lesion):
+    def count(self, scores: ArrayLike, lesion: ArrayLike) -> np.ndarray:
         """Counts [4, T] int64 (TP, TN, FP, FN) of one subject.
 
         Args:
@@ -88,7 +89,7 @@ class ThresholdCounter:
         return _counts(lesion_bins, all_bins - lesion_bins)
 
 
-def count_at(scores, lesion, thresholds):
+def count_at(scores: ArrayLike, lesion: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
     """Counts [4, T] of one subject; see `ThresholdCounter`."""
     return ThresholdCounter(thresholds).count(scores, lesion)
 
@@ -122,7 +123,7 @@ def _bins_below(thresholds, dtype):
     return lookup
 
 
-def rounded_down(thresholds, dtype):
+def rounded_down(thresholds: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The largest value of `dtype` not above each threshold: `score > t` is the same for both."""
     with np.errstate(over="ignore"):
         edges = thresholds.astype(dtype)
@@ -158,23 +159,23 @@ def _ratio(numerator, denominator, *, if_empty=np.nan):
     return np.divide(numerator, denominator, out=filled, where=denominator > 0)[()]
 
 
-def dice(counts):
+def dice(counts: np.ndarray) -> np.ndarray:
     """2 TP / (2 TP + FP + FN) of counts [..., 4, T]; 1 where nothing is there and nothing found."""
     tp, fp, fn = (counts[..., row, :] for row in (TP, FP, FN))
     return _ratio(2 * tp, 2 * tp + fp + fn, if_empty=1)
 
 
-def fpr(counts):
+def fpr(counts: np.ndarray) -> np.ndarray:
     """FP / (FP + TN) of counts [..., 4, T]; NaN without healthy voxels."""
     return _ratio(counts[..., FP, :], counts[..., FP, :] + counts[..., TN, :])
 
 
-def fnr(counts):
+def fnr(counts: np.ndarray) -> np.ndarray:
     """FN / (FN + TP) of counts [..., 4, T]; NaN without lesion voxels."""
     return _ratio(counts[..., FN, :], counts[..., FN, :] + counts[..., TP, :])
 
 
-def mean_and_std(values):
+def mean_and_std(values: ArrayLike) -> tuple[float, float]:
     """Mean and standard deviation (ddof 0, as the paper's ±) of the defined values."""
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
@@ -203,47 +204,30 @@ class Curve:
     negatives: int
 
     @property
-    def tpr(self):
+    def tpr(self) -> np.ndarray:
         """[D] TP / (TP + FN)."""
         return _ratio(self.tp, self.positives)
 
     @property
-    def fpr(self):
+    def fpr(self) -> np.ndarray:
         """[D] FP / (FP + TN)."""
         return _ratio(self.fp, self.negatives)
 
     @classmethod
-    def from_counts(cls, counts, thresholds):
+    def from_counts(cls, counts: np.ndarray, thresholds: ArrayLike) -> "Curve":
         """Curve of counts [4, T] at these thresholds only (protocol "released")."""
         positives, negatives = counts[TP, 0] + counts[FN, 0], counts[FP, 0] + counts[TN, 0]
         return cls(np.asarray(thresholds), counts[TP], counts[FP], int(positives), int(negatives))
 
     @classmethod
-    def from_scores(cls, scores, lesion):
-        """Curve over every distinct score; ties move together."""
-        scores, lesion = _flat(scores, lesion)
-        if np.isnan(scores).any():
-            raise ValueError("Expected finite scores, got NaN.")
-        order = np.argsort(scores)
-        scores, lesion = scores[order], lesion[order]
-        starts = np.flatnonzero(np.append(True, scores[1:] != scores[:-1])[: scores.size])
-        lesion_below = np.append(0, np.cumsum(lesion, dtype=np.int64))
-        positives, bounds = int(lesion_below[-1]), np.append(starts, scores.size)
-        tp = positives - lesion_below[bounds]
-        return cls._full(_thresholds_between(scores[starts]), tp, scores.size - bounds - tp)
-
-    @classmethod
-    def _full(cls, threshold, tp, fp):
-        return cls(threshold, tp, fp, int(tp[0]), int(fp[0]))
+    def from_scores(cls, scores: ArrayLike, lesion: ArrayLike) -> "Curve":
+        """Curve over every distinct score (>= 0, as float32); ties move together."""
+        pooled = PooledScores(max_bins=np.inf)
+        pooled.add(scores, lesion)
+        return pooled.curve()
 
 
-def _thresholds_between(distinct):
-    """[D + 1] thresholds that detect all, all but the smallest, ..., none of [D] scores >= 0."""
-    lowest = 0.0 if distinct.size == 0 or distinct[0] > 0 else -np.inf
-    return np.concatenate([[lowest], distinct.astype(np.float64)])
-
-
-def area(curve):
+def area(curve: Curve) -> float:
     """Area under the ROC curve by the trapezoid rule, from its own points only.
 
     On a curve over all scores it is the probability that a lesion voxel scores higher than a
@@ -256,7 +240,7 @@ def area(curve):
     return doubled / (2 * curve.positives * curve.negatives)
 
 
-def average_precision(curve):
+def average_precision(curve: Curve) -> float:
     """Area under the precision-recall curve as the sum of recall steps times precision."""
     if not curve.positives:
         return np.nan
@@ -265,7 +249,7 @@ def average_precision(curve):
     return float((-np.diff(tp) * precision).sum() / curve.positives)
 
 
-def youden_threshold(curve):
+def youden_threshold(curve: Curve) -> float:
     """The smallest threshold t >= 0 with the largest TPR - FPR; NaN if a class is missing.
 
     The threshold behind DSC_AUC. It looks at the labels, so it is optimistic (paper, section 2.4).
@@ -277,7 +261,7 @@ def youden_threshold(curve):
     return float(curve.threshold[allowed][best])
 
 
-def largest_dice(curve):
+def largest_dice(curve: Curve) -> tuple[float, float]:
     """(Dice, threshold) of the threshold t >= 0 with the largest Dice: the best possible."""
     allowed = curve.threshold >= 0
     tp, fp = curve.tp[allowed], curve.fp[allowed]
@@ -289,26 +273,27 @@ def largest_dice(curve):
 class PooledScores:
     """Collects the scores of many subjects for one pooled `Curve`, in bounded memory.
 
-    Keeps the distinct float32 scores with their numbers of voxels, which is exact. When there are
-    more than `max_bins`, the last bit of the float32 pattern is dropped (again and again if need
-    be) and equal ones are joined: bins of equal relative width, 1e-6 or so by default.
+    No library pools 1e8 voxels: this keeps the distinct float32 scores with their numbers of
+    voxels, which is exact. When there are more than `max_bins`, the last bit of the float32 pattern
+    is dropped (again and again if need be) and equal ones are joined: bins of equal relative width,
+    1e-6 or so by default.
 
     Args:
         max_bins: most distinct scores to keep; the default takes about 0.1 GB.
     """
 
-    def __init__(self, *, max_bins=MAX_BINS):
+    def __init__(self, *, max_bins: float = MAX_BINS):
         self._max_bins, self._dropped_bits = max_bins, 0
         self._keys, self._counts = np.zeros(0, np.uint32), np.zeros((2, 0), np.int64)
         self._waiting, self._num_waiting = [], 0
 
     @property
-    def method(self):
+    def method(self) -> str:
         """How the curve is made: "exact" or "binned"."""
         self._join()
         return "binned" if self._dropped_bits else "exact"
 
-    def add(self, scores, lesion):
+    def add(self, scores: ArrayLike, lesion: ArrayLike) -> None:
         """Add voxels; scores >= 0, any shape, rounded to float32."""
         scores, lesion = _flat(scores, lesion)
         patterns = _patterns(scores)
@@ -317,16 +302,15 @@ class PooledScores:
         if self._num_waiting >= JOINED_VOXELS:
             self._join()
 
-    def curve(self):
+    def curve(self) -> Curve:
         """The pooled `Curve`; thresholds are the upper ends of the bins."""
         self._join()
         tp, fp = (np.append(row[::-1].cumsum()[::-1], 0) for row in self._counts)
         last = ((self._keys.astype(np.int64) + 1) << self._dropped_bits) - 1
-        upper = last.astype(np.uint32).view(np.float32)
-        threshold = _thresholds_between(upper)
-        if self._keys.size and self._keys[0] == 0:
-            threshold[0] = -np.inf  # the smallest score is 0, whatever its bin ends at
-        return Curve._full(threshold, tp, fp)
+        upper = last.astype(np.uint32).view(np.float32).astype(np.float64)
+        # Scores of 0 are detected only by detecting everything.
+        lowest = -np.inf if self._keys.size and self._keys[0] == 0 else 0.0
+        return Curve(np.append(lowest, upper), tp, fp, int(tp[0]), int(fp[0]))
 
     def _join(self):
         """Merge what waits into the sorted distinct scores."""
@@ -364,15 +348,17 @@ def _joined(keys, counts):
 
 
 # Bootstrap over subjects ----------------------------------------------------------------------
+# Not scipy.stats.bootstrap: here every number is of the same draws, undefined values are left out
+# of each, and 1000 pooled areas are one product of matrices.
 
 
-def bootstrap_weights(num_subjects, *, seed=0, draws=NUM_DRAWS):
+def bootstrap_weights(num_subjects: int, *, seed: int = 0, draws: int = NUM_DRAWS) -> np.ndarray:
     """How often each subject is drawn, [draws, S], when S are drawn with replacement."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(num_subjects, np.full(num_subjects, 1 / num_subjects), size=draws)
 
 
-def mean_interval(values, weights):
+def mean_interval(values: ArrayLike, weights: np.ndarray) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of [S] values over subjects; NaN values are left out."""
     values = np.asarray(values, float)
     defined = ~np.isnan(values)
@@ -380,7 +366,7 @@ def mean_interval(values, weights):
     return _percentiles(means)
 
 
-def area_interval(counts, weights):
+def area_interval(counts: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """95 % bootstrap interval of the pooled area, from counts [S, 4, T] of ascending thresholds."""
     tp, fp = weights @ counts[:, TP], weights @ counts[:, FP]
     positives = weights @ (counts[:, TP] + counts[:, FN])[:, 0]

@@ -5,7 +5,6 @@ Slices [X, Y] are shown as radiologists look at them: anterior up, the patient's
 
 import itertools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,14 @@ from matplotlib.figure import Figure
 
 from tf_lesion.files import written_whole
 
-ROWS = ("observed", "restored", "residual", "detection", "truth")
-COLUMN_INCHES, ROW_INCHES = 1.45, 1.7
+COLUMN_INCHES, ROW_INCHES, MARGIN_INCHES = 1.45, 1.7, 1.5
 WINDOW_PERCENTILE = 99.5  # of the brain's values; a few bright voxels must not darken a row
 PNG_DPI = 150
 LINES_INCHES = (4.5, 3.6)
 MOST_MARKERS = 60  # points of a line that still get a mark each
 BAND_ALPHA = 0.2
-DASHES = [
-    {"color": color, "linestyle": dash, "linewidth": 1.4}
-    for color, dash in zip(
-        ("0.0", "0.45", "0.0", "0.45", "0.0", "0.6"),
-        ("-", "-", "--", "--", ":", "-."),
-        strict=True,
-    )
-]
-MARGIN_INCHES = 1.5
+STYLES = (("0.0", "-"), ("0.45", "-"), ("0.0", "--"), ("0.45", "--"), ("0.0", ":"), ("0.6", "-."))
+DASHES = [{"color": color, "linestyle": dash, "linewidth": 1.4} for color, dash in STYLES]
 BRAIN_SHADE = 0.3  # of the brain behind a detection, so that one sees where it lies
 BAR_LABELS = {"observed": "normalized intensity", "residual": "|observed - restored|"}
 
@@ -44,16 +35,11 @@ def as_seen(image: np.ndarray) -> np.ndarray:
     return np.asarray(image)[::-1, ::-1].T
 
 
-def panel(
+def cases(
     path: Path,
-    observed: np.ndarray,
-    restored: np.ndarray,
-    residual: np.ndarray,
-    detection: np.ndarray,
-    truth: np.ndarray,
-    titles: Sequence[str],
+    arrays: dict[str, np.ndarray],
+    thresholds: dict[str, float | None],
     *,
-    threshold_name: str = "",
     pdf: bool = False,
     force: bool = True,
 ) -> None:
@@ -61,32 +47,35 @@ def panel(
 
     Args:
         path: the PNG to make.
-        observed: [n, H, W], normalized intensity, 0 outside the brain.
-        restored: [n, H, W]; shown with the gray window of `observed`.
-        residual: [n, H, W], same unit.
-        detection: [n, H, W] bool.
-        truth: [n, H, W] bool.
-        titles: n strings, one above each column.
-        threshold_name: where the threshold of the detection comes from, for example "DSC5".
+        arrays: of `scans.largest_lesions`; restored is shown with the gray window of observed.
+        thresholds: {name: of the residual}; the first that is a number makes the detection.
         pdf: also write a PDF beside the PNG.
         force: overwrite.
     """
-    gray_window, residual_window = _window(observed), _window(residual)
-    brain = BRAIN_SHADE * (np.asarray(observed) > 0)
-    shown = {
-        "observed": (observed, gray_window),
-        "restored": (restored, gray_window),
-        "residual": (residual, residual_window),
-        "detection": (np.where(detection, 1, brain), (0, 1)),
-        "truth": (np.where(truth, 1, brain), (0, 1)),
+    known = [(name, at) for name, at in thresholds.items() if at is not None and not math.isnan(at)]
+    name, threshold = known[0] if known else ("", math.inf)
+    said = f"{name.upper()}, > {threshold:.3f}" if name else "no threshold"
+    brain = BRAIN_SHADE * (arrays["observed"] > 0)
+    gray, titles = _window(arrays["observed"]), arrays["titles"]
+    rows = {
+        "observed": (arrays["observed"], gray),
+        "restored": (arrays["restored"], gray),
+        "residual": (arrays["residual"], _window(arrays["residual"])),
+        f"detection\n({said})": (np.where(arrays["residual"] > threshold, 1, brain), (0, 1)),
+        "truth": (np.where(arrays["truth"], 1, brain), (0, 1)),
     }
-    size = (MARGIN_INCHES + COLUMN_INCHES * len(titles), ROW_INCHES * len(ROWS))
+    size = (MARGIN_INCHES + COLUMN_INCHES * len(titles), ROW_INCHES * len(rows))
     figure, axes = plt.subplots(
-        len(ROWS), len(titles), figsize=size, layout="constrained", squeeze=False
+        len(rows), len(titles), figsize=size, layout="constrained", squeeze=False
     )
-    for row, (name, (images, window)) in zip(axes, shown.items(), strict=True):
-        label = f"{name}\n({threshold_name})" if name == "detection" and threshold_name else name
-        picture = _draw_row(row, label, images, window)
+    for row, (name, (images, (low, high))) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(row, images, strict=True):
+            picture = axis.imshow(
+                as_seen(image), cmap="gray", vmin=low, vmax=high, interpolation="nearest"
+            )
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        row[0].set_ylabel(name, fontsize=9)
         if name in BAR_LABELS:
             figure.colorbar(picture, ax=list(row), label=BAR_LABELS[name])
     for axis, title in zip(axes[0], titles, strict=True):
@@ -97,25 +86,9 @@ def panel(
     save(figure, path, pdf=pdf, force=force)
 
 
-def cases(
-    path: Path,
-    arrays: dict[str, np.ndarray],
-    thresholds: dict[str, float],
-    *,
-    pdf: bool = False,
-    force: bool = True,
-) -> None:
-    """The `panel` of `scans.largest_lesions`, detected at the first threshold that is a number."""
-    known = [(name, at) for name, at in thresholds.items() if at is not None and at == at]
-    name, threshold = known[0] if known else ("", math.inf)
-    panel(
-        path,
-        **arrays,
-        detection=arrays["residual"] > threshold,
-        threshold_name=f"{name.upper()}, > {threshold:.3f}" if name else "no threshold",
-        pdf=pdf,
-        force=force,
-    )
+def _window(images):
+    values = images[images > 0]
+    return (0.0, float(np.percentile(values, WINDOW_PERCENTILE)) if values.size else 1.0)
 
 
 def lines(
@@ -124,7 +97,6 @@ def lines(
     *,
     marked: dict[str, float] | None = None,
     pdf: bool = False,
-    force: bool = True,
     **options: Any,
 ) -> None:
     """Write a plot of `curves`, with the options of that.
@@ -134,7 +106,6 @@ def lines(
         series: {name: (x, y)} or {name: (x, y, low, high)} with an interval around y.
         marked: {name: x} of a chosen point of a series, for example the chosen lambda.
         pdf: also write a PDF beside the PNG.
-        force: overwrite.
         options: `xlabel`, `ylabel` and the others of `curves`.
     """
     figure, axis = curves({name: values[:2] for name, values in series.items()}, **options)
@@ -145,7 +116,7 @@ def lines(
         if marked and name in marked:
             chosen = int(np.argmin(np.abs(x - marked[name])))
             axis.plot(x[chosen], y[chosen], "o", color=style["color"], fillstyle="none", ms=10)
-    save(figure, path, pdf=pdf, force=force)
+    save(figure, path, pdf=pdf)
 
 
 def curves(
@@ -153,8 +124,7 @@ def curves(
     *,
     xlabel: str,
     ylabel: str,
-    limits: tuple[float, float] | None = None,
-    diagonal: bool = False,
+    rates: bool = False,
     markers: bool = True,
 ) -> tuple[Figure, Axes]:
     """(figure, axis) of lines {name: (x, y)}, told apart by their dashes, not by their colors.
@@ -163,19 +133,17 @@ def curves(
         series: the lines.
         xlabel: with the unit.
         ylabel: with the unit.
-        limits: (lowest, highest) of both axes.
-        diagonal: draw the line of chance.
+        rates: both axes are rates, from 0 to 1; the line of chance is drawn too.
         markers: mark the points of a line that has few.
     """
     figure, axis = plt.subplots(figsize=LINES_INCHES, layout="constrained")
     for (name, (x, y)), style in zip(series.items(), itertools.cycle(DASHES)):
         marker = "." if markers and len(x) <= MOST_MARKERS else None
         axis.plot(x, y, label=name, marker=marker, **style)
-    if diagonal:
-        axis.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, label="chance")
     axis.set(xlabel=xlabel, ylabel=ylabel)
-    if limits:
-        axis.set(xlim=limits, ylim=limits, aspect="equal")
+    if rates:
+        axis.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, label="chance")
+        axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axis.grid(color="0.9", linewidth=0.6)
     axis.legend(fontsize=8)
     return figure, axis
@@ -183,27 +151,9 @@ def curves(
 
 def save(figure: Figure, path: Path, *, pdf: bool = False, force: bool = True) -> None:
     """Write a figure as PNG, and as PDF beside it if asked, and close it."""
-    paths = [Path(path)] + ([Path(path).with_suffix(".pdf")] if pdf else [])
     try:
-        for target in paths:
+        for target in [Path(path), *([Path(path).with_suffix(".pdf")] if pdf else [])]:
             with written_whole(target, force=force) as temporary:
                 figure.savefig(temporary, dpi=PNG_DPI)
     finally:
         plt.close(figure)
-
-
-def _window(images):
-    values = np.asarray(images)[np.asarray(images) > 0]
-    return (0.0, float(np.percentile(values, WINDOW_PERCENTILE)) if values.size else 1.0)
-
-
-def _draw_row(row, name, images, window):
-    for axis, image in zip(row, images, strict=True):
-        picture = axis.imshow(
-            as_seen(image), cmap="gray", vmin=window[0], vmax=window[1], interpolation="nearest"
-        )
-        axis.set(xticks=[], yticks=[])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-    row[0].set_ylabel(name, fontsize=9)
-    return picture

@@ -63,7 +63,7 @@ class Result:
         scan_path = Path(scan or facts["input"])
         if not scan_path.exists():
             raise FileNotFoundError(
-                f"No scan at {scan_path}, from which {facts_path} was made; give it with --scan."
+                f"No scan at {scan_path}, from which {facts_path} was made; say where that scan is."
             )
         noted = facts.get("truth")
         truth_path = truth or (noted if noted and Path(noted).exists() else None)
@@ -132,35 +132,26 @@ class Result:
         inside = find_lesions(self.mask, self.truth.astype(np.float32), self.scan.affine)
         return [lesion.mean_residual for lesion in inside]
 
-    def labeled(self, *, name: str | None = None, scores: Iterable[str] | None = None):
+    def labeled(self, *, name: str | None = None, every: bool = True) -> LabeledScan:
         """The `LabeledScan`; it must have a truth.
 
         Args:
             name: in place of its own.
-            scores: of residual, score and equalized; by default those there are.
+            every: measure all scores there are, not only that which the masks were made from.
 
         Raises:
             FileNotFoundError, InputError: if a file is missing, or on another grid than the scan.
         """
-        made = {
-            "residual": lambda: self.residual,
-            "score": lambda: self.volume("score"),
-            "equalized": lambda: equalized(self.scan.data, self.brain),
-        }
-        if scores is None:
-            scores = ["residual", *(["score"] if self.made_from == "score" else []), "equalized"]
+        scores = {self.made_from: self.volume(self.made_from)}
+        if every:
+            scores = {"residual": self.residual, **scores}
+            scores["equalized"] = equalized(self.scan.data, self.brain)
         masks = [
             Mask(point, self.made_from, at["threshold"], self.volume(point) > 0)
             for point, at in self.facts["lesions"].items()
         ]
-        return LabeledScan(
-            name or self.facts["name"],
-            self.scan.affine,
-            self.brain,
-            self.truth,
-            {score: made[score]() for score in scores},
-            masks,
-        )
+        name = name or self.facts["name"]
+        return LabeledScan(name, self.scan.affine, self.brain, self.truth, scores, masks)
 
 
 def from_maps(results: Mapping[str, Result]) -> Scans:
@@ -188,11 +179,11 @@ def find_labeled(
     """
     paths = [path for folder in folders for path in find_results(folder)]
     if seg and len(paths) > 1:
-        raise InputError(f"--seg is for one scan, found {len(paths)}; give --seg-pattern.")
+        raise InputError(f"Expected one scan for seg, found {len(paths)}; give a seg_pattern.")
     results = [Result.read(path, truth=seg) for path in paths]
     scan, times = Counter(result.scan_path for result in results).most_common(1)[0]
     if times > 1:
-        raise InputError(f"Expected each scan once in --results, got {times} maps of {scan}.")
+        raise InputError(f"Expected each scan once, got {times} maps of {scan}.")
     found = {}
     for name, result in zip(_names_of(results), results, strict=True):
         try:
@@ -200,7 +191,7 @@ def find_labeled(
         except InputError as problem:
             print(f"warning: {name} is left out: {problem}", file=sys.stderr)
     if not found:
-        raise InputError("Expected a segmentation of one scan at least; try --seg-pattern.")
+        raise InputError("Expected a segmentation of one scan at least; try a seg_pattern.")
     return found
 
 
@@ -239,7 +230,7 @@ def find_results(folder: Path) -> list[Path]:
     found = sorted(path for end in FACTS_ENDINGS for path in folder.glob(f"**/*{end}"))
     if not found:
         raise InputError(
-            f"Expected maps of restore_brats.py --input in {folder}, found no "
+            f"Expected maps of restore_brats.py in {folder}, found no "
             f"*{' or *'.join(FACTS_ENDINGS)}."
         )
     return found

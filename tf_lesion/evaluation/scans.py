@@ -10,7 +10,7 @@ every result. The other source of scans, a folder of maps, is `evaluation.maps`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,9 +103,9 @@ class SubjectSlices:
         restored: [n, H, W] float32.
         mask: [n, H, W] bool, brain.
         label: [n, H, W] bool, lesion; all false when labels were not asked for.
-        postprocessing: what makes `score`, or None.
-        healthy: `HealthyMaps` [n, H, W] for it, or None.
-        axes_mm: positions along x, y and z in the MNI grid for it, or None.
+        variants: {name: what makes this score of the residual}.
+        healthy: `HealthyMaps` [n, H, W] for them, or None.
+        axes_mm: positions along x, y and z in the MNI grid for them, or None.
     """
 
     subject_id: str
@@ -115,7 +115,7 @@ class SubjectSlices:
     restored: np.ndarray
     mask: np.ndarray
     label: np.ndarray
-    postprocessing: Postprocessing | None = None
+    variants: Mapping[str, Postprocessing]
     healthy: HealthyMaps | None = None
     axes_mm: tuple | None = None
 
@@ -126,18 +126,15 @@ class SubjectSlices:
 
     def score(self, name: str) -> np.ndarray:
         """Anomaly score [n, H, W] float32, 0 outside the brain."""
-        if name == "score":
-            return self.processed(self.postprocessing)
+        if name in self.variants:
+            images, where = (self.observed, self.restored, self.mask), self.axes_mm
+            settings = self.variants[name]
+            return anomaly_score(*images, settings=settings, healthy=self.healthy, axes=where)
         if name == "equalized":
             return equalized(self.observed, self.mask)
         if name == "intensity":
             return np.maximum(self.observed, 0) * self.mask
         return np.abs(self.observed - self.restored) * self.mask
-
-    def processed(self, settings: Postprocessing) -> np.ndarray:
-        """Score [n, H, W] after the steps of a `Postprocessing`."""
-        images = (self.observed, self.restored, self.mask)
-        return anomaly_score(*images, settings=settings, healthy=self.healthy, axes=self.axes_mm)
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,8 @@ class Cohort:
         counts: slices per subject, when the cache does not say.
         crop: (x0, x1, y0, y1) that the slices were restored with, when not the cache's own.
         step: take the images kept after this many restoration steps, not the last ones.
-        postprocessing: `Postprocessing`, for a `score` beside the others.
+        variants: {name: `Postprocessing`} of more scores of the residual; the averages of one that
+            is called `score` must be those that the slices were restored with.
         healthy: `HealthyMaps` in blocks, for `normalize` or `relative`.
     """
 
@@ -161,21 +159,22 @@ class Cohort:
     counts: np.ndarray | None = None
     crop: tuple | None = None
     step: int | None = None
-    postprocessing: Postprocessing | None = None
+    variants: Mapping[str, Postprocessing] = field(default_factory=dict)
     healthy: HealthyMaps | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """How the slices were restored, and post-processed if they are."""
         with RestoredReader(self.restored) as reader:
-            settings = reader.settings
-        processed = self.postprocessing is not None
-        return settings | ({"postprocessing": str(self.postprocessing)} if processed else {})
+            settings = dict(reader.settings)
+        if "score" in self.variants:
+            settings["postprocessing"] = str(self.variants["score"])
+        return settings
 
     @property
     def scores(self) -> tuple[str, ...]:
         """Names of the scores there are."""
-        return ("residual", *(["score"] if self.postprocessing is not None else []), *BASELINES)
+        return ("residual", *self.variants, *BASELINES)
 
     def positions_by_subject(self) -> list[tuple[int, np.ndarray]]:
         """[(subject index, positions in the restored file)], in order of the cache."""
@@ -190,7 +189,7 @@ class Cohort:
         if largest > LARGEST_SUBJECT:
             raise InputError(
                 f"{self.cache} does not say which of its slices belong to which subject (one has "
-                f"{largest}); give the slices per subject with --subjects."
+                f"{largest}); give the slices per subject (counts)."
             )
         return list(zip(subject[order][starts], groups, strict=True))
 
@@ -205,16 +204,16 @@ class Cohort:
         """
         groups = self.positions_by_subject()
         self._check_averages()
-        steps = self.postprocessing or Postprocessing()
+        steps = self.variants.values()
         with RestoredReader(self.restored) as reader, self.open_cache() as cache:
             if with_truth and not cache.has_label:
                 raise InputError(
                     f"{self.labels or self.cache}: no dataset 'Label'; give the file that has the "
-                    f"lesion labels with --labels."
+                    f"lesion labels (labels)."
                 )
             for subject, positions in groups:
                 rows = reader.rows[positions]
-                axes = cache_axes_mm(cache, rows) if steps.needs_axes else None
+                axes = cache_axes_mm(cache, rows) if any(s.needs_axes for s in steps) else None
                 images = self._read(reader, positions)
                 mask = cache.mask(rows)[..., 0]
                 yield SubjectSlices(
@@ -225,8 +224,8 @@ class Cohort:
                     restored=self._finite(images[..., 0], rows),
                     mask=mask,
                     label=cache.label(rows)[..., 0] if with_truth else np.zeros_like(mask),
-                    postprocessing=self.postprocessing,
-                    healthy=self._healthy_maps(axes) if steps.needs_healthy else None,
+                    variants=self.variants,
+                    healthy=self._healthy_maps(axes),
                     axes_mm=axes,
                 )
 
@@ -237,16 +236,18 @@ class Cohort:
         )
 
     def _check_averages(self):
-        used = {} if self.postprocessing is None else self.settings
-        for name in AVERAGES:
-            wanted = getattr(self.postprocessing, name, None)
-            if name in used and used[name] != wanted:
+        for name in AVERAGES if "score" in self.variants else ():
+            wanted = getattr(self.variants["score"], name)
+            used = self.settings.get(name, wanted)
+            if used != wanted:
                 raise InputError(
-                    f"{self.restored} was restored with {name} {used[name]}, the post-processing "
-                    f"asks for {wanted}; restore the slices with the same --postprocess."
+                    f"{self.restored} was restored with {name} {used}, the post-processing asks "
+                    f"for {wanted}; restore the slices with the same steps."
                 )
 
     def _healthy_maps(self, axes):
+        if not any(steps.needs_healthy for steps in self.variants.values()):
+            return None
         if self.healthy is None:
             raise InputError("normalize and relative need the healthy maps of a calibration.")
         return self.healthy.at(axes)
@@ -269,18 +270,13 @@ class Cohort:
 
 
 def from_cache(
-    cohorts: Sequence[Cohort],
-    *,
-    points: Mapping[str, Sequence[Any]] | None = None,
-    variants: Mapping[str, Postprocessing] | None = None,
+    cohorts: Sequence[Cohort], *, points: Mapping[str, Sequence[Any]] | None = None
 ) -> Scans:
     """The subjects of one or several cohorts as `LabeledScan`s, in the given order.
 
     Args:
         cohorts: of restored slices.
         points: {score: [`calibration.Threshold`]} from healthy subjects.
-        variants: {name: steps}, scores in place of that of the cohorts' own post-processing, which
-            must need whatever one of these needs.
     """
     masks = [
         Mask(point.name, score, point.threshold)
@@ -293,17 +289,12 @@ def from_cache(
             with cohort.open_cache() as cache:
                 affine, corner = cache.grid_affine, cache.crop[::2]
             for subject in cohort.subjects():
-                scores = {name: subject.score(name) for name in cohort.scores}
-                if variants:
-                    processed = {name: subject.processed(v) for name, v in variants.items()}
-                    scores.pop("score", None)
-                    scores = {"residual": scores.pop("residual"), **processed, **scores}
-                yield _stacked(subject, scores, masks, affine, corner)
+                yield _stacked(subject, cohort.scores, masks, affine, corner)
 
     return Scans(sum(len(cohort.positions_by_subject()) for cohort in cohorts), read)
 
 
-def _stacked(subject, scores, masks, affine, corner):
+def _stacked(subject, names, masks, affine, corner):
     """The `LabeledScan` of `SubjectSlices`, each slice at its place along z if that is known."""
     index = subject.slice_index
     whole = bool((index >= 0).all() and len(np.unique(index)) == len(index))
@@ -311,8 +302,7 @@ def _stacked(subject, scores, masks, affine, corner):
     if affine is not None:
         affine = affine @ from_matvec(np.eye(3), (*corner, index.min()))
     brain, truth = stack_volume(subject.mask, index), stack_volume(subject.label, index)
-    scores = {name: stack_volume(score, index) for name, score in scores.items()}
-    masks = [mask for mask in masks if mask.score in scores]
+    scores = {name: stack_volume(subject.score(name), index) for name in names}
     return LabeledScan(subject.subject_id, affine, brain, truth, scores, masks, whole)
 
 
@@ -323,7 +313,7 @@ def largest_lesions(cohorts: Sequence[Cohort], number: int) -> dict[str, np.ndar
         titles [n]; observed, restored, residual and truth [n, H, W].
     """
     kept = []
-    plain = [replace(cohort, postprocessing=None) for cohort in cohorts]
+    plain = [replace(cohort, variants={}) for cohort in cohorts]
     for subject in (subject for cohort in plain for subject in cohort.subjects()):
         areas = subject.truth.sum(axis=(1, 2))
         best = int(np.argmax(areas))

@@ -86,7 +86,7 @@ def _measured(result):
         return None
     from tf_lesion.evaluation.measure import measure
 
-    return measure([result.labeled(scores=[result.made_from])]).scans.iloc[0].to_dict()
+    return measure([result.labeled(every=False)]).scans.iloc[0].to_dict()
 
 
 def _numbers(result, truth):

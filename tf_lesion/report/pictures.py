@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import ndimage
 
 from tf_lesion.evaluation.metrics import Curve
 from tf_lesion.evaluation.plots import BAR_LABELS, WINDOW_PERCENTILE, as_seen, curves, plt, save
@@ -49,8 +50,8 @@ def montage_figure(result: Result, chosen: np.ndarray) -> Figure:
     if result.made_from == "score":
         rows["score"] = result.volume("score")
     sizes = result.scan.voxel_sizes
-    extent_mm = [(part.stop - part.start) * size for part, size in zip(window, sizes, strict=False)]
-    height = MONTAGE_INCHES * extent_mm[1] / extent_mm[0]
+    width_mm, height_mm = result.brain[window][..., 0].shape * sizes[:2]
+    height = MONTAGE_INCHES * height_mm / width_mm
     figure, axes = plt.subplots(
         len(rows),
         len(chosen),
@@ -69,7 +70,10 @@ def montage_figure(result: Result, chosen: np.ndarray) -> Figure:
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name, fontsize=9, color="white")
         if cmap == RESIDUAL_MAP:
-            _color_bar(figure, picture, row, BAR_LABELS.get(name, name))
+            bar = figure.colorbar(picture, ax=row, fraction=0.03, pad=0.01)
+            bar.set_label(BAR_LABELS.get(name, name), color="white", fontsize=7)
+            bar.ax.tick_params(colors="white", labelsize=7)
+            bar.outline.set_visible(False)
     for axis, z in zip(axes[0], chosen, strict=True):
         _outline(axis, result.mask[(*window, z)], MASK_COLOR, "-")
         if result.truth is not None:
@@ -111,12 +115,12 @@ def montage_slices(
 def _window_around(brain, voxel_sizes):
     """Pair of slices (x, y) that hold the brain and a margin."""
     window = []
-    for axis in (0, 1):
-        inside = np.flatnonzero(brain.any(axis=(1 - axis, 2)))
-        margin = round(MONTAGE_MARGIN_MM / voxel_sizes[axis])
-        window.append(slice(max(inside[0] - margin, 0), inside[-1] + margin + 1))
-    size = [min(part.stop, length) for part, length in zip(window, brain.shape, strict=False)]
-    return tuple(slice(part.start, stop) for part, stop in zip(window, size, strict=True))
+    for part, size in zip(
+        ndimage.find_objects(brain.astype(np.uint8))[0], voxel_sizes, strict=True
+    ):
+        margin = round(MONTAGE_MARGIN_MM / size)
+        window.append(slice(max(part.start - margin, 0), part.stop + margin))
+    return tuple(window[:2])
 
 
 def _limits(values):
@@ -133,13 +137,6 @@ def _outline(axis, mask, color, style):
         axis.contour(as_seen(mask), levels=[0.5], colors=color, linewidths=0.8, linestyles=style)
 
 
-def _color_bar(figure, picture, row, label):
-    bar = figure.colorbar(picture, ax=row, fraction=0.03, pad=0.01)
-    bar.set_label(label, color="white", fontsize=7)
-    bar.ax.tick_params(colors="white", labelsize=7)
-    bar.outline.set_visible(False)
-
-
 def roc(series: dict[str, tuple]) -> str:
     """SVG of ROC curves, {name: (fpr, tpr)}."""
     thinned = {}
@@ -147,7 +144,7 @@ def roc(series: dict[str, tuple]) -> str:
         rows = _thinned(np.arange(len(rates[0])))
         thinned[name] = [np.asarray(rate)[rows] for rate in rates]
     labels = {"xlabel": "false positive rate", "ylabel": "true positive rate"}
-    return _svg(*curves(thinned, limits=(0, 1), diagonal=True, markers=False, **labels))
+    return _svg(curves(thinned, rates=True, markers=False, **labels)[0])
 
 
 def threshold_curves(curve: Curve, marked: dict[str, float]) -> str:
@@ -171,7 +168,7 @@ def threshold_curves(curve: Curve, marked: dict[str, float]) -> str:
         axis.text(threshold, 1.01, label, fontsize=7, ha="center", color="0.3")
     axis.set(ylim=(0, 1))
     axis.set_xlim(left=0)
-    return _svg(figure, axis)
+    return _svg(figure)
 
 
 def _thinned(values):
@@ -221,7 +218,7 @@ def shown_range(result: Result) -> tuple[float, float]:
     return lowest, max(float(np.percentile(inside, 99.9)), 1.5 * lowest, 1e-6)
 
 
-def _svg(figure, _):
+def _svg(figure):
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
