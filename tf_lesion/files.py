@@ -6,20 +6,22 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where and what to do."""
 
 
-def refuse_existing(path, *, force):
+def refuse_existing(path: str | Path, *, force: bool) -> None:
     """Raise `FileExistsError` if `path` exists and `force` is false."""
     if Path(path).exists() and not force:
         raise FileExistsError(f"Output {path} exists; choose another name or pass --force.")
 
 
-def require_space(folder, num_bytes):
+def require_space(folder: Path, num_bytes: int) -> None:
     """Raise `OSError` unless `folder` has room for a file of `num_bytes`.
 
     Asked before HDF5 writes: the library cannot close a file that it could not write.
@@ -40,7 +42,7 @@ def require_space(folder, num_bytes):
 
 
 @contextlib.contextmanager
-def written_whole(path, *, force=True):
+def written_whole(path: str | Path, *, force: bool = True) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it on success, delete it on any failure.
 
     The temporary name keeps the suffix of `path` (".nii.gz" included), because writers choose the
@@ -65,7 +67,7 @@ def written_whole(path, *, force=True):
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path, values):
+def write_json(path: str | Path, values: Any) -> None:
     """Write `values` as indented JSON, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")

@@ -5,10 +5,12 @@ Its kernels have the layouts of ours: [kh, kw, in, out], and [kh, kw, out, in] w
 
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tf_lesion.baselines import make_model
+from tf_lesion.config import Config
 from tf_lesion.files import InputError
 from tf_lesion.presets import preset
 
@@ -17,7 +19,7 @@ _VAE_MARK = "q_zx/z_mean/kernel/Variable"
 _PRIOR_MEAN = "p_z_wc/z_wc_mean/kernel/Variable"
 
 
-def is_checkpoint(path):
+def is_checkpoint(path: str | Path) -> bool:
     """Whether `path` is a folder with a TF1 checkpoint (an `.index` file and no run beside it)."""
     path = Path(path)
     return path.is_dir() and not (path / "config.json").exists() and _newest(path) is not None
@@ -38,13 +40,10 @@ def _conv(scope, kernel="kernel", bias="convbiases"):
 
 
 def _decoder_layers(decoder, scope):
-    up = {"kernel": "upkernel", "bias": "upconvbiases"}
     yield decoder.input_layer, _conv(f"{scope}/1x1convlayer")
-    for number, layer in zip((1, 2), decoder.low, strict=True):
-        yield layer, _conv(f"{scope}/3x3upconvlayer{number}", up["kernel"], up["bias"])
+    for number, layer in zip((1, 2, 4, 5), (*decoder.low, *decoder.high), strict=True):
+        yield layer, _conv(f"{scope}/3x3upconvlayer{number}", "upkernel", "upconvbiases")
     yield decoder.middle, _conv(f"{scope}/3x3upconvlayer3")
-    for number, layer in zip((4, 5), decoder.high, strict=True):
-        yield layer, _conv(f"{scope}/3x3upconvlayer{number}", up["kernel"], up["bias"])
     yield decoder.mean_head, _conv(f"{scope}/y_mean")
     yield decoder.log_precision_head, _conv(f"{scope}/y_logvarinv")
 
@@ -65,7 +64,7 @@ def _layers(model):
     yield from _decoder_layers(model.decoder, "p_xz" if is_vae else "p_x_z")
 
 
-def variable_names(model):
+def variable_names(model: keras.Model) -> dict[str, keras.Variable]:
     """{name in the released code: variable of ours} for every weight of the model."""
     return {
         name: variable
@@ -74,8 +73,8 @@ def variable_names(model):
     }
 
 
-def read_config(folder):
-    """The `released` config of the checkpoint: model, K and latent channels read from its shapes.
+def read_config(folder: str | Path) -> tuple[str, Config]:
+    """(prefix, `released` config) of a checkpoint: model, K, latent channels from its shapes.
 
     Raises:
         InputError: if there is no checkpoint, or not one of the released GMVAE or VAE.
@@ -101,7 +100,7 @@ def read_config(folder):
     return prefix, preset("released", "gmvae").replace(network=network)
 
 
-def load(folder, *, config=None):
+def load(folder: str | Path, *, config: Config | None = None) -> tuple[keras.Model, Config]:
     """Model with the weights of a TF1 checkpoint, and its config.
 
     Args:
@@ -122,7 +121,7 @@ def load(folder, *, config=None):
         if value.shape != tuple(variable.shape):
             raise InputError(
                 f"{prefix}: {name} has shape {value.shape}, expected {tuple(variable.shape)}; "
-                f"is it a checkpoint of another --clusters?"
+                f"is it a checkpoint of another number of clusters?"
             )
         variable.assign(value.astype(np.float32))
     return model, config
