@@ -28,6 +28,14 @@ SECONDS_PER_SLICE_STEP = {
 }
 
 
+class StoppedError(RuntimeError):
+    """Training was stopped by a signal and has saved its state."""
+
+    def __init__(self, signal: int):
+        super().__init__(f"stopped by signal {signal}; the same command goes on")
+        self.signal = signal
+
+
 @dataclass(frozen=True)
 class Part:
     """One part.

@@ -17,8 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.experiment import Experiment, MethodSettings, Sizes
-from eval.parts import Part, fingerprint
-from eval.runner import StoppedError
+from eval.parts import Part, StoppedError, fingerprint
 from tf_lesion import tf1
 from tf_lesion.caches.restore import chosen_rows, restore_to_file
 from tf_lesion.caches.restored import RestoredReader

@@ -8,21 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from eval.parts import Part, plan
+from eval.parts import Part, StoppedError, plan
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, write_json
 from tf_lesion.provenance import stamp
 
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 SIGNALED = 128  # plus the signal's number
-
-
-class StoppedError(RuntimeError):
-    """Training was stopped by a signal and has saved its state."""
-
-    def __init__(self, signal: int):
-        super().__init__(f"stopped by signal {signal}; the same command goes on")
-        self.signal = signal
 
 
 def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser:

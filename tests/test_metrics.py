@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eval import benchmark, benchmark_metrics
 from tf_lesion.detection.lesions import lesion_counts, stack_volume
 from tf_lesion.evaluation import metrics
 from tf_lesion.evaluation.metrics import (
@@ -130,20 +129,6 @@ def test_integer_and_half_scores_are_counted_as_their_float64_values():
         counts = count_at(np.array([0, 1, 3], dtype), lesion, [0.0, 1.0, 2.5])
         np.testing.assert_array_equal(counts[TP], [1, 1, 1])
         np.testing.assert_array_equal(counts[FP], [1, 0, 0])
-
-
-def test_one_pass_is_counted_as_the_benchmarks_plain_counts():
-    measured = benchmark_metrics.benchmark_metrics(20_000, progress=False)
-    assert measured.equal
-
-
-def test_benchmark_says_whether_its_promises_held(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark_metrics, "GIGABYTES_LIMIT", 1e9)  # of all tests so far
-    monkeypatch.setattr(benchmark_metrics, "SPEEDUP_LIMIT", 0.0)
-    assert benchmark.main(["metrics", "--voxels", "1000"]) == 0
-    monkeypatch.setattr(benchmark_metrics, "SPEEDUP_LIMIT", 1e9)
-    assert benchmark.main(["metrics", "--voxels", "1000"]) == 1
-    assert "same integers: yes" in capsys.readouterr().out
 
 
 def test_bad_counts_are_refused():

@@ -12,6 +12,7 @@ up to rounding.
 import json
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -44,20 +45,20 @@ class Placement:
     workers: int = 1
 
     @property
-    def chief(self):
+    def chief(self) -> bool:
         """Whether this process writes the run."""
         return self.worker == 0
 
     @property
-    def replicas(self):
+    def replicas(self) -> int:
         """Number of devices."""
         return self.strategy.num_replicas_in_sync
 
-    def local(self, rows):
+    def local(self, rows: np.ndarray) -> np.ndarray:
         """The part of a global batch [B] that this process reads."""
         return np.split(rows, self.workers)[self.worker]
 
-    def spread(self, values):
+    def spread(self, values: tf.Tensor) -> Any:
         """A batch of this process, split over its devices."""
         parts = tf.split(values, self.replicas // self.workers)
         first = self.worker * len(parts)
@@ -65,7 +66,7 @@ class Placement:
             lambda context: parts[context.replica_id_in_sync_group - first]
         )
 
-    def check_batch(self, batch_size):
+    def check_batch(self, batch_size: int) -> None:
         """Raise `InputError` unless every replica gets the same number of slices."""
         if batch_size % self.replicas:
             raise InputError(
@@ -74,7 +75,7 @@ class Placement:
             )
 
 
-def make_placement(kind="none"):
+def make_placement(kind: str = "none") -> Placement:
     """The `Placement` of a kind; call it before anything else of TensorFlow.
 
     Raises:

@@ -7,12 +7,15 @@ RUN/losses.csv, RUN/test_losses.csv, RUN/tensorboard/, RUN/pictures/
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import Config
 from tf_lesion.files import InputError, write_json
 from tf_lesion.provenance import stamp
@@ -25,33 +28,33 @@ class Run:
     folder: Path
 
     @property
-    def config_path(self):
+    def config_path(self) -> Path:
         """The file with the resolved settings."""
         return self.folder / "config.json"
 
     @property
-    def checkpoints(self):
+    def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.folder / "checkpoints"
 
     @property
-    def reference_path(self):
+    def reference_path(self) -> Path:
         """The file with the reference intensities."""
         return self.folder / "reference.npy"
 
-    def write(self, config, cache):
+    def write(self, config: Config, cache: SliceCache) -> None:
         """Save the settings and what later steps must know of the training cache."""
         content = {**config.to_dict(), **stamp(), "data": describe(cache)}
         self.write_content(content, cache.reference)
 
-    def write_content(self, content, reference):
+    def write_content(self, content: dict[str, Any], reference: np.ndarray | None) -> None:
         """Save the content of config.json, and the reference [Q] if there is one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.config_path, content)
         if reference is not None:
             np.save(self.reference_path, reference)
 
-    def read(self):
+    def read(self) -> tuple[Config, dict[str, Any]]:
         """(`Config`, what the run knows of its data) as written.
 
         Raises:
@@ -71,16 +74,16 @@ class Run:
                 f"{self.config_path} is not a run's configuration: {error}."
             ) from error
 
-    def latest_checkpoint(self):
+    def latest_checkpoint(self) -> str | None:
         """Prefix of the newest checkpoint, or None."""
         return tf.train.latest_checkpoint(str(self.checkpoints))
 
-    def step(self):
+    def step(self) -> int:
         """Training step of the newest checkpoint."""
         return int(self.latest_checkpoint().rsplit("-", 1)[1])
 
 
-def describe(cache):
+def describe(cache: SliceCache) -> dict[str, Any]:
     """What restoring a scan must know of the cache a model was trained on, JSON-serialisable."""
     affine = cache.grid_affine
     return {
@@ -93,7 +96,7 @@ def describe(cache):
     }
 
 
-def named_variables(variables):
+def named_variables(variables: Iterable) -> dict[str, tf.Variable]:
     """{path: tf.Variable} of Keras variables, for checkpoints.
 
     A checkpoint of a Keras 3 model leaves out, silently, the layers that it keeps in lists.
@@ -101,7 +104,7 @@ def named_variables(variables):
     return {variable.path: variable.value for variable in variables}
 
 
-def restore_weights(model, run):
+def restore_weights(model: Any, run: Run) -> None:
     """Read the weights of the run's newest checkpoint into the model.
 
     Raises:
@@ -121,7 +124,7 @@ def restore_weights(model, run):
         ) from error
 
 
-def save_weights(model, run, *, step):
+def save_weights(model: Any, run: Run, *, step: int) -> None:
     """Write a checkpoint of the weights alone."""
     weights = tf.train.Checkpoint(model=named_variables(model.weights))
     manager = tf.train.CheckpointManager(weights, str(run.checkpoints), 1)

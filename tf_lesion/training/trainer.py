@@ -8,8 +8,10 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tf_lesion.training.distribution import WORKER_ERRORS, make_placement
-from tf_lesion.training.runs import named_variables
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.config import Config
+from tf_lesion.training.distribution import WORKER_ERRORS, Placement, make_placement
+from tf_lesion.training.runs import Run, named_variables
 from tf_lesion.training.update import GRADIENT_NORM, Updater
 
 TEST_SLICES = 64  # fixed slices of `Test` on which the test losses are measured
@@ -25,7 +27,7 @@ class WorkerLostError(RuntimeError):
     """Another process of a distributed training died."""
 
 
-def batch_rows(step, *, num_rows, batch_size, seed):
+def batch_rows(step: int, *, num_rows: int, batch_size: int, seed: int) -> np.ndarray:
     """Rows of the batch of `step`: each epoch is a permutation of its own; [batch_size].
 
     A pure function, so that a resumed run sees the batches of the uninterrupted one.
@@ -45,7 +47,7 @@ def _permutation(num_rows, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
-def batches(cache, config, start, placement):
+def batches(cache: SliceCache, config: Config, start: int, placement: Placement) -> tf.data.Dataset:
     """Dataset of (rows [B], images [B, H, W, 1]) from step `start` on, read ahead.
 
     B slices are the part of the batch that this process takes.
@@ -85,7 +87,16 @@ class Trainer:
         placement: `distribution.Placement`; one device by default.
     """
 
-    def __init__(self, run, config, *, train, test, resume=False, placement=None):
+    def __init__(
+        self,
+        run: Run,
+        config: Config,
+        *,
+        train: SliceCache,
+        test: SliceCache,
+        resume: bool = False,
+        placement: Placement | None = None,
+    ):
         self.run, self.config, self.train_cache, self.test_cache = run, config, train, test
         self.placement = placement or make_placement()
         self.update = Updater(config, self.placement)
@@ -108,7 +119,7 @@ class Trainer:
         self._reconstruct = tf.function(self.model.reconstruct)
         self._stopped_by = None
 
-    def fit(self):
+    def fit(self) -> int | None:
         """Train to the end, or until Ctrl-C or SIGTERM; either way the last step is saved.
 
         Returns:
@@ -150,7 +161,7 @@ class Trainer:
         self.save()
         return self._stopped_by
 
-    def save(self):
+    def save(self) -> None:
         """Write a checkpoint of weights, optimizer and step, unless there is one of this step."""
         if not self.placement.chief:
             return
@@ -159,7 +170,7 @@ class Trainer:
         if newest is None or not newest.endswith(f"-{step}"):
             self._manager.save(checkpoint_number=step)
 
-    def test_losses(self):
+    def test_losses(self) -> dict[str, float]:
         """Terms of the loss on fixed test slices with fixed noise, means over slices, by name."""
         rows = _fixed_rows(self.test_cache, TEST_SLICES)
         size = self.config.training.batch_size

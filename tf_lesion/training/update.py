@@ -1,13 +1,16 @@
 """One training step of any method: gradients, their limit, optimizers; on one device or many."""
 
 import contextlib
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_lesion import augmentation
 from tf_lesion.baselines import make_model
+from tf_lesion.config import Config
 from tf_lesion.noise import slice_noise
+from tf_lesion.training.distribution import Placement
 
 GRADIENT_NORM = "gradient_norm"
 
@@ -47,7 +50,7 @@ class Updater:
         step: tf.Variable, steps taken.
     """
 
-    def __init__(self, config, placement):
+    def __init__(self, config: Config, placement: Placement):
         placement.check_batch(config.training.batch_size)
         self.config, self.placement = config, placement
         keras.utils.set_random_seed(config.seed)
@@ -60,7 +63,7 @@ class Updater:
             self.step = tf.Variable(0, dtype=tf.int64, name="step")
         self._compiled = tf.function(self._everywhere if placement.replicas > 1 else self._here)
 
-    def __call__(self, images, rows):
+    def __call__(self, images: tf.Tensor, rows: tf.Tensor) -> dict[str, tf.Tensor]:
         """Take one step.
 
         Args:
@@ -78,12 +81,14 @@ class Updater:
         losses = self._compiled(images, rows, tf.constant(training.kl_weight(step), tf.float32))
         return {name: float(value) for name, value in losses.items()}
 
-    def graph(self, images):
+    def graph(self, images: tf.Tensor) -> Any:
         """The step on these images as a `tf.function` without arguments, for counting."""
         rows = tf.range(len(images), dtype=tf.int64)
         return tf.function(lambda: self._losses(tf.constant(images), rows, tf.constant(1.0)))
 
-    def noise(self, rows, step, stream, *, extra=None):
+    def noise(
+        self, rows: tf.Tensor, step: Any, stream: str, *, extra: dict | None = None
+    ) -> dict[str, tf.Tensor]:
         """Noise of the model for some slices, and of `extra` shapes."""
         shapes = {**self.model.noise_shapes, **(extra or {})}
         return slice_noise(shapes, seed=self.config.seed, step=step, slices=rows, stream=stream)
@@ -110,7 +115,7 @@ class Updater:
             images, noise, step=self.step, kl_weight=kl_weight, descend=self.descend, **options
         )
 
-    def descend(self, tape, objectives):
+    def descend(self, tape: tf.GradientTape, objectives: dict) -> dict[str, tf.Tensor]:
         """One step of each optimizer that has an objective; all gradients are taken before."""
         gradients, norms = {}, {}
         for name, objective in objectives.items():
