@@ -81,7 +81,6 @@ def test_the_command_runs_from_the_wheel_alone(unpacked):
     assert run.stdout == f"tf-lesion {tf_lesion.__version__}\n", run.stderr
 
 
-@pytest.mark.xfail(reason="the redesign goes on", strict=False)
 def test_all_that_the_library_imports_is_a_dependency(unpacked):
     (metadata,) = unpacked.glob("*.dist-info/METADATA")
     required = [

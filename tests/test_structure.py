@@ -77,12 +77,10 @@ def test_a_cycle_would_be_found_also_inside_of_a_function():
     assert set(_imported(tree)) == {"tf_lesion.files"}
 
 
-@pytest.mark.xfail(reason="the redesign goes on", strict=False)
 def test_no_import_cycle():
     assert _cycle(IMPORTS) is None
 
 
-@pytest.mark.xfail(reason="the redesign goes on", strict=False)
 def test_the_library_imports_neither_commands_nor_cohorts():
     up = {
         (name, other)
@@ -93,7 +91,6 @@ def test_the_library_imports_neither_commands_nor_cohorts():
     assert up == set()
 
 
-@pytest.mark.xfail(reason="the redesign goes on", strict=False)
 def test_no_option_is_declared_outside_of_the_table():
     declared = []
     for path in [*FILES.values(), *SCRIPTS]:
@@ -113,7 +110,6 @@ def test_no_option_is_declared_outside_of_the_table():
     assert declared == []
 
 
-@pytest.mark.xfail(reason="the redesign goes on", strict=False)
 def test_every_option_of_the_table_is_declared_once_and_used():
     (table,) = (
         node.value
@@ -149,7 +145,6 @@ def _untyped(function):
     return bare + ["return"] * returns
 
 
-@pytest.mark.xfail(reason="the redesign goes on", strict=False)
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("tf_lesion")])
 def test_everything_public_has_a_whole_signature_of_types(name):
     untyped = {public: _untyped(node) for public, node in _public(TREES[name].body)}
