@@ -57,17 +57,17 @@ def find_scans(
         FileNotFoundError, InputError: without a folder or scans, or with two scans of one name.
     """
     folder = Path(folder)
-    found = discovery.find_scans(folder, [pattern] if pattern else PATTERNS)
-    scans = [scan for scan in found if not _is_result(scan, folder, out)]
-    if not scans:
+    subjects = discovery.find_subjects(
+        folder,
+        [pattern] if pattern else PATTERNS,
+        suffixes=discovery.SUFFIXES,
+        keep=lambda scan: not _is_result(scan, folder, out),
+        rename=name_of,
+        mask_pattern=mask_pattern,
+        seg_pattern=seg_pattern,
+    )
+    if not subjects:
         raise InputError(f"No scans found in {folder}, only results; give the folder of the scans.")
-    patterns = {"mask_pattern": mask_pattern, "seg_pattern": seg_pattern}
-    names = discovery.scan_names(scans, folder, suffixes=discovery.SUFFIXES)
-    subjects = [
-        discovery.subject_with_files(name_of(scan, name), scan, folder, **patterns)
-        for scan, name in zip(scans, names, strict=True)
-    ]
-    discovery.check_unique(subjects)
     subjects = _participants(subjects, labels)
     return [
         replace(subject, label=subject.label or discovery.segmentation_beside(subject.scan))

@@ -35,6 +35,7 @@ def find_subjects(
     *,
     suffixes: Iterable[str] = (),
     keep: Callable[[Path], bool] | None = None,
+    rename: Callable[[Path, str], str] | None = None,
     mask_pattern: str | None = None,
     seg_pattern: str | None = None,
 ) -> list[Subject]:
@@ -45,24 +46,36 @@ def find_subjects(
         patterns: globs of the scans.
         suffixes: what to leave out of a file's name to get the subject's.
         keep: which of the scans found are wanted; by default all.
+        rename: (scan, its name by `scan_names`) -> the name of its subject.
         mask_pattern: glob of the brain masks, with {subject} and {folder}; exactly one per scan.
         seg_pattern: glob of the segmentations, likewise.
 
     Returns:
-        `Subject`s; those without exactly one file by a pattern have a `problem`.
+        `Subject`s, possibly none; those without exactly one file by a pattern have a `problem`.
 
     Raises:
-        FileNotFoundError, InputError: without a folder or scans, or with two scans of a subject
-            (among those wanted).
+        FileNotFoundError, InputError: without a folder or scans, or with two scans of a subject.
     """
-    scans = find_scans(folder, patterns)
-    subjects = [
+    scans = [scan for scan in find_scans(folder, patterns) if keep is None or keep(scan)]
+    names = scan_names(scans, folder, suffixes=suffixes)
+    if rename is not None:
+        names = [rename(scan, name) for scan, name in zip(scans, names, strict=True)]
+    _check_unique(names, scans)
+    return [
         subject_with_files(name, scan, folder, mask_pattern=mask_pattern, seg_pattern=seg_pattern)
-        for name, scan in zip(scan_names(scans, folder, suffixes=suffixes), scans, strict=True)
-        if keep is None or keep(scan)
+        for name, scan in zip(names, scans, strict=True)
     ]
-    check_unique(subjects)
-    return subjects
+
+
+def _check_unique(names, scans):
+    seen = {}
+    for name, scan in zip(names, scans, strict=True):
+        if name in seen:
+            raise InputError(
+                f"Two scans of {name}: {seen[name]} and {scan}; narrow the pattern to one scan per "
+                "subject."
+            )
+        seen[name] = scan
 
 
 def find_scans(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
@@ -142,18 +155,6 @@ def _companion(argument, pattern, name, scan, folder):
         names = ", ".join(path.name for path in found) or "none"
         raise InputError(f"expected one file for {argument} {wanted}, found {names}")
     return found[0]
-
-
-def check_unique(subjects: Iterable[Subject]) -> None:
-    """Raise `InputError` if two scans have one name."""
-    seen = {}
-    for subject in subjects:
-        if subject.name in seen:
-            raise InputError(
-                f"Two scans of {subject.name}: {seen[subject.name]} and {subject.scan}; "
-                "narrow the pattern to one scan per subject."
-            )
-        seen[subject.name] = subject.scan
 
 
 def segmentation_beside(scan: Path) -> Path | None:
