@@ -78,6 +78,9 @@ def compare_numbers(checkpoint: Path, reference_path: Path) -> int:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # before TensorFlow is imported
     import numpy as np
 
+    from tf_lesion import devices
+
+    devices.start()
     from eval.compare_numbers import compare, quantities
     from tf_lesion import tf1
 

@@ -23,6 +23,7 @@ def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser
     add(arguments, "--config", required=True)
     add(arguments, "--out", help="folder in place of the configuration's own")
     add(arguments, "--dry-run", help="list the parts and the work that is left")
+    add(arguments, "--device", "--threads")
     add(arguments, "--force", help="overwrite results made from other settings")
     return arguments
 
@@ -39,6 +40,9 @@ def prepare(
     Returns:
         (`Experiment`, [`MethodParts`]), or None after a dry run.
     """
+    from tf_lesion import devices
+
+    devices.start(device=options.device, threads=options.threads)
     from eval.experiment import read_experiment
 
     experiment = read_experiment(options.config, out=options.out)

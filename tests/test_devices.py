@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 # What a method computes, in two convolutions of each kind and one step of training.
 PROGRAM = """
 import hashlib, json
-from tf_lesion import devices
+import sys
+from tf_lesion import devices, prior
+assert "tensorflow" not in sys.modules
 devices.start(device="cpu", threads=2)
 import keras
 import numpy as np

@@ -16,7 +16,6 @@ from tf_lesion.calibration.file import FILE_NAME, Calibration
 from tf_lesion.calibration.legacy import read_legacy
 from tf_lesion.config import AUTO, Config, RestorationConfig
 from tf_lesion.files import InputError, refuse_existing, written_whole
-from tf_lesion.presets import check
 
 PACKAGE = Path(__file__).parent / "pretrained"
 PRETRAINED = {"pretrained": "gmvae", "pretrained-vae": "vae"}  # name -> folder in the package
@@ -90,6 +89,8 @@ class Prior:
             raise InputError(
                 f"Expected tv_weight as a number or auto, got {tv_weight!r}."
             ) from error
+        from tf_lesion.presets import check  # imports TensorFlow
+
         restoration = self.config.restoration
         restoration = restoration if solver is None else restoration.with_solver(solver)
         values = {"tv_weight": tv_weight, "steps": steps}

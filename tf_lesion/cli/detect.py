@@ -49,9 +49,10 @@ def restoring() -> tuple[str, ...]:
 def load_prior(options: Any) -> Any:
     """The `Prior` of --model, with the calibration of --calibration in place of its own."""
     from tf_lesion import devices
-    from tf_lesion.prior import load
 
     devices.start(device=options.device, threads=options.threads, tf32=options.precision == "tf32")
+    from tf_lesion.prior import load
+
     prior = load(options.model, precision=options.precision)
     if options.calibration is None:
         return prior
