@@ -183,13 +183,16 @@ class RestorationConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RestorationConfig":
-        """Inverse of `to_dict`; the paper's schedule was once called released, too."""
-        values = dict(values)
-        sizes = tuple(tuple(pair) for pair in values.pop("step_sizes"))
-        name = values.pop("solver", "released")
-        if name == "released" and sizes == SOLVERS["paper"].step_sizes:
-            name = "paper"
-        return cls().changed(solver=SOLVERS[name], step_sizes=sizes, **values)
+        """Inverse of `to_dict`."""
+        values = {**values, "step_sizes": tuple(tuple(pair) for pair in values["step_sizes"])}
+        return cls().changed(**{**values, "solver": SOLVERS[solver_name(values)]})
+
+
+def solver_name(stored: dict[str, Any]) -> str:
+    """The solver of stored settings; the paper's schedule was once called released, too."""
+    name, sizes = stored.get("solver", "released"), stored.get("step_sizes", ())
+    paper = tuple(map(tuple, sizes)) == SOLVERS["paper"].step_sizes
+    return "paper" if paper and name == "released" else name
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,19 @@ class Prior:
         """Short hash of the weights: results made with one model are told from another's."""
         return getattr(self.model, "exported_identity", None) or _hash(self.model)
 
+    @functools.cached_property
+    def _restorers(self):
+        return {}
+
+    def restorer(self, restoration: RestorationConfig, *, seed: int = 0) -> Any:
+        """The `restoration.Restorer` of these settings, compiled once."""
+        from tf_lesion.restoration import Restorer
+
+        key = restoration, seed
+        if key not in self._restorers:
+            self._restorers[key] = Restorer(self.model, restoration, seed=seed)
+        return self._restorers[key]
+
     @property
     def uses(self) -> frozenset:
         """Which of tv_weight, steps and solver mean something to it."""
@@ -165,7 +178,7 @@ class Prior:
         Raises:
             InputError: if shapes are not those, a number is below 1, or the restoration diverges.
         """
-        from tf_lesion.restoration import Restorer, restore
+        from tf_lesion.restoration import restore
 
         observed, mask = np.asarray(observed, np.float32), np.asarray(mask)
         size = (self.config.network.height, self.config.network.width)
@@ -180,7 +193,7 @@ class Prior:
                 f"Expected {len(observed)} slices and a batch_size of 1 or more, got "
                 f"{len(numbers)} and {batch_size}."
             )
-        restorer = Restorer(self.model, restoration or self.calibrated(), seed=seed)
+        restorer = self.restorer(restoration or self.calibrated(), seed=seed)
         done = np.empty_like(observed)
         for start in range(0, len(observed), batch_size):
             part = slice(start, start + batch_size)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tf_lesion.calibration.file import HEALTHY_SLICES, Calibration, Threshold
+from tf_lesion.config import solver_name
 from tf_lesion.detection.postprocessing import HealthyMaps
 from tf_lesion.files import InputError
 
@@ -42,7 +43,9 @@ def _joined(stored: dict[str, Any], maps: Path, identity: str) -> Calibration:
     chosen = stored.get("lambda", {})
     # Those of the score have the residual's too, of the same restoration: it may average.
     made = stored.get("thresholds_score") or stored.get("thresholds", {})
-    restoration = made.get("restoration", {})
+    restoration = dict(made.get("restoration", {}))
+    if "solver" in restoration:
+        restoration["solver"] = solver_name(restoration)
     steps = stored.get("postprocessing", {}).get("steps")
     return Calibration(
         model_identity=identity,

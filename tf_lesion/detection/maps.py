@@ -108,8 +108,6 @@ class Detector:
         batch_size: int = 16,
         slice_step: int = 1,
     ):
-        from tf_lesion.restoration import Restorer
-
         for name, value in (("batch_size", batch_size), ("slice_step", slice_step)):
             if value < 1:
                 raise InputError(f"Expected {name} of 1 or more, got {value}.")
@@ -121,7 +119,7 @@ class Detector:
         if points is None:
             points, self.unfit = own_points(prior, described, self.postprocessing)
         self.points = {point.key: point for point in points}
-        self._restorer = Restorer(prior.model, restoration, seed=seed)
+        self._restorer = prior.restorer(restoration, seed=seed)
         self.described = {
             **described,
             "slice_step": slice_step,
