@@ -60,7 +60,7 @@ class Calibration:
         cache_identity: of the healthy cache, or None if it is not known.
         cohort: subjects, slices and voxels of it; under `tv_weight` what lambda was chosen on.
         chosen_by: {what was chosen: "healthy slices" or "labels of ..."}.
-        made_with: version, commit and device.
+        made_with: `provenance.stamp`.
     """
 
     model_identity: str

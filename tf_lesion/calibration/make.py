@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from tf_lesion import __version__, devices
 from tf_lesion.caches.restore import check_restored, restore_to_file, restored_settings
 from tf_lesion.calibration.file import HEALTHY_SLICES, Calibration
 from tf_lesion.calibration.thresholds import check, find_thresholds
@@ -16,7 +15,7 @@ from tf_lesion.config import AUTO, TARGETS
 from tf_lesion.detection.postprocessing import HealthyMaps, HealthyResidual, Postprocessing
 from tf_lesion.evaluation.scans import Cohort, cache_axes_mm
 from tf_lesion.files import InputError
-from tf_lesion.provenance import commit
+from tf_lesion.provenance import stamp
 
 
 def calibrate(
@@ -105,11 +104,7 @@ def calibrate(
         cache_identity=cohort.settings.get("cache_identity"),
         cohort=_described(cohort) | _described_choice(choice),
         chosen_by=reasons,
-        made_with={
-            "tf_lesion_version": __version__,
-            "commit": commit(),
-            "device": devices.describe(),
-        },
+        made_with=stamp(),
     )
     if choice:
         partial.unlink(missing_ok=True)
