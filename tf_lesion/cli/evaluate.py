@@ -33,9 +33,7 @@ LOST_SHARE = 0.02  # of the lesion, outside the restored brain; above it a warni
 EXAMPLE = """examples:
   tf-lesion evaluate --results maps --out evaluation
   tf-lesion evaluate --restored restored.h5 --cache patients.h5 --out evaluation \\
-      --calibration runs/gmvae/calibration.h5
-
-Takes about 5 s per scan at 1 mm."""
+      --calibration runs/gmvae/calibration.h5"""
 
 
 def parser() -> argparse.ArgumentParser:
