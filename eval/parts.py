@@ -104,8 +104,9 @@ def fingerprint(path: str | Path) -> list:
 def measured_rates(root: str | Path) -> dict[str, float]:
     """{kind: seconds per slice-step} of the finished parts under `root`."""
     done = [json.loads(path.read_text()) for path in Path(root).glob(f"*/{DONE}")]
+    done = [part for part in done if part.get("slice_steps")]  # earlier versions have none
     rates = {}
-    for kind in {part["kind"] for part in done if part["slice_steps"]}:
+    for kind in {part["kind"] for part in done}:
         same = [part for part in done if part["kind"] == kind]
         total = sum(part["slice_steps"] for part in same)
         rates[kind] = sum(part["seconds"] for part in same) / total
