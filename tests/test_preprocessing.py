@@ -529,6 +529,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_same_cache(
     with h5py.File(out) as found, h5py.File(expected) as file:
         for name in ("Train", "Test", "Mask", "Reference"):
             np.testing.assert_array_equal(found[name][:], file[name][:])
+        assert found.attrs["identity"] == file.attrs["identity"]
 
 
 def test_parts_of_other_settings_or_changed_files_are_not_used_again(tmp_path):
@@ -567,6 +568,7 @@ def test_two_jobs_give_the_same_cache_as_one(healthy, tmp_path):
     with h5py.File(out) as found, h5py.File(expected) as file:
         for name in ("Train", "Test", "Train_info/subject_ids", "Train_info/slice_index"):
             np.testing.assert_array_equal(found[name][:], file[name][:])
+        assert found.attrs["identity"] == file.attrs["identity"]
 
 
 def _die(_):
