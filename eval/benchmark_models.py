@@ -7,7 +7,6 @@ solvers, against the number of steps, on patients.
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import keras
@@ -16,7 +15,7 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from eval.benchmark_data import Found, interleaved, made_up_slices, timed_once
+from eval.benchmark_data import Found, interleaved, made_up_slices
 from tf_lesion.baselines import make_model
 from tf_lesion.caches.restore import chosen_rows
 from tf_lesion.caches.slices import SliceCache
@@ -37,43 +36,12 @@ IMAGES_LIMIT, LOSS_LIMIT = 1e-4, 1e-5
 RESTORE_LIMITS = {"float32": 1.25, "bfloat16": 2.0}
 TRAIN_LIMITS = {"float32": 1.3, "bfloat16": 2.2}
 RUN_LIMIT = 8.0  # a whole restoration, multirate bfloat16 against plain
-MATRIX_SIZE, MATRIX_ROUNDS = 3072, 5  # of the matrix products that tell the machine's peak
 
 DRAWS = 8  # of the noise, for the objective of an image; the same for all images
 KEPT = 5  # points of each curve
 AUC_LIMIT = 0.005  # by which the fast ways may miss the released schedule in float32
 STREAM = "test"  # no noise of the restoration: its images are fitted to that
 COMPARED = [solver for solver in SOLVERS if solver != "paper"]
-
-
-def matrix_peak(dtype: str) -> float:
-    """GFLOP/s of a large matrix product in "float32" or "bfloat16": what the machine can do."""
-    matrix = tf.cast(tf.random.stateless_uniform([MATRIX_SIZE] * 2, [0, 1]), dtype)
-    product = tf.function(lambda: tf.reduce_sum(tf.cast((matrix @ matrix)[0], tf.float32)))
-    product()
-    seconds = min(timed_once(lambda: product().numpy())[1] for _ in range(MATRIX_ROUNDS))
-    return 2e-9 * MATRIX_SIZE**3 / seconds
-
-
-def graph_gflop(function: tf.types.experimental.GenericFunction) -> float:
-    """GFLOP of one call of a `tf.function` without arguments, as TensorFlow counts its operations.
-
-    Only the plain form is counted; a form with fewer products is credited with the work it saves.
-    """
-    profiler = tf.compat.v1.profiler
-    options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation())
-    options = options.with_empty_output().build()
-    graph = function.get_concrete_function().graph
-    return profiler.profile(graph, options=options).total_float_ops / 1e9
-
-
-def _with_speed(table, gflop):
-    """The table and the facts with GFLOP/s, also as a part of what the machine can do."""
-    peaks = {dtype: matrix_peak(dtype) for dtype in PRECISIONS}
-    kinds = table.index.str.contains("bfloat16")
-    table["GFLOP/s"] = gflop / table["seconds per step"]
-    table["of peak"] = table["GFLOP/s"] / np.where(kinds, peaks["bfloat16"], peaks["float32"])
-    return {f"matrix product GFLOP/s, {dtype}": peak for dtype, peak in peaks.items()}
 
 
 def _keeps(table, limits):
@@ -85,28 +53,24 @@ def _config(shape, precision):
     return preset("released").replace(network=network)
 
 
-def plain_gradient(model: Any, restoration: Any, image: Any, observed: Any, step: Any) -> tf.Tensor:
-    """Gradient of the MAP objective [B, H, W, 1] by automatic differentiation."""
-    slices = tf.range(tf.shape(observed, out_type=tf.int64)[0])
-    shapes = model.noise_shapes
-    noise = slice_noise(shapes, seed=0, step=step, slices=slices, stream="restoration")
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(image)
-        variation = restoration.tv_weight * tf.image.total_variation(observed - image)
-        objective = elbo(model.restoration_terms(image, noise)) - variation
-    return tape.gradient(objective, image)
-
-
 def plain_restoration(model: Any, restoration: Any) -> Callable:
     """(observed, mask, steps) -> images, as a loop of Python: gradient to the host, step there."""
-    compiled = tf.function(partial(plain_gradient, model, restoration))
-    solver = restoration.solver
+    solver, shapes = restoration.solver, model.noise_shapes
+
+    @tf.function
+    def gradient_of(image, observed, step, slices):
+        noise = slice_noise(shapes, seed=0, step=step, slices=slices, stream="restoration")
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(image)
+            variation = restoration.tv_weight * tf.image.total_variation(observed - image)
+            objective = elbo(model.restoration_terms(image, noise)) - variation
+        return tape.gradient(objective, image)
 
     def restored(observed, mask, steps):
-        image = observed.copy()
+        image, slices = observed.copy(), tf.range(len(observed), dtype=tf.int64)
         for step in range(steps):
-            given = map(tf.constant, (image, observed, step))
-            clipped = np.clip(compiled(*given), -solver.gradient_clip, solver.gradient_clip)
+            gradient = gradient_of(*map(tf.constant, (image, observed, step)), slices)
+            clipped = np.clip(gradient, -solver.gradient_clip, solver.gradient_clip)
             image += solver.step_size(step) * clipped * mask
         return image
 
@@ -136,9 +100,6 @@ def benchmark_restore(*, size: tuple[int, int], batch_size: int, rounds: int) ->
     ways = {"plain float32": lambda: plain(observed, mask, STEPS_TIMED)}
     ways |= {name: timed(restorer) for name, restorer in restorers.items()}
     table = interleaved(ways, rounds=rounds, unit="step", units=STEPS_TIMED)
-    fixed = (models["plain"], restoration, *map(tf.constant, (observed, observed, 0)))
-    gflop = graph_gflop(tf.function(lambda: plain_gradient(*fixed)))
-    facts = _with_speed(table, gflop)
     steps = [restoration.steps, *(each.restoration.steps for each in restorers.values())]
     table["seconds per slice"] = table["seconds per step"] * steps / batch_size
     found = restorers["float32"](observed, stop=STEPS_COMPARED, **given)[0].numpy()
@@ -146,8 +107,6 @@ def benchmark_restore(*, size: tuple[int, int], batch_size: int, rounds: int) ->
     whole = float(table["seconds per slice"].iloc[0] / table["seconds per slice"].iloc[-1])
     return table, {
         "what": f"restoration, batch of {batch_size}, {size[0]} x {size[1]} pixels",
-        "GFLOP per slice-step": gflop / batch_size,
-        **facts,
         f"largest difference after {STEPS_COMPARED} steps, float32": difference,
         "whole run, multirate bfloat16, times faster": whole,
         "passed": _keeps(table, RESTORE_LIMITS)
@@ -166,15 +125,11 @@ def benchmark_train(*, size: tuple[int, int], batch_size: int, rounds: int) -> F
         update = Updater(config.replace(training={"batch_size": batch_size}), make_placement())
         update.model.decoder.fast = not name.startswith("plain")
         ways[name] = lambda update=update: float(update(batch, rows)["nelbo"])
-        if name.startswith("plain"):
-            gflop = graph_gflop(update.graph(images))
     losses = {name: way() for name, way in ways.items()}
     table = interleaved(ways, rounds=rounds, unit="step")
     difference = abs(losses["float32"] / losses["plain float32"] - 1)
     return table, {
         "what": f"training, batch of {batch_size}, {size[0]} x {size[1]} pixels",
-        "GFLOP per slice-step": gflop / batch_size,
-        **_with_speed(table, gflop),
         "relative difference of the first loss, float32": difference,
         "passed": _keeps(table, TRAIN_LIMITS) and difference <= LOSS_LIMIT,
     }

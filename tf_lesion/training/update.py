@@ -81,11 +81,6 @@ class Updater:
         losses = self._compiled(images, rows, tf.constant(training.kl_weight(step), tf.float32))
         return {name: float(value) for name, value in losses.items()}
 
-    def graph(self, images: tf.Tensor) -> Any:
-        """The step on these images as a `tf.function` without arguments, for counting."""
-        rows = tf.range(len(images), dtype=tf.int64)
-        return tf.function(lambda: self._losses(tf.constant(images), rows, tf.constant(1.0)))
-
     def noise(
         self, rows: tf.Tensor, step: Any, stream: str, *, extra: dict | None = None
     ) -> dict[str, tf.Tensor]:
