@@ -13,7 +13,7 @@ from conftest import GOLDEN, golden
 from eval.compare_numbers import compare, quantities
 from tf_lesion import tf1
 from tf_lesion.files import InputError
-from tf_lesion.training.runs import load
+from tf_lesion.prior import load
 
 ROOT = Path(__file__).parent.parent
 FILES = ["gmvae_k6_forward", "gmvae_k6_restore", "gmvae_k6_train", "vae_forward", "vae_restore"]
