@@ -54,7 +54,7 @@ def test_steps_are_read_and_written_in_one_notation():
         seeds=2, flip=True, normalize=True, signed=True, median=3, erode=1
     )
     assert str(steps) == STEPS
-    assert Postprocessing.parse("") == Postprocessing()
+    assert Postprocessing.parse("") == Postprocessing.parse("none") == Postprocessing()
     assert Postprocessing.parse(str(Postprocessing(median=5))) == Postprocessing(median=5)
 
 
