@@ -1,11 +1,8 @@
 """Patients' T2 scans with segmentations (BRATS 2017, BraTS 2018-2023, any) -> the patient cache."""
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from preprocessing import cohort
 from tf_lesion.cli.command import command
@@ -14,7 +11,7 @@ from tf_lesion.files import InputError
 from tf_lesion.scans import discovery
 from tf_lesion.scans.discovery import ENDINGS, SUFFIXES, Subject
 
-DEFAULT_PATTERNS = [f"**/*{suffix}{ending}" for suffix in SUFFIXES for ending in ENDINGS]
+NAMES = [f"**/*{suffix}{ending}" for suffix in SUFFIXES for ending in ENDINGS]
 EXAMPLE = """example:
   python -m preprocessing.brats --input BRATS2017 --out lgg.h5 --reference healthy.h5 --grade LGG
   python -m preprocessing.brats --input ms --out ms.h5 --reference healthy.h5 \\
@@ -48,7 +45,7 @@ def find_subjects(
     folder = Path(folder)
     subjects = discovery.find_subjects(
         folder,
-        [pattern] if pattern else DEFAULT_PATTERNS,
+        [pattern] if pattern else NAMES,
         suffixes=SUFFIXES,
         keep=lambda scan: grade in ("all", _grade(scan, folder)),
         mask_pattern=mask_pattern,
@@ -79,36 +76,23 @@ def _grade(scan, folder):
     return next((name for name in names if name in GRADE_NAMES), None)
 
 
-def read_reference(path: str | Path) -> tuple[np.ndarray, float]:
-    """(quantiles [Q], voxel size in mm) of a healthy cache.
-
-    Raises:
-        FileNotFoundError, InputError: if it is no cache, or has no `Reference`.
-    """
+def _reference_and_voxel_size(path, asked):
+    """(quantiles [Q], voxel size in mm) of a healthy cache."""
     from tf_lesion.caches.slices import SliceCache
 
-    with SliceCache(path, "Test") as healthy:
-        if healthy.reference is None:
-            raise InputError(
-                f"{path}: no Reference to match histograms to; make the cache with "
-                "preprocessing.camcan, or pass --no-matching."
-            )
-        affine = healthy.grid_affine
-        size = cohort.DEFAULT_VOXEL_SIZE if affine is None else affine[0, 0]
-        return healthy.reference, float(size)
-
-
-def _reference_and_voxel_size(args):
-    """What to match to (or None) and the grid: the reference's unless --voxel-size says another."""
-    asked, path = args.voxel_size, args.reference
-    if args.no_matching:
-        return None, asked or cohort.DEFAULT_VOXEL_SIZE
     if path is None:
         raise InputError(
             "Expected --reference, the healthy cache to match histograms to; or --no-matching."
         )
-    quantiles, voxel_size = read_reference(path)
-    if asked is not None and asked != voxel_size:
+    with SliceCache(path, "Test") as healthy:
+        quantiles, affine = healthy.reference, healthy.grid_affine
+    if quantiles is None:
+        raise InputError(
+            f"{path}: no Reference to match histograms to; make the cache with "
+            "preprocessing.camcan, or pass --no-matching."
+        )
+    voxel_size = cohort.DEFAULT_VOXEL_SIZE if affine is None else float(affine[0, 0])
+    if asked not in (None, voxel_size):
         raise InputError(
             f"Expected --voxel-size {voxel_size:g}, that of {path}, got {asked:g}: a prior works "
             "on one voxel size."
@@ -116,7 +100,9 @@ def _reference_and_voxel_size(args):
     return quantiles, voxel_size
 
 
-def _parser() -> argparse.ArgumentParser:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if all subjects went in, 1 if some were skipped, 2 for bad input."""
     parser = parser_for(
         "python -m preprocessing.brats",
         "Prepare patients' T2 scans: align, mask, normalize, match histograms.",
@@ -128,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         parser,
         "--pattern",
-        help=f"glob of the scans, relative to --input; default: {' or '.join(DEFAULT_PATTERNS)}",
+        help=f"glob of the scans, relative to --input; default: {' or '.join(NAMES)}",
     )
     add(
         parser,
@@ -138,14 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(parser, "--no-labels")
     add(parser, "--voxel-size", help="mm of the MNI grid; default: that of the reference, else 1")
-    return parser
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 if all subjects went in, 1 if some were skipped, 2 for bad input."""
-    args = _parser().parse_args(argv)
-    reference, voxel_size = _reference_and_voxel_size(args)
+    args = parser.parse_args(argv)
+    if args.no_matching:
+        reference, voxel_size = None, args.voxel_size or cohort.DEFAULT_VOXEL_SIZE
+    else:
+        reference, voxel_size = _reference_and_voxel_size(args.reference, args.voxel_size)
     settings = cohort.settings_from(args, voxel_size)
     subjects = find_subjects(
         args.input,
@@ -154,8 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         mask_pattern=args.mask_pattern,
         seg_pattern=args.seg_pattern,
         labels=not args.no_labels,
-    )
-    subjects = subjects[: args.limit]
+    )[: args.limit]
     print(f"{len(subjects)} subjects.")
     shared = {"settings": settings, "reference": reference, "force": args.force}
     outcomes = cohort.prepare_all(subjects, args.out, jobs=args.jobs, **shared)

@@ -1,13 +1,11 @@
 """Healthy T2 scans (Cam-CAN, or any BIDS folder) -> the healthy cache, `Train` and `Test`."""
 
-import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from preprocessing import cohort
-from preprocessing.cohort import Outcome
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError
@@ -57,8 +55,8 @@ def read_test_list(path: str | Path, names: Sequence[str]) -> set[str]:
     """The names of the test subjects, one a line, from a file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        InputError: if it names a subject that is not there, or leaves none on either side.
+        FileNotFoundError, InputError: if there is no such file, or it names a subject that is not
+            there, or leaves none on either side.
     """
     listed = set(Path(path).read_text().split())
     unknown = sorted(listed - set(names))
@@ -75,35 +73,26 @@ def read_test_list(path: str | Path, names: Sequence[str]) -> set[str]:
     return listed
 
 
-def _check_reference_name(wanted, names):
-    if wanted is not None and wanted not in names:
-        raise InputError(
-            f"No subject {wanted!r} for --reference; the subjects are {names[0]} to {names[-1]}."
-        )
-
-
-def _reference_outcome(outcomes, test_names, wanted) -> Outcome:
-    """The outcome whose brain gives `Reference`: as asked, CC110033, or the first of Train.
-
-    Raises:
-        InputError: if what is left of the subjects cannot make a cache.
-    """
+def _reference_outcome(outcomes, test_names, wanted):
+    """The outcome whose brain gives `Reference`: as asked, CC110033, or the first of Train."""
     named = {outcome.subject.name: outcome for outcome in outcomes}
     if wanted is not None and not named[wanted].part:
         raise InputError(f"The --reference {wanted} could not be prepared: {named[wanted].reason}")
-    for dataset, names in (("Train", set(named) - test_names), ("Test", test_names)):
-        its_own = [outcome for name, outcome in named.items() if name in names]
+    train = [outcome for name, outcome in named.items() if name not in test_names]
+    test = [outcome for name, outcome in named.items() if name in test_names]
+    for dataset, its_own in (("Train", train), ("Test", test)):
         if not any(outcome.part for outcome in its_own):
             raise InputError(
                 f"Every subject of {dataset} failed, so no cache was written; the first: "
                 f"{its_own[0].subject.name}: {its_own[0].reason}. Repair it and run again."
             )
-    first = next(o for name, o in named.items() if o.part and name not in test_names)
-    usual = named.get(REFERENCE_SUBJECT, first)
-    return named[wanted] if wanted is not None else usual if usual.part else first
+    candidates = [named.get(wanted), named.get(REFERENCE_SUBJECT), *train]
+    return next(outcome for outcome in candidates if outcome and outcome.part)
 
 
-def _parser() -> argparse.ArgumentParser:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if all subjects went in, 1 if some were skipped, 2 for bad input."""
     parser = parser_for(
         "python -m preprocessing.camcan",
         "Prepare healthy T2 scans: align, mask, normalize, split by subject.",
@@ -122,18 +111,16 @@ def _parser() -> argparse.ArgumentParser:
         f"{REFERENCE_SUBJECT} if it is there, else the first to train on",
     )
     add(parser, "--match")
-    return parser
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 if all subjects went in, 1 if some were skipped, 2 for bad input."""
-    args = _parser().parse_args(argv)
+    args = parser.parse_args(argv)
     settings = cohort.settings_from(args, args.voxel_size)
     subjects = find_subjects(args.input, pattern=args.pattern, mask_pattern=args.mask_pattern)
     subjects = subjects[: args.limit]
     names = [subject.name for subject in subjects]
-    _check_reference_name(args.reference, names)
+    if args.reference is not None and args.reference not in names:
+        raise InputError(
+            f"No subject {args.reference!r} for --reference; the subjects are {names[0]} to "
+            f"{names[-1]}."
+        )
     if args.test_list is not None:
         test_names = read_test_list(args.test_list, names)
     else:

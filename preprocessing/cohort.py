@@ -31,9 +31,7 @@ from tf_lesion.scans.discovery import Subject
 if TYPE_CHECKING:  # these bring SimpleITK and nilearn, which --help can do without
     from tf_lesion.scans.prepare import ScanSettings
 
-OK, SOME_FAILED = 0, 1  # exit status
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-HASH_LENGTH = 12
 DEFAULT_VOXEL_SIZE = 1.0  # mm, that of the paper
 KILLED = "A process was killed, most likely for want of memory; lower --jobs and run again"
 
@@ -65,20 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that both commands have."""
     add(parser, "--input", required=True, help="folder of the scans")
     add(parser, "--out", required=True, help="the cache to write, .h5")
-    add(
-        parser,
-        "--mask-pattern",
-        help="glob of each scan's brain mask, relative to --input; {subject} stands for the "
-        "subject's name, {folder} for the folder of the scan; default: see --mask",
-    )
-    add(
-        parser,
-        "--mask",
-        type=str,
-        choices=MASK_MODES,
-        default="auto",
-        help="without mask files: non-zero voxels, or the atlas for scans with a skull",
-    )
+    text = "glob of each scan's brain mask, with {subject} for its name and {folder} for its folder"
+    add(parser, "--mask-pattern", help=f"{text}, relative to --input; default: see --mask")
+    text = "without mask files: non-zero voxels, or the atlas for scans with a skull"
+    add(parser, "--mask", type=str, choices=MASK_MODES, default="auto", help=text)
     add(parser, "--align", default="rigid", help="none: scans are in MNI mm already")
     add(parser, "--n4", "--slice-step", "--min-brain", "--limit")
     add(parser, "--jobs", help="subjects at the same time, one core and 1 GB each")
@@ -98,8 +86,7 @@ def in_processes(
 ) -> Iterator[Any]:
     """Results of `work(*task)` in order, by `jobs` new processes; 1 works in this one.
 
-    Raises:
-        InputError: `killed`, if a process is killed.
+    A process that is killed makes an `InputError`, `killed`.
     """
     import joblib
 
@@ -119,18 +106,9 @@ def prepare_all(
     reference: np.ndarray | None = None,
     force: bool = False,
 ) -> list[Outcome]:
-    """Prepare every subject, in `jobs` processes; parts that exist are used again.
+    """One `Outcome` per subject, in order, by `jobs` processes; parts that exist are used again.
 
-    Args:
-        subjects: whom to prepare.
-        out: the cache to come; parts go to `OUT.parts/`.
-        settings: how.
-        jobs: processes; 1 works in this one.
-        reference: [Q] quantiles to match histograms to, or None.
-        force: whether an existing `out` may be replaced.
-
-    Returns:
-        One `Outcome` per subject, in order.
+    Parts go to `OUT.parts/`, matched to the quantiles `reference` [Q] if given.
 
     Raises:
         FileExistsError: if `out` exists and `force` is false.
@@ -144,22 +122,19 @@ def prepare_all(
         (subject, folder / _part_name(subject, settings, reference), settings, reference)
         for subject in subjects
     ]
-    results = in_processes(
-        _prepare_one, tasks, jobs, killed=f"{KILLED}: the finished subjects are kept"
-    )
+    kept = "the finished subjects are kept"
+    results = in_processes(_prepare_one, tasks, jobs, killed=f"{KILLED}: {kept}")
     outcomes = []
     with tqdm(results, total=len(tasks), unit="subject", desc="preparing") as bar:
         for outcome in bar:
             # HDF5 reports a failed write as another error, with the text of the errno.
             if any(os.strerror(code) in outcome.reason for code in FULL_DISK):
-                raise OSError(
-                    errno.ENOSPC,
-                    f"the disk is full ({outcome.reason}); free some space and run again: "
-                    "the finished subjects are kept",
-                )
-            skipped = [f"skipped: {outcome.reason}"] if outcome.reason else []
-            for message in (*skipped, *(f"warning: {text}" for text in outcome.warnings)):
-                bar.write(f"{outcome.subject.name}: {message}", file=sys.stderr)
+                full = f"the disk is full ({outcome.reason}); free some space and run again: {kept}"
+                raise OSError(errno.ENOSPC, full)
+            if outcome.reason:
+                bar.write(f"{outcome.subject.name}: skipped: {outcome.reason}", file=sys.stderr)
+            for warning in outcome.warnings:
+                bar.write(f"{outcome.subject.name}: warning: {warning}", file=sys.stderr)
             outcomes.append(outcome)
     if not any(outcome.part for outcome in outcomes):
         _remove_if_empty(folder)
@@ -202,31 +177,24 @@ def _write_part(part, subject, settings, reference):
         label_path=subject.label,
         reference=reference,
     )
-    rows = _kept_slices(prepared.mask, prepared.grid, settings)
+    share = prepared.mask[prepared.grid.crop_window].mean(axis=(0, 1))
+    rows = np.arange(0, len(share), settings.slice_step)
+    rows = rows[share[rows] > settings.min_brain]
     if len(rows) == 0:
         raise InputError(f"{subject.scan}: no slice holds enough brain; lower --min-brain.")
-    arrays = {
-        "image": prepared.image,
-        "mask": prepared.mask.astype(np.uint8),
-        **({} if prepared.label is None else {"label": prepared.label}),
-    }
-    require_space(part.parent, sum(volume[:, :, rows].nbytes for volume in arrays.values()))
+    volumes = {"image": prepared.image, "mask": prepared.mask.astype(np.uint8)}
+    if prepared.label is not None:
+        volumes["label"] = prepared.label
+    slices = {name: np.moveaxis(volume[:, :, rows], 2, 0) for name, volume in volumes.items()}
+    require_space(part.parent, sum(values.nbytes for values in slices.values()))
     with written_whole(part) as temporary, h5py.File(temporary, "w") as file:
-        for name, volume in arrays.items():
-            slices = np.ascontiguousarray(np.moveaxis(volume[:, :, rows], 2, 0))
-            chunks = (1, *slices.shape[1:])
-            file.create_dataset(name, data=slices, chunks=chunks, compression=1, shuffle=True)
+        for name, values in slices.items():
+            chunks = (1, *values.shape[1:])
+            file.create_dataset(name, data=values, chunks=chunks, compression=1, shuffle=True)
         file["slice_index"] = rows
         file["scan_from_grid"] = prepared.scan_from_grid
         file["quantiles"] = brain_quantiles(prepared.image, prepared.mask)
         file.attrs["warnings"] = json.dumps(prepared.warnings)
-
-
-def _kept_slices(mask, grid, settings):
-    """[n] axial indices of the slices with brain in the crop, every `slice_step`-th."""
-    share = mask[grid.crop_window].mean(axis=(0, 1))
-    rows = np.arange(0, mask.shape[2], settings.slice_step)
-    return rows[share[rows] > settings.min_brain]
 
 
 def _part_name(subject, settings, reference):
@@ -237,7 +205,7 @@ def _part_name(subject, settings, reference):
     if reference is not None:
         digest.update(np.asarray(reference, dtype=np.float32).tobytes())
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in subject.name)
-    return f"{safe}-{digest.hexdigest()[:HASH_LENGTH]}.h5"
+    return f"{safe}-{digest.hexdigest()[:12]}.h5"
 
 
 def quantiles_of(outcome: Outcome) -> np.ndarray:
@@ -263,7 +231,7 @@ def write_cache(
     Args:
         outcomes: of `prepare_all`.
         out: the cache.
-        settings: `CohortSettings`, for the record.
+        settings: for the record.
         stored: JSON-serializable, kept beside the settings.
         reference: [Q] quantiles kept as `Reference`, or None.
         test_names: subjects of `Test`, with their masks; the others go to `Train`.
@@ -272,14 +240,13 @@ def write_cache(
         force: replace an existing cache.
 
     Returns:
-        The exit status: OK, or SOME_FAILED.
+        The exit status: 0, or 1 if some subjects failed.
     """
     from tf_lesion.caches.slices import CacheWriter
 
-    failed = [outcome for outcome in outcomes if not outcome.part]
     grid = settings.scan.grid
-    skipped = {outcome.subject.name: outcome.reason for outcome in failed}
-    counts = {}
+    skipped = {one.subject.name: one.reason for one in outcomes if not one.part}
+    counts = {"Train": [], "Test": []}
     with CacheWriter(
         out,
         slice_shape=grid.slice_shape,
@@ -290,22 +257,25 @@ def write_cache(
     ) as writer:
         if reference is not None:
             writer.set_reference(reference)
-        for outcome in filter(lambda outcome: outcome.part, outcomes):
-            dataset = "Test" if outcome.subject.name in test_names else "Train"
-            target = reference if outcome in match else None
-            slices = _append_part(writer, dataset, outcome, with_label, target)
-            counts.setdefault(dataset, []).append(slices)
+        for outcome in outcomes:
+            if outcome.part:
+                dataset = "Test" if outcome.subject.name in test_names else "Train"
+                target = reference if outcome in match else None
+                slices = _append_part(writer, dataset, outcome, with_label, target)
+                counts[dataset].append(slices)
     folder = parts_folder(out)
     for part in [*folder.glob("*.h5"), *folder.glob(".partial-*")]:
         part.unlink()
     _remove_if_empty(folder)
-    for dataset in sorted(counts, reverse=True):  # Train, Test
-        print(f"{dataset}: {len(counts[dataset])} subjects, {sum(counts[dataset])} slices")
+    for dataset, slices in counts.items():
+        if slices:
+            print(f"{dataset}: {len(slices)} subjects, {sum(slices)} slices")
     print(f"wrote {out}")
-    if failed:
-        print(f"{len(failed)} of {len(outcomes)} subjects were skipped:", file=sys.stderr)
-        print(*(f"  {o.subject.name}: {o.reason}" for o in failed), sep="\n", file=sys.stderr)
-    return SOME_FAILED if failed else OK
+    if skipped:
+        print(f"{len(skipped)} of {len(outcomes)} subjects were skipped:", file=sys.stderr)
+        for name, reason in skipped.items():
+            print(f"  {name}: {reason}", file=sys.stderr)
+    return 1 if skipped else 0
 
 
 def _append_part(writer, dataset, outcome, with_label, reference):

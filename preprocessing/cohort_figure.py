@@ -13,6 +13,7 @@ Noise and spread are robust standard deviations. The figure has histograms by ti
 the power spectrum, and slices of the first subject of each cache.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,7 @@ FLUID = 2.0  # relative to white matter: gray matter is darker, pure CSF brighte
 HEIGHTS_MM = (-35.0, -15.0, 5.0, 15.0, 25.0, 45.0)  # of the slices shown
 BINS = 80
 MOST_SLICES = 60  # of a subject, evenly spread
-COLUMN_INCHES, PLOT_INCHES, SLICE_INCHES, PNG_DPI = 2.4, 2.6, 3.0, 90
-WHITE_SHOWN = 3.5  # brightest gray of the slices shown, relative to white matter
+COLUMN_INCHES, PLOT_INCHES, SLICE_INCHES = 2.4, 2.6, 3.0
 REGIONS = ("white matter", "gray matter", "ventricles", "sulci and cisterns")
 GRADIENT, SPECTRUM = "gradient", "power spectrum"
 BRIGHTEST, STEEPEST, HIGHEST_FREQUENCY = 5.0, 1.6, 0.5  # ends of the axes
@@ -54,18 +54,13 @@ EXAMPLE = """example:
 
 @dataclass(frozen=True)
 class SubjectStatistics:
-    """What is measured of one subject, relative to white matter.
+    """What is measured of one subject, relative to white matter."""
 
-    Attributes:
-        figures: {name: number}, the row of the table.
-        curves: by the names of AXES: densities [BINS] of intensity by region and of the magnitude
-            of the in-plane gradient, and the mean power by frequency, relative to the sum.
-        examples: slices [H, W] nearest to HEIGHTS_MM.
-    """
-
-    figures: dict[str, float]
+    figures: dict[str, float]  # the row of the table
+    # By the names of AXES: densities [BINS] of intensity by region and of the magnitude of the
+    # in-plane gradient, and the mean power by frequency, relative to the sum.
     curves: dict[str, np.ndarray]
-    examples: list[np.ndarray]
+    examples: list[np.ndarray]  # slices [H, W] nearest to HEIGHTS_MM
 
 
 Measured = Sequence[tuple[str, Sequence[SubjectStatistics]]]  # by names of caches
@@ -76,6 +71,7 @@ def regions_on(grid: "MniGrid") -> dict[str, np.ndarray]:
     from nilearn import datasets
     from scipy import ndimage
 
+    from preprocessing.phantom.anatomy import grid_mm
     from tf_lesion.scans.alignment import atlas_mask_on, to_grid
 
     loaders = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
@@ -84,19 +80,13 @@ def regions_on(grid: "MniGrid") -> dict[str, np.ndarray]:
         to_grid(share.get_fdata(dtype=np.float32), share.affine, np.eye(4), grid) for share in maps
     )
     csf = atlas_mask_on(grid) & (1 - gray - white > SURE_CSF)
-    inside = []
-    for axis, (low, high) in enumerate(VENTRICLE_BOX_MM):
-        place = grid.affine[axis, axis] * np.arange(grid.shape[axis]) + grid.affine[axis, 3]
-        inside.append((place >= low) & (place <= high))
-    center = np.zeros(grid.shape, bool)
-    center[np.ix_(*inside)] = True
+    places = zip(grid_mm(grid.affine, grid.shape), VENTRICLE_BOX_MM, strict=True)
+    x, y, z = ((low <= place) & (place <= high) for place, (low, high) in places)
+    center = x & y & z
     named = (white > SURE_WHITE, gray > SURE_GRAY, csf & center, csf & ~center)
     steps = max(1, round(DEEP_MM / grid.voxel_size))
-    return {
-        **dict(zip(REGIONS, named, strict=True)),
-        "deep white": ndimage.binary_erosion(white > SURE_WHITE, iterations=steps),
-        "center": center,
-    }
+    deep = ndimage.binary_erosion(white > SURE_WHITE, iterations=steps)
+    return {**dict(zip(REGIONS, named, strict=True)), "deep white": deep, "center": center}
 
 
 def measure(path: str | Path, dataset: str) -> list[SubjectStatistics]:
@@ -106,25 +96,20 @@ def measure(path: str | Path, dataset: str) -> list[SubjectStatistics]:
         FileNotFoundError, InputError: if the cache cannot be used, does not say where in MNI space
             its slices lie, or has a subject without white matter in its slices.
     """
-    with SliceCache(path, dataset) as cache:
-        grid = _grid(cache)
-        regions = regions_on(grid)
-        names = tqdm(cache.index.subject_ids, desc=Path(path).stem, unit="subject", leave=False)
-        return [_subject(cache, number, grid, regions) for number, _ in enumerate(names)]
-
-
-def _grid(cache):
-    """The `MniGrid` that the slices of a cache are on."""
     from tf_lesion.scans.volumes import MniGrid
 
-    affine = cache.grid_affine
-    grid = None if affine is None else MniGrid(float(affine[0, 0]))
-    if grid is None or grid.slice_shape != cache.slice_shape or (cache.index.slice_index < 0).any():
-        raise InputError(
-            f"{cache.path}: expected slices of the MNI grid that say their height, as "
-            f"preprocessing.camcan and preprocessing.brats write; got {cache.slice_shape} pixels."
-        )
-    return grid
+    with SliceCache(path, dataset) as cache:
+        index, affine = cache.index, cache.grid_affine
+        grid = None if affine is None else MniGrid(float(affine[0, 0]))
+        if grid is None or grid.slice_shape != cache.slice_shape or (index.slice_index < 0).any():
+            raise InputError(
+                f"{path}: expected slices of the MNI grid that say their height, as "
+                f"preprocessing.camcan and preprocessing.brats write; got {cache.slice_shape} "
+                "pixels."
+            )
+        regions = regions_on(grid)
+        names = tqdm(index.subject_ids, desc=Path(path).stem, unit="subject", leave=False)
+        return [_subject(cache, number, grid, regions) for number, _ in enumerate(names)]
 
 
 def _subject(cache, number, grid, regions):
@@ -217,12 +202,12 @@ def draw(path: str | Path, measured: Measured) -> None:
     axes[0, 0].legend(fontsize="x-small")
     for row, (name, subjects) in zip(axes[1:], measured, strict=True):
         for panel, image, height in zip(row, subjects[0].examples, HEIGHTS_MM, strict=True):
-            panel.imshow(image.T, cmap="gray", vmin=0, vmax=WHITE_SHOWN, origin="lower")
+            panel.imshow(image.T, cmap="gray", vmin=0, vmax=3.5, origin="lower")
             panel.set_title(f"z = {height:g} mm", fontsize="small")
             panel.axis("off")
         row[0].set_title(f"{name}, z = {HEIGHTS_MM[0]:g} mm", fontsize="small")
     with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=PNG_DPI, format="png")
+        figure.savefig(temporary, dpi=90, format="png")
     plt.close(figure)
 
 
@@ -256,10 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{len(args.datasets)}."
         )
     refuse_existing(args.out, force=args.force)
-    names = args.datasets * (len(args.caches) if len(args.datasets) == 1 else 1)
     measured = [
         (f"{path.stem} {dataset}", measure(path, dataset))
-        for path, dataset in zip(args.caches, names, strict=True)
+        for path, dataset in zip(args.caches, itertools.cycle(args.datasets), strict=False)
     ]
     draw(args.out, measured)
     print(table(measured))

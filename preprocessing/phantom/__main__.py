@@ -34,8 +34,6 @@ SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.5, 4.0
 FIRST_NUMBER = {HEALTHY: 110033, HELD_OUT: 710033}
 KIND_NAMES = {HEALTHY: "healthy", HELD_OUT: "healthy, held out", PATIENT: "patient"}
 MOST_SUBJECTS = 9000  # of a kind, so that Cam-CAN numbers go on beginning with 11
-GZIP_LEVEL = 5
-MANIFEST, TEST_LIST = "phantom.json", "test_subjects.txt"
 EXAMPLE = """example:
   python -m preprocessing.phantom --out cohort --healthy 20 --patients 8 --seed 1 --voxel-size 2
 
@@ -55,7 +53,7 @@ def write_cohort(
     jobs: int = 1,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Write a cohort, whole or not at all.
+    """Write a cohort, whole or not at all; returns the content of phantom.json.
 
     Args:
         out: folder to make.
@@ -67,9 +65,6 @@ def write_cohort(
         label_maps: folder of FreeSurfer label maps; None for the ICBM152 anatomy.
         jobs: processes.
         force: replace an existing folder.
-
-    Returns:
-        The content of phantom.json.
 
     Raises:
         FileExistsError: if `out` exists and `force` is false.
@@ -83,10 +78,9 @@ def write_cohort(
     refuse_existing(out, force=force)
     maps = find_label_maps(label_maps) if label_maps else []
     anatomies = _split_anatomies(maps, held_out, test)
-    settings = default_settings(maps)
     with written_whole(out, force=force) as folder:
         tasks = [
-            (folder, kind, number, anatomies[kind], seed, voxel_size, settings)
+            (folder, kind, number, anatomies[kind], seed, voxel_size)
             for kind, count in counts.items()
             for number in range(count)
         ]
@@ -100,14 +94,14 @@ def write_cohort(
             "patients": patients,
             "label_maps": [path.name for path in maps],
             "held_out": [path.name for path in anatomies[PATIENT]] if held_out else [],
-            "settings": asdict(settings),
+            "settings": asdict(default_settings(maps)),
             "subjects": list(tqdm(made, total=len(tasks), desc="phantom", unit="scan")),
         }
         text = json.dumps(manifest, indent=1) + "\n"
-        (folder / MANIFEST).write_text(text)
+        (folder / "phantom.json").write_text(text)
         if test:
             names = [f"{_camcan_name(HELD_OUT, number)}\n" for number in range(test)]
-            (folder / TEST_LIST).write_text("".join(names))
+            (folder / "test_subjects.txt").write_text("".join(names))
     return json.loads(text)
 
 
@@ -158,30 +152,24 @@ def _check_numbers(counts, *, seed, voxel_size):
         )
 
 
-def _write_subject(folder, kind, number, label_maps, seed, voxel_size, settings):
+def _write_subject(folder, kind, number, label_maps, seed, voxel_size):
     """Make and write one subject; returns its entry of phantom.json."""
-    from preprocessing.phantom.subject import make_phantom
-
-    phantom = make_phantom(
-        seed, kind, number, voxel_size=voxel_size, label_maps=label_maps, settings=settings
-    )
-    scan, segmentation = subject_files(kind, number)
-    _write_nifti(folder / scan, phantom.image, phantom.affine)
-    entry = {"kind": KIND_NAMES[kind], "scan": scan.as_posix()}
-    if segmentation:
-        _write_nifti(folder / segmentation, phantom.label, phantom.affine)
-        entry["segmentation"] = segmentation.as_posix()
-    return {**entry, **phantom.facts}
-
-
-def _write_nifti(path, values, affine):
-    """Write a .nii.gz whose bytes depend on nothing but its content (no time, no file name)."""
     import nibabel as nib
 
-    image = nib.Nifti1Image(values, affine, dtype=values.dtype)
-    image.header.set_xyzt_units("mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=GZIP_LEVEL, mtime=0))
+    from preprocessing.phantom.subject import make_phantom
+
+    phantom = make_phantom(seed, kind, number, voxel_size=voxel_size, label_maps=label_maps)
+    entry = {"kind": KIND_NAMES[kind]}
+    volumes = {"scan": phantom.image, "segmentation": phantom.label}
+    for (name, values), path in zip(volumes.items(), subject_files(kind, number), strict=True):
+        if path:
+            image = nib.Nifti1Image(values, phantom.affine, dtype=values.dtype)
+            image.header.set_xyzt_units("mm")
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            # mtime: the bytes depend on nothing but the content.
+            (folder / path).write_bytes(gzip.compress(image.to_bytes(), 5, mtime=0))
+            entry[name] = path.as_posix()
+    return {**entry, **phantom.facts}
 
 
 @command
@@ -200,11 +188,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(parser, "--jobs")
     add(parser, "--force", help="replace the folder if it exists")
     options = vars(parser.parse_args(argv))
-    manifest = write_cohort(options.pop("out"), **options)
+    made = write_cohort(options.pop("out"), **options)
     print(
-        f"{manifest['healthy'] + manifest['test']} healthy subjects and "
-        f"{manifest['patients']} patients, "
-        f"{manifest['voxel_size']:g} mm, seed {manifest['seed']}."
+        f"{made['healthy'] + made['test']} healthy subjects and {made['patients']} patients, "
+        f"{made['voxel_size']:g} mm, seed {made['seed']}."
     )
     return 0
 

@@ -24,11 +24,10 @@ Pair = tuple[float, float]
 class Painting:
     """How wide, sharp, bright and uneven fluid is painted.
 
-    Of pairs of numbers each subject draws one in between. Lengths in mm; the rest are shares of a
-    tissue, of the intensity of fluid, or of the standard deviation of a random field. No source
-    gives these numbers: they bring slices near real ones in `preprocessing.cohort_figure` (three
-    patients with multiple sclerosis, Lesjak et al., Neuroinformatics 2017, and one with a stroke,
-    outside their lesions).
+    Each subject draws a number within each pair. Lengths in mm; the rest are shares of a tissue, of
+    the intensity of fluid, or of the standard deviation of a random field. No source gives these:
+    they bring slices near real ones in `preprocessing.cohort_figure` (three patients with multiple
+    sclerosis, Lesjak et al., Neuroinformatics 2017, and one with a stroke, outside their lesions).
     """
 
     csf_cut: Pair  # share of CSF from which on a voxel counts as CSF: how wide sulci are
@@ -103,6 +102,7 @@ class Anatomy:
     """What both kinds of anatomy share."""
 
     name: str  # for the records
+    shape: tuple[int, ...]  # (X, Y, Z) of the painted image
     affine: np.ndarray  # [4, 4] of the painted image, voxel -> mm, without rotation
     spacing: int  # mm, of the painted image
     coarse: CoarseMaps
@@ -113,17 +113,12 @@ class Anatomy:
         affine = np.linalg.inv(self.pose) @ self.coarse.affine
         return brain_bounds(self.coarse.outside, affine)
 
-    def in_pose(self, points: np.ndarray) -> np.ndarray:
-        """Places [..., 3] in MNI space -> in the anatomy's own space, both in mm."""
-        return points @ self.pose[:3, :3].T + self.pose[:3, 3]
-
     def random_field(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
         """Smooth random field on the painted grid, mean 0, standard deviation 1."""
         return random_field(rng, self.shape, scale_mm / self.spacing)
 
     def from_coarse(self, values: np.ndarray) -> np.ndarray:
         """Linear interpolation of a coarse map on the painted grid, [X, Y, Z] float32."""
-        values = np.asarray(values, dtype=np.float32)
         return resample(values, self.coarse.affine, self.affine, self.shape)
 
     def _fluid(self, rng, intensities):
@@ -145,10 +140,7 @@ class Anatomy:
     def _folia(self, rng, wobble):
         """Share of CSF between the folia of a cerebellum: wavy shells around its hilum."""
         how = self.painting
-        x, y, z = (
-            axis - middle
-            for axis, middle in zip(grid_mm(self.affine, self.shape), how.folia_center, strict=True)
-        )
+        x, y, z = map(np.subtract, grid_mm(self.affine, self.shape), how.folia_center)
         radius = np.sqrt((how.folia_flattening * x) ** 2 + y**2 + z**2)
         phase = 2 * np.pi * (radius / how.folia_mm + rng.random()) + wobble
         visible = self.spacing <= FINEST_MM
@@ -170,11 +162,6 @@ class AtlasAnatomy(Anatomy):
     depth: np.ndarray  # 0 in the cortex, 1 among the deep nuclei
     painting = AtlasPainting()
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(X, Y, Z) of the painted image."""
-        return self.gray.shape
-
     def paint(self, rng: np.random.Generator, intensities: dict[str, float]) -> np.ndarray:
         """T2-like image [X, Y, Z] float32 in units of white matter; `intensities` by tissue."""
         how = self.painting
@@ -189,8 +176,8 @@ class AtlasAnatomy(Anatomy):
         edge = how.white_edge + (how.deep_white_edge - how.white_edge) * self.depth
         white = sigmoid((white - rng.uniform(*how.white_cut) - how.white_wobble * wobble) / edge)
         csf += self._folia(rng, wobble) * self.cerebellum * (1 - white) * (1 - csf)
-        gray_level = intensities["cortex"]
-        solid = gray_level + (intensities["white"] - gray_level) * white
+        cortex = intensities["cortex"]
+        solid = cortex + (intensities["white"] - cortex) * white
         solid *= 1 + (self.iron - 1) * rng.uniform(*how.iron)
         return (solid + csf * (self._fluid(rng, intensities) - solid)).astype(np.float32)
 
@@ -201,11 +188,6 @@ class LabelAnatomy(Anatomy):
 
     tissue: np.ndarray  # [X, Y, Z] uint8
     painting = LabelPainting()
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(X, Y, Z) of the painted image."""
-        return tuple(n // self.spacing for n in self.tissue.shape)
 
     def paint(self, rng: np.random.Generator, intensities: dict[str, float]) -> np.ndarray:
         """T2-like image [X, Y, Z] float32 in units of white matter; `intensities` by tissue.

@@ -44,39 +44,25 @@ def _spline_weights(length, step):
 
 
 def upsample(lattice: np.ndarray, shape: Sequence[int], step: float) -> np.ndarray:
-    """Cubic B-spline through a lattice of control points.
+    """Cubic B-spline [X, Y, Z] float32 through a lattice [a, b, c] of control points.
 
-    Args:
-        lattice: [a, b, c] control values at `lattice_positions` of each axis.
-        shape: (X, Y, Z) of the result, in voxels.
-        step: distance of the control points, in voxels.
-
-    Returns:
-        [X, Y, Z] float32. Linear functions of place are reproduced exactly.
+    They lie at `lattice_positions` of each axis, `step` voxels apart. Linear functions of place
+    are reproduced exactly.
     """
     values = np.asarray(lattice, dtype=np.float32)
     for axis, length in enumerate(shape):
         first, weights = _spline_weights(length, step)
-        spread = [1, 1, 1]
-        spread[axis] = length
-        values = sum(
-            weights[k].reshape(spread) * np.take(values, first + k, axis=axis)
-            for k in range(SPLINE_SUPPORT)
-        )
+        weights = np.expand_dims(weights, [1 + other for other in range(3) if other != axis])
+        values = sum(w * np.take(values, first + k, axis=axis) for k, w in enumerate(weights))
     return values
 
 
 def random_field(rng: np.random.Generator, shape: Sequence[int], scale: float) -> np.ndarray:
     """Smooth Gaussian random field [X, Y, Z] float32, mean 0, standard deviation about 1.
 
-    A cubic B-spline with independent control points, `scale` voxels apart. Large patches of that
-    look like boxes, so from ISOTROPIC_FROM voxels on, the control points are twice as dense and
-    blurred, which gives the same correlation without preferred directions.
-
-    Args:
-        rng: `np.random.Generator`.
-        shape: (X, Y, Z).
-        scale: in voxels; 1 or less is white noise.
+    A cubic B-spline with independent control points, `scale` voxels apart; 1 or less is white
+    noise. Large patches of that look like boxes, so from ISOTROPIC_FROM voxels on, the control
+    points are twice as dense and blurred: the same correlation without preferred directions.
     """
     if scale <= 1:
         return rng.standard_normal(shape, dtype=np.float32)
@@ -98,9 +84,7 @@ class Grid:
     origin: np.ndarray
 
     @classmethod
-    def around(
-        cls, center: np.ndarray, extent: np.ndarray, voxel_size: float, margin: float
-    ) -> "Grid":
+    def around(cls, center: np.ndarray, extent: np.ndarray, voxel_size: float, margin: float):
         """The grid that holds a box, by center [3] and extent [3], and a margin, in mm."""
         shape = np.ceil((extent + 2 * margin) / voxel_size).astype(int)
         origin = np.round(center - (shape - 1) / 2 * voxel_size)

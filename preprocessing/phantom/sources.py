@@ -25,12 +25,7 @@ from preprocessing.phantom.anatomy import (
     resample,
     sigmoid,
 )
-from preprocessing.phantom.tissues import (
-    FREESURFER,
-    HEMISPHERES,
-    TISSUE_INDEX,
-    tissue_of_labels,
-)
+from preprocessing.phantom.tissues import FREESURFER, HEMISPHERES, TISSUE_INDEX, tissue_of_labels
 from tf_lesion.files import InputError
 from tf_lesion.scans.volumes import load_scan
 
@@ -93,7 +88,7 @@ def load_atlas(spacing: int) -> AtlasAnatomy:
     hull = np.asarray(datasets.load_mni152_brain_mask(resolution=FINEST_MM).dataobj) > 0
     gray, white = (image.get_fdata(dtype=np.float32) * hull for image in images)
     box = _brain_box(gray + white > 0.5)
-    fine_affine = _boxed(images[0].affine, box)
+    fine_affine = images[0].affine @ _shift(box)
     coarse = _atlas_maps(block_mean((gray + white)[box], COARSE_MM), fine_affine)
     gray, white = (block_mean(share[box], spacing) for share in (gray, white))
     affine = coarser_affine(fine_affine, spacing)
@@ -102,6 +97,7 @@ def load_atlas(spacing: int) -> AtlasAnatomy:
     darkness = [1 + (n.factor - 1) * _ellipsoids(place, n) for n in IRON_NUCLEI]
     return AtlasAnatomy(
         name="icbm152_2009a",
+        shape=gray.shape,
         affine=affine,
         spacing=spacing,
         coarse=coarse,
@@ -134,8 +130,7 @@ def _atlas_maps(tissue, fine_affine):
 
 def find_label_maps(folder: str | Path) -> list[Path]:
     """Sorted paths of the label maps in `folder`; none is an `InputError` naming the pattern."""
-    folder = Path(folder)
-    found = sorted({path for pattern in LABEL_MAP_PATTERNS for path in folder.glob(pattern)})
+    found = sorted(path for pattern in LABEL_MAP_PATTERNS for path in Path(folder).glob(pattern))
     if not found:
         raise InputError(
             f"Expected FreeSurfer label maps {' or '.join(LABEL_MAP_PATTERNS)} in {folder}, found "
@@ -148,27 +143,31 @@ def find_label_maps(folder: str | Path) -> list[Path]:
 def load_label_map(path: str, spacing: int) -> LabelAnatomy:
     """Anatomy of a FreeSurfer label map, painted at `spacing` 1 or 2 mm.
 
-    Args:
-        path: whole numbers, any orientation, voxels of 1 mm. Of the labels
-            from FIRST_EXTRACEREBRAL on, only bone counts, where the closed brain reaches it.
-        spacing: mm.
+    The file holds whole numbers, in any orientation, in voxels of 1 mm. Of the labels from
+    FIRST_EXTRACEREBRAL on, only bone counts, where the closed brain reaches it.
 
     Raises:
         InputError: if the file is not such a volume, or lacks cerebral white matter or cortex.
     """
     labels = _read_labels(path)
     tissue = tissue_of_labels(labels)
-    _check_tissues(tissue, path)
+    for name in ("white", "cortex"):
+        if not (tissue == TISSUE_INDEX[name]).any():
+            raise InputError(
+                f"{path}: expected a FreeSurfer label map, but it has no cerebral {name} (labels "
+                f"{FREESURFER[name][:2]}); was it made by recon-all or SynthSeg?"
+            )
     solid = largest_part(indicator(tissue, "background", "csf", "bone") == 0)
     box = _brain_box(solid)
     coarse = _label_maps(tissue[box], labels[box], solid[box])
-    fine_affine = _boxed(np.eye(4), box)
+    fine_affine = _shift(box)
     coarse_affine = coarser_affine(fine_affine, COARSE_MM)
     center, _ = brain_bounds(coarse["outside"], coarse_affine)
     for affine in (fine_affine, coarse_affine):
-        affine[:3, 3] += np.array(MNI_BRAIN_CENTER) - center
+        affine[:3, 3] += MNI_BRAIN_CENTER - center
     return LabelAnatomy(
         name=Path(path).name.removesuffix(".gz").removesuffix(".nii"),
+        shape=tuple(n // spacing for n in tissue[box].shape),
         affine=coarser_affine(fine_affine, spacing),
         spacing=spacing,
         coarse=CoarseMaps(affine=coarse_affine, **coarse),
@@ -185,8 +184,8 @@ def _pose(labels, affine):
     if present.sum() < FEWEST_LANDMARKS:
         return np.eye(4)
     numbers, wanted = np.array(numbers)[present], wanted[present]
-    found = np.array(ndimage.center_of_mass(np.ones_like(labels), labels, numbers))
-    found = apply_affine(affine, found)
+    found = ndimage.center_of_mass(np.ones_like(labels), labels, numbers)
+    found = apply_affine(affine, np.array(found))
     middles = wanted.mean(axis=0), found.mean(axis=0)
     turn, _ = Rotation.align_vectors(found - middles[1], wanted - middles[0])
     rotation = turn.as_matrix()
@@ -219,15 +218,6 @@ def _read_labels(path):
     return np.maximum(scan.data, 0).astype(np.int32)
 
 
-def _check_tissues(tissue, path):
-    for name in ("white", "cortex"):
-        if not (tissue == TISSUE_INDEX[name]).any():
-            raise InputError(
-                f"{path}: expected a FreeSurfer label map, but it has no cerebral {name} (labels "
-                f"{FREESURFER[name][:2]}); was it made by recon-all or SynthSeg?"
-            )
-
-
 def _brain_box(mask):
     """Slices of the bounding box of a mask at 1 mm, with a margin, of even lengths."""
     box = []
@@ -237,9 +227,9 @@ def _brain_box(mask):
     return tuple(box)
 
 
-def _boxed(affine, box):
-    """Affine of a volume after `volume[box]`."""
-    return affine @ from_matvec(np.eye(3), [part.start for part in box])
+def _shift(box):
+    """[4, 4], voxel of `volume[box]` -> voxel of `volume`."""
+    return from_matvec(np.eye(3), [part.start for part in box])
 
 
 def _ellipsoids(place, nucleus):

@@ -94,61 +94,58 @@ def make_phantom(
     *,
     voxel_size: float = 1.0,
     label_maps: Sequence[Path] = (),
-    settings: PhantomSettings | None = None,
 ) -> Phantom:
-    """Synthesize one subject, from (seed, kind, number) alone.
+    """Synthesize one subject.
 
     Args:
         seed: of the cohort.
         kind: HEALTHY, PATIENT, or HELD_OUT for the healthy to test on.
         number: index among its kind, from 0.
         voxel_size: mm.
-        label_maps: paths of FreeSurfer label maps to take in turn; if empty, the ICBM152 maps.
-        settings: `PhantomSettings`; None for `default_settings`.
-
-    Returns:
-        A `Phantom`.
+        label_maps: FreeSurfer label maps to take in turn; if empty, the ICBM152 maps.
 
     Raises:
         InputError: if a label map cannot be used.
     """
-    settings = settings or default_settings(label_maps)
+    settings = default_settings(label_maps)
     rng = np.random.default_rng([seed, kind, number])
     shape_rng, paint_rng, scan_rng, tumor_rng = rng.spawn(4)
-    anatomy = _choose_anatomy(number, label_maps, voxel_size)
+    spacing = COARSE_MM if voxel_size >= PAINT_COARSELY_FROM_MM else FINEST_MM
+    if label_maps:
+        anatomy = load_label_map(str(label_maps[number % len(label_maps)]), spacing)
+    else:
+        anatomy = load_atlas(spacing)
     grid = Grid.around(*anatomy.bounds(), voxel_size, settings.margin)
-    points = grid.lattice()
+    points, coarse = grid.lattice(), anatomy.coarse
     source = _deform(shape_rng, anatomy, points, settings)
     tumors = []
     if kind == PATIENT:
-        tumors = _draw_tumors(tumor_rng, anatomy, points, source, GRADES[number % len(GRADES)])
+        depth = -_at(coarse.outside, coarse.affine, source)
+        cerebral = _at(coarse.cerebrum, coarse.affine, source) > CEREBRAL_SHARE
+        where = {"places": points[cerebral], "depth": depth[cerebral]}
+        tumors = lesions.draw_tumors(tumor_rng, GRADES[number % len(GRADES)], **where)
         source = _push(tumors, anatomy, grid, source)
     image = _paint(paint_rng, anatomy, grid, source, settings)
-    coarse = anatomy.coarse
     outside = _sample(coarse.outside, coarse.affine, grid, source, beyond=FAR_OUTSIDE_MM)
     outside -= scan_rng.uniform(*settings.rim)
     rim = zip(settings.rim_scales, settings.rim_spreads, strict=True)
     ragged = sum(spread * grid.random_field(scan_rng, scale) for scale, spread in rim)
     brain = largest_part(outside < ragged)
-    label, room = np.zeros(grid.shape, np.uint8), brain & (outside < -SKULL_GAP_MM)
+    label = np.zeros(grid.shape, np.uint8)
+    room = brain & (outside < -SKULL_GAP_MM)
     for tumor in tumors:
         lesions.grow(tumor_rng, tumor, image=image, label=label, brain=room, grid=grid)
     image *= _edge(scan_rng, outside, grid, settings)
     scan, facts = _scan(scan_rng, image, brain, grid, settings)
-    facts = {"anatomy": anatomy.name, **facts, **_lesion_facts(tumors, label, voxel_size)}
+    facts = {"anatomy": anatomy.name, **facts}
+    if tumors:
+        facts |= _lesion_facts(tumors, label, voxel_size)
     return Phantom(image=scan, label=label, affine=grid.affine, facts=facts)
 
 
 def default_settings(label_maps: Sequence[Path]) -> PhantomSettings:
     """The `PhantomSettings` for label maps, or for ICBM152 if there are none."""
     return LABEL_MAP_SETTINGS if label_maps else PhantomSettings()
-
-
-def _choose_anatomy(number, label_maps, voxel_size):
-    spacing = COARSE_MM if voxel_size >= PAINT_COARSELY_FROM_MM else FINEST_MM
-    if not label_maps:
-        return load_atlas(spacing)
-    return load_label_map(str(label_maps[number % len(label_maps)]), spacing)
 
 
 def _deform(rng, anatomy, points, settings):
@@ -164,29 +161,19 @@ def _deform(rng, anatomy, points, settings):
     for scale, spread in zip(settings.bend_scales, settings.bend_spreads, strict=True):
         bend = [random_field(rng, source.shape[:3], scale / LATTICE_MM) for _ in range(3)]
         source = source + spread * np.stack(bend, axis=-1)
-    source = anatomy.in_pose(source)
-    growth = rng.uniform(*settings.ventricle_growth)
-    return source + _grow_ventricles(anatomy.coarse, source, growth)
-
-
-def _grow_ventricles(coarse, points, growth):
-    """Shift of the sampled places, toward the ventricles to make them larger, [a, b, c, 3] mm."""
-    slopes = np.gradient(coarse.ventricle)
+    source = source @ anatomy.pose[:3, :3].T + anatomy.pose[:3, 3]
+    # Places sampled nearer to the ventricles make these larger.
+    slopes = np.gradient(anatomy.coarse.ventricle)
     steepest = np.quantile(np.sqrt(sum(slope**2 for slope in slopes)), STEEPEST_QUANTILE)
-    slopes = [_at(slope / steepest, coarse.affine, points) for slope in slopes]
-    return growth * np.clip(np.stack(slopes, axis=-1), -STEEPEST_SHARE, STEEPEST_SHARE)
-
-
-def _draw_tumors(rng, anatomy, points, source, grade):
-    depth = -_at(anatomy.coarse.outside, anatomy.coarse.affine, source)
-    cerebral = _at(anatomy.coarse.cerebrum, anatomy.coarse.affine, source) > CEREBRAL_SHARE
-    return lesions.draw_tumors(rng, grade, places=points[cerebral], depth=depth[cerebral])
+    slopes = [_at(slope / steepest, anatomy.coarse.affine, source) for slope in slopes]
+    walls = np.clip(np.stack(slopes, axis=-1), -STEEPEST_SHARE, STEEPEST_SHARE)
+    return source + rng.uniform(*settings.ventricle_growth) * walls
 
 
 def _push(tumors, anatomy, grid, source):
     """Mass effect of all tumors: where the places of the scan lie in the anatomy because of it."""
-    points = grid.lattice()
-    outside = _at(anatomy.coarse.outside, anatomy.coarse.affine, source)
+    points, coarse = grid.lattice(), anatomy.coarse
+    outside = _at(coarse.outside, coarse.affine, source)
     pulled = points + sum(lesions.pull_back(tumor, points, outside) for tumor in tumors)
     axes = [_at(axis, grid.lattice_affine, pulled) for axis in np.moveaxis(source, -1, 0)]
     return np.stack(axes, axis=-1)
@@ -254,9 +241,7 @@ def _smooth_noise(noise, blur):
 
 
 def _lesion_facts(tumors, label, voxel_size):
-    """Grade, volumes in ml by label, and the tumors; {} for the healthy."""
-    if not tumors:
-        return {}
+    """Grade, volumes in ml by label, and the tumors."""
     milliliters = {
         name: round(float((label == number).sum() * voxel_size**3 / 1000), 3)
         for name, number in lesions.LABELS.items()

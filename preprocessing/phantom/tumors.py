@@ -1,7 +1,7 @@
 """Synthetic gliomas on T2: where they grow, push, what they look like, and their BRATS labels."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -92,11 +92,10 @@ class Tumor:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers for phantom.json."""
-        facts = asdict(self)
-        for name, value in facts.items():
-            if not isinstance(value, str | bool):
-                facts[name] = np.round(value, 3).tolist()
-        return facts
+        return {
+            name: value if isinstance(value, str | bool) else np.round(value, 3).tolist()
+            for name, value in asdict(self).items()
+        }
 
 
 def draw_tumors(
@@ -105,7 +104,7 @@ def draw_tumors(
     """One or two tumors of a patient.
 
     Args:
-        rng: `np.random.Generator`.
+        rng: draws them.
         grade: "HGG" (large, all labels) or "LGG" (smaller, mostly labels 1 and 2).
         places: [n, 3] mm, cerebral tissue.
         depth: [n] mm below the surface of the brain.
@@ -141,14 +140,10 @@ def _draw_tumor(rng, grade, places, depth, *, shrink):
 
 
 def pull_back(tumor: Tumor, points: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    """Where tissue seen at `points` was before the tumor pushed it, minus `points`.
+    """Where tissue seen at `points` [..., 3] mm was before the tumor pushed it, minus `points`.
 
-    Args:
-        points: [..., 3] mm.
-        outside: [...] signed distance from the brain, mm; near the skull nothing moves.
-
-    Returns:
-        [..., 3] mm, toward the center: largest near the edge of the core, fading over a radius.
+    The shift goes toward the center, is largest near the edge of the core and fades over a radius.
+    Near the skull, by `outside` [...] mm from the brain, nothing moves.
     """
     offset = (points - np.asarray(tumor.center)) / tumor.radius
     distance = np.linalg.norm(offset, axis=-1, keepdims=True)
@@ -170,33 +165,29 @@ def grow(
     """Paint a tumor into an image and its labels, in place.
 
     Args:
-        rng: `np.random.Generator`.
+        rng: draws outlines and textures.
+        tumor: what to paint.
         image: [X, Y, Z] float32, in units of white matter.
         label: [X, Y, Z] uint8, BRATS labels so far.
         brain: [X, Y, Z] bool; no tumor outside.
         grid: that of the image.
     """
-    box, distance = _distance(tumor, image.shape, grid.voxel_size, grid.origin)
+    box, distance = _distance(tumor, grid)
     regions = _regions(rng, tumor, distance, image[box], brain[box], grid.voxel_size)
     painted = _paint(rng, tumor, regions, image[box], grid.voxel_size)
     # The scanner blurs the tumor as it does the brain.
-    change = ndimage.gaussian_filter(painted - image[box], EDGE_BLUR_MM / grid.voxel_size)
-    image[box] += change
+    image[box] += ndimage.gaussian_filter(painted - image[box], EDGE_BLUR_MM / grid.voxel_size)
     seen = label[box]
     seen[regions.edema & (seen == 0)] = EDEMA
     seen[regions.core] = ENHANCING
     seen[regions.middle] = NECROSIS
 
 
-@dataclass(frozen=True)
-class _Regions:
-    """Where a tumor is: bool masks, and how deep inside (in radii) each voxel lies."""
-
+class _Regions(NamedTuple):
     edema: np.ndarray
     core: np.ndarray  # middle included
     middle: np.ndarray
-    edema_depth: np.ndarray
-    core_depth: np.ndarray
+    edema_depth: np.ndarray  # radii inside its edge
 
 
 def _regions(rng, tumor, distance, image, brain, voxel_size):
@@ -217,7 +208,7 @@ def _regions(rng, tumor, distance, image, brain, voxel_size):
     if not tumor.enhancing:
         middle = core
     edema = (edema_depth > 0) & brain & (image < CSF_LIKE) & ~core
-    return _Regions(edema, core, middle, edema_depth, core_depth)
+    return _Regions(edema, core, middle, edema_depth)
 
 
 def _rough(rng, shape, radius):
@@ -240,14 +231,14 @@ def _paint(rng, tumor, regions, image, voxel_size):
     return np.where(regions.core, core, painted)
 
 
-def _distance(tumor, shape, voxel_size, origin):
+def _distance(tumor, grid):
     """Box of slices around a tumor, and in it the distance from the center in radii."""
-    box, squares = [], 0
+    box, squares = [], []
     for axis, stretch in enumerate(tumor.stretch):
-        middle = (tumor.center[axis] - origin[axis]) / voxel_size
-        reach = BOX_RADII * tumor.radius * max(stretch, 1) / voxel_size
-        low, high = max(int(middle - reach), 0), min(int(middle + reach) + 2, shape[axis])
+        middle = (tumor.center[axis] - grid.origin[axis]) / grid.voxel_size
+        reach = BOX_RADII * tumor.radius * max(stretch, 1) / grid.voxel_size
+        low, high = max(int(middle - reach), 0), min(int(middle + reach) + 2, grid.shape[axis])
         box.append(slice(low, high))
-        radii = (np.arange(low, high) - middle) * voxel_size / (stretch * tumor.radius)
-        squares = squares + np.expand_dims(radii**2, tuple({0, 1, 2} - {axis}))
-    return tuple(box), np.sqrt(squares).astype(np.float32)
+        radii = (np.arange(low, high) - middle) * grid.voxel_size / (stretch * tumor.radius)
+        squares.append(radii**2)
+    return tuple(box), np.sqrt(sum(np.ix_(*squares))).astype(np.float32)

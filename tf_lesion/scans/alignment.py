@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813, the usual name
@@ -13,7 +13,7 @@ from nilearn import datasets
 from scipy import ndimage
 
 from tf_lesion.files import InputError
-from tf_lesion.scans import ALIGN_MODES, itk
+from tf_lesion.scans import itk
 from tf_lesion.scans.volumes import MniGrid
 
 WORKING_MM = 2.0  # registration runs on volumes of this voxel size; sub-voxel accurate
@@ -38,22 +38,16 @@ BRIGHT_PERCENTILE = 98
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world axes are LPS
 
 
-@dataclass(frozen=True)
-class Alignment:
+class Alignment(NamedTuple):
     """Where a scan lies.
 
-    Attributes:
-        scan_from_grid: [4, 4], mm in MNI space -> mm in the scan's own space; rigid.
-        atlas_from_grid: [4, 4], mm in MNI space, after the rigid alignment -> mm in the atlas as
-            fitted to this head by an affine map. The identity without a fit. For the atlas's
-            mask, which ought to have the size of this brain.
-        mutual_information: nats, Mattes, between template and scan inside the brain; NaN without
-            registration.
+    `atlas_from_grid` leads from MNI space after the rigid alignment to the atlas as fitted to this
+    head by an affine map, for the atlas's mask, which ought to have the size of this brain.
     """
 
-    scan_from_grid: np.ndarray
-    atlas_from_grid: np.ndarray
-    mutual_information: float
+    scan_from_grid: np.ndarray  # [4, 4], mm in MNI space -> mm in the scan's own space; rigid
+    atlas_from_grid: np.ndarray = np.eye(4)  # mm -> mm; the identity without a fit
+    mutual_information: float = np.nan  # nats, Mattes, inside the brain; NaN without registration
 
 
 @functools.lru_cache(maxsize=1)
@@ -62,11 +56,6 @@ def _atlas() -> tuple[np.ndarray, np.ndarray]:
     template = datasets.load_mni152_template(resolution=1)
     mask = datasets.load_mni152_brain_mask(resolution=1)
     return template.get_fdata(dtype=np.float32), mask.get_fdata(dtype=np.float32) > 0
-
-
-def template_on(grid: MniGrid) -> np.ndarray:
-    """The skull-stripped ICBM152 T1 brain [X, Y, Z] on a `MniGrid`, float32 in 0..1."""
-    return to_grid(_atlas()[0], MniGrid().affine, np.eye(4), grid)
 
 
 def atlas_mask_on(grid: MniGrid, atlas_from_grid: np.ndarray | None = None) -> np.ndarray:
@@ -90,16 +79,15 @@ def to_grid(
         volume: [X, Y, Z], values on the scan's voxels.
         affine: [4, 4], voxel of `volume` -> mm.
         scan_from_grid: [4, 4], mm in MNI space -> mm of the scan.
-        grid: the `MniGrid`.
+        grid: where to.
         order: 1 for images (smoothed first where the grid is the coarser), 0 for labels.
 
     Returns:
         [X, Y, Z] of the grid's shape, 0 outside the scan; float32 for order 1, the type of
         `volume` for order 0.
     """
-    return _resample(
-        volume, np.linalg.inv(affine) @ scan_from_grid @ grid.affine, grid.shape, order
-    )
+    matrix = np.linalg.inv(affine) @ scan_from_grid @ grid.affine
+    return _resample(volume, matrix, grid.shape, order)
 
 
 def to_scan(
@@ -117,25 +105,20 @@ def to_scan(
 
 
 def _resample(volume, source_from_target, shape, order):
-    if order == 0:
-        kind = volume.dtype if volume.dtype.kind in "iu" else np.float32
-        source = np.asarray(volume, dtype=kind)
-    else:
-        source = _antialiased(np.asarray(volume, dtype=np.float32), source_from_target)
+    if order == 1 or volume.dtype.kind not in "iu":
+        volume = np.asarray(volume, dtype=np.float32)
+    if order == 1:  # smooth along the axes on which the target's voxels are larger
+        step = np.sqrt((source_from_target[:3, :3] ** 2).sum(axis=1))
+        sigma = np.maximum(0.0, (step - 1) / 2)  # the rule of skimage.transform.resize
+        blur = sigma > 0.05  # less has no effect
+        if blur.any():
+            volume = ndimage.gaussian_filter(volume, np.where(blur, sigma, 0))
     return ndimage.affine_transform(
-        source, source_from_target, output_shape=tuple(shape), order=order, mode="grid-constant"
+        volume, source_from_target, output_shape=tuple(shape), order=order, mode="grid-constant"
     )
 
 
-def _antialiased(volume, source_from_target):
-    """Smooth along the axes on which the target's voxels are larger than the source's."""
-    step = np.sqrt((source_from_target[:3, :3] ** 2).sum(axis=1))
-    sigma = np.maximum(0.0, (step - 1) / 2)  # the rule of skimage.transform.resize
-    blur = sigma > 0.05  # less has no effect
-    return ndimage.gaussian_filter(volume, np.where(blur, sigma, 0)) if blur.any() else volume
-
-
-def center_of(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+def _center_of(mask, affine):
     """[3] mm, center of mass of a mask."""
     return (affine @ [*ndimage.center_of_mass(mask), 1.0])[:3]
 
@@ -166,37 +149,32 @@ def align(
         voxel_size: mm of the cache's grid; a coarser one makes the registration coarser.
 
     Raises:
-        InputError: for another mode; if there is no head in the scan.
+        InputError: if there is no head in the scan.
     """
-    if mode not in ALIGN_MODES:
-        raise InputError(f"Expected align to be one of {', '.join(ALIGN_MODES)}, got {mode!r}.")
-    identity = np.eye(4)
     if mode == "none":
-        return Alignment(identity, identity, float("nan"))
-    atlas_center = center_of(_atlas()[1], MniGrid().affine)
-    starts = [_brain_center(volume, affine, brain) - atlas_center]
+        return Alignment(np.eye(4))
+    skull, atlas_center = brain is None, _center_of(_atlas()[1], MniGrid().affine)
+    center = _head_center(volume, affine) if skull else _center_of(brain, affine)
+    starts = [center - atlas_center]
     if mode == "center":
-        return Alignment(from_matvec(np.eye(3), starts[0]), identity, float("nan"))
-    if brain is None:
+        return Alignment(from_matvec(np.eye(3), starts[0]))
+    if skull:
         starts.append(np.zeros(3))  # scans with a skull may well lie in MNI space already
-    stripped = volume if brain is None else np.where(brain, volume, 0)
-    registration = _Registration(
-        stripped, affine, working_mm=max(WORKING_MM, voxel_size), skull=brain is None
-    )
+    else:
+        volume = np.where(brain, volume, 0)
+    registration = _Registration(volume, affine, max(WORKING_MM, voxel_size), skull=skull)
     with itk.one_thread():
-        best = registration.refine(registration.search(starts))
-        fitted = registration.fit_affine(best) if brain is None else None
-    scan_from_grid = _rigid_part(_ras_matrix(best), atlas_center)
-    fit = identity
-    if fitted is not None:
-        fit = np.linalg.inv(_ras_matrix(fitted)) @ scan_from_grid
-    return Alignment(scan_from_grid, fit, registration.mutual_information)
+        best, information = registration.refine(registration.search(starts))
+        scan_from_grid = _rigid_part(_ras_matrix(best), atlas_center)
+        if not skull:
+            return Alignment(scan_from_grid, np.eye(4), information)
+        affine_fit, _ = registration.refine(_as(sitk.AffineTransform(3), best))
+    fit = np.linalg.inv(_ras_matrix(affine_fit)) @ scan_from_grid
+    return Alignment(scan_from_grid, fit, information)
 
 
-def _brain_center(volume, affine, brain):
-    """[3] mm: center of the brain, or with a skull of the head above the skull base."""
-    if brain is not None:
-        return center_of(brain, affine)
+def _head_center(volume, affine):
+    """[3] mm: center of the head above the skull base."""
     head = volume > AIR_SHARE * np.percentile(volume, BRIGHT_PERCENTILE)
     head = ndimage.binary_opening(head, iterations=2)
     points = affine[:3, :3] @ np.argwhere(head).T + affine[:3, 3:]
@@ -217,28 +195,25 @@ def _rigid_part(matrix, center):
 class _Registration:
     """Template (fixed) against one scan (moving), both as ITK images of `working_mm` voxels."""
 
-    def __init__(self, volume, affine, *, working_mm, skull):
+    def __init__(self, volume, affine, working_mm, *, skull):
         grid = MniGrid(working_mm)
         margin = SKULL_MARGIN_MM if skull else MARGIN_MM
         distance = ndimage.distance_transform_edt(~atlas_mask_on(grid)) * working_mm
-        self.fixed = _itk_image(template_on(grid), grid.affine)
+        template = to_grid(_atlas()[0], MniGrid().affine, np.eye(4), grid)
+        self.fixed = _itk_image(template, grid.affine)
         self.mask = _itk_image((distance <= margin).astype(np.uint8), grid.affine)
         self.moving = _itk_image(*world_aligned(volume, affine, working_mm))
-        self.center = _LPS_FROM_RAS[:3, :3] @ center_of(_atlas()[1], MniGrid().affine)
+        self.center = _LPS_FROM_RAS[:3, :3] @ _center_of(_atlas()[1], MniGrid().affine)
         self.shrink = max(1, round(SEARCH_MM / working_mm))
         self.skull = skull
-        self.mutual_information = float("nan")
 
     def _start(self, shift, pitch):
         """(transform, step sizes of its parameters): rigid with a skull, with a scale without."""
-        euler = sitk.Euler3DTransform(
-            self.center, pitch, 0.0, 0.0, _LPS_FROM_RAS[:3, :3] @ np.asarray(shift)
-        )
+        euler = sitk.Euler3DTransform(self.center, pitch, 0.0, 0.0, _LPS_FROM_RAS[:3, :3] @ shift)
         if self.skull:
             return euler, [RADIANS_STEP] * 3 + [1.0] * 3
-        return _as(sitk.Similarity3DTransform(), euler), (
-            [VERSOR_STEP] * 3 + [1.0] * 3 + [SCALE_STEP]
-        )
+        similarity = _as(sitk.Similarity3DTransform(), euler)
+        return similarity, [VERSOR_STEP] * 3 + [1.0] * 3 + [SCALE_STEP]
 
     def search(self, shifts):
         """The best transform at 8 mm from every shift [3] mm (RAS) and pitch."""
@@ -252,21 +227,13 @@ class _Registration:
         return max(results, key=lambda result: result[1])[0]
 
     def refine(self, start):
-        """The transform at the finest level."""
-        transform, self.mutual_information = self._run(self._descent(), start)
-        return transform
-
-    def fit_affine(self, rigid):
-        """The affine transform, 12 degrees of freedom, that starts from the rigid one."""
-        return self._run(self._descent(), _as(sitk.AffineTransform(3), rigid))[0]
-
-    def _descent(self):
+        """(transform of the kind of `start`, its mutual information), at the finest level."""
         method = self._method(SHRINK, SMOOTHING_MM, SAMPLED_SHARE)
         method.SetOptimizerAsRegularStepGradientDescent(
             LARGEST_STEP, SMALLEST_STEP, REFINE_STEPS, STEP_RELAXATION, SMALLEST_GRADIENT
         )
         method.SetOptimizerScalesFromPhysicalShift()
-        return method
+        return self._run(method, start)
 
     def _method(self, shrink, smoothing_mm, shares):
         method = sitk.ImageRegistrationMethod()

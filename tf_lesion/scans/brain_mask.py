@@ -19,7 +19,6 @@ import numpy as np
 from scipy import ndimage
 
 from tf_lesion.files import InputError
-from tf_lesion.scans import MASK_MODES
 from tf_lesion.scans.volumes import Scan, ScanSource, load_labels, name_of
 
 BACKGROUND_SHARE = 0.3  # a brain fills about half of the smallest box around it
@@ -28,12 +27,11 @@ LARGEST_BRAIN_LITERS = 2.2  # intracranial volume of adults: 1.1 to 1.9
 SMALLEST_BRAIN_LITERS = 0.2  # less is a fragment; half a brain in a slab passes
 FAINT_SHARE = 0.2
 RIM_SHARE = 0.5
-MM3_PER_LITER = 1e6
 
 
 def liters(mask: np.ndarray, affine: np.ndarray) -> float:
     """Volume of a mask; exact for sheared voxels, where `nibabel.imagestats` is not."""
-    return float(np.count_nonzero(mask)) * abs(np.linalg.det(affine[:3, :3])) / MM3_PER_LITER
+    return float(np.count_nonzero(mask)) * abs(np.linalg.det(affine[:3, :3])) / 1e6  # mm^3
 
 
 def find_brain(
@@ -42,7 +40,7 @@ def find_brain(
     """The brain of a scan before any alignment.
 
     Args:
-        scan: a `Scan`.
+        scan: with its skull or without.
         mode: "auto" (the rule above), "nonzero" (take the scan for skull-stripped) or "atlas".
         mask_path: a mask (file or image) on the scan's own grid, brain > 0; before `mode`.
 
@@ -56,27 +54,22 @@ def find_brain(
         mask = load_labels(mask_path, scan) > 0
         _check_volume(mask, scan.affine, name_of(mask_path))
         return mask
-    if mode not in MASK_MODES:
-        raise InputError(f"Expected mask to be one of {', '.join(MASK_MODES)}, got {mode!r}.")
     if mode == "atlas":
         return None
-    distance = distance_from_background(scan.data)
+    faces = [scan.data.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
+    found, counts = np.unique(np.concatenate(faces), return_counts=True)
+    distance = np.abs(scan.data - found[counts.argmax()])  # from the background
     foreground = distance > NEAR_BACKGROUND * np.percentile(distance, 99.9)
-    piece = largest_piece(foreground)
+    piece = _largest_piece(foreground)
     median = np.median(distance[piece])
     full = piece & (distance >= FAINT_SHARE * median)
     if mode == "nonzero":
         _check_volume(full, scan.affine, scan.name)
-    elif not _is_brain(foreground, full, scan.affine):
+    elif 1 - foreground.mean() < BACKGROUND_SHARE or not (
+        SMALLEST_BRAIN_LITERS <= liters(full, scan.affine) <= LARGEST_BRAIN_LITERS
+    ):
         return None
-    return largest_piece(piece & (distance >= RIM_SHARE * median))
-
-
-def _is_brain(foreground, piece, affine):
-    return (
-        1 - foreground.mean() >= BACKGROUND_SHARE
-        and SMALLEST_BRAIN_LITERS <= liters(piece, affine) <= LARGEST_BRAIN_LITERS
-    )
+    return _largest_piece(piece & (distance >= RIM_SHARE * median))
 
 
 def _check_volume(mask, affine, name):
@@ -88,14 +81,7 @@ def _check_volume(mask, affine, name):
         )
 
 
-def distance_from_background(volume: np.ndarray) -> np.ndarray:
-    """[X, Y, Z], absolute difference of each voxel from the most frequent value on the faces."""
-    faces = [volume.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
-    found, counts = np.unique(np.concatenate(faces), return_counts=True)
-    return np.abs(volume - found[counts.argmax()])
-
-
-def largest_piece(foreground: np.ndarray) -> np.ndarray:
+def _largest_piece(foreground):
     """The largest connected piece of a mask, specks cut off, holes filled; empty stays empty.
 
     Bridges one voxel thick are cut before the pieces are compared (specks often hang on by one),

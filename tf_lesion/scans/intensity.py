@@ -22,8 +22,7 @@ N4_STEPS = (50, 50, 30)  # at each of three resolutions of the spline
 def correct_bias(volume: np.ndarray, mask: np.ndarray, voxel_sizes: Sequence[float]) -> np.ndarray:
     """N4 bias correction (Tustison et al., IEEE TMI 2010) of the brain; `voxel_sizes` [3] in mm.
 
-    Returns:
-        [X, Y, Z] float32, `volume` divided by the field (which is 1 where nothing is known).
+    Returns `volume` [X, Y, Z] float32 divided by the field, which is 1 where nothing is known.
     """
     shrink = [max(1, round(N4_SPACING_MM / size)) for size in voxel_sizes]
     image = itk.to_image(volume.astype(np.float32), spacing=voxel_sizes)
@@ -38,10 +37,9 @@ def correct_bias(volume: np.ndarray, mask: np.ndarray, voxel_sizes: Sequence[flo
 
 
 def normalize(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Min-max inside the brain, between the 0.1th and the 99.9th percentile of the brain.
+    """Min-max between the 0.1th and the 99.9th percentile of the brain.
 
-    Returns:
-        [X, Y, Z] float32: 1e-3 to 1 in the brain, exactly 0 outside.
+    The result [X, Y, Z] float32 is 1e-3 to 1 in the brain, exactly 0 outside.
 
     Raises:
         InputError: if the brain is empty or constant.
@@ -76,10 +74,8 @@ def match_to_reference(volume: np.ndarray, mask: np.ndarray, reference: np.ndarr
     """Match the histogram of the brain to that of the reference subject.
 
     Only brain voxels take part: background in either histogram moves all ranks, which is what makes
-    black patches. The map is monotone and stays in the reference's range.
-
-    Returns:
-        [X, Y, Z] float32, above 0 in the brain, exactly 0 outside.
+    black patches. The map is monotone and stays in the reference's range; the result [X, Y, Z]
+    float32 is above 0 in the brain, exactly 0 outside.
 
     Raises:
         InputError: if the reference has no quantiles, or values that are not finite or vary not.

@@ -20,11 +20,7 @@ THICKEST_MM = 3.5  # of a slice; lesions thinner than a slice are averaged away
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """How a scan is prepared; `dataclasses.asdict` makes JSON of it.
-
-    Raises:
-        InputError: if a value is not one of those allowed.
-    """
+    """How a scan is prepared; an `InputError` if a value is not one of those allowed."""
 
     voxel_size: float = 1.0  # mm, of the MNI grid
     align: str = "rigid"  # rigid, center, none
@@ -42,40 +38,26 @@ class ScanSettings:
 
     @property
     def grid(self) -> MniGrid:
-        """The `MniGrid`."""
+        """Where the scan will lie."""
         return MniGrid(self.voxel_size)
 
 
 @dataclass(frozen=True)
 class PreparedScan:
-    """A scan in the MNI grid.
+    """A scan in the MNI grid, [X, Y, Z], and in its own."""
 
-    Attributes:
-        image: [X, Y, Z] float32, 1e-3 to 1 in the brain, exactly 0 outside.
-        mask: [X, Y, Z] bool, brain.
-        label: [X, Y, Z] uint8 with the values of the segmentation, or None.
-        scan_from_grid: [4, 4], mm in MNI space -> mm of the scan (RAS).
-        grid: the `MniGrid`.
-        scan: the `Scan`, with all it takes to write in its own grid.
-        scan_mask: [x, y, z] bool, the brain on the voxels of `scan.data`.
-        mutual_information: nats, of the alignment; NaN if there was none.
-        atlas_overlap: Dice of the brain mask with that of the atlas, a fraction.
-        histogram_distance: of the brain to the reference before matching, normalized intensity;
-            NaN without a reference. See `intensity.histogram_distance`.
-        warnings: sentences about what looks odd, for the user.
-    """
-
-    image: np.ndarray = field(repr=False)
-    mask: np.ndarray = field(repr=False)
-    label: np.ndarray | None = field(repr=False)
-    scan_from_grid: np.ndarray
+    image: np.ndarray = field(repr=False)  # float32, 1e-3 to 1 in the brain, exactly 0 outside
+    mask: np.ndarray = field(repr=False)  # bool, brain
+    label: np.ndarray | None = field(repr=False)  # uint8, the values of the segmentation
+    scan_from_grid: np.ndarray  # [4, 4], mm in MNI space -> mm of the scan (RAS)
     grid: MniGrid
     scan: Scan
-    scan_mask: np.ndarray = field(repr=False)
-    mutual_information: float
-    atlas_overlap: float
+    scan_mask: np.ndarray = field(repr=False)  # bool, the brain on the voxels of `scan.data`
+    mutual_information: float  # nats, of the alignment; NaN if there was none
+    atlas_overlap: float  # Dice of the brain mask with that of the atlas
+    # Of the brain to the reference before matching, normalized intensity; NaN without a reference.
     histogram_distance: float
-    warnings: list[str]
+    warnings: list[str]  # sentences about what looks odd, for the user
 
 
 def prepare_scan(
@@ -93,13 +75,10 @@ def prepare_scan(
 
     Args:
         path: T2 scan, a NIfTI file; this and the next two may be nibabel images as well.
-        settings: `ScanSettings`.
-        mask_path: brain mask on the scan's grid, or None.
-        label_path: segmentation on the scan's grid, or None.
-        reference: [Q] quantiles of the reference's brain to match to, or None.
-
-    Returns:
-        A `PreparedScan`.
+        settings: how.
+        mask_path: brain mask on the scan's grid.
+        label_path: segmentation on the scan's grid.
+        reference: [Q] quantiles of the brain to match to; None leaves the histogram as it is.
 
     Raises:
         FileNotFoundError, InputError: naming the file that cannot be used, and why.
@@ -119,10 +98,11 @@ def _prepare(scan, brain, label, settings, reference):
         scan.data, scan.affine, mode=settings.align, brain=brain, voxel_size=settings.voxel_size
     )
     transform = found.scan_from_grid
-    stripped = brain is not None
-    if not stripped:
-        atlas = alignment.atlas_mask_on(grid, found.atlas_from_grid)
-        brain = _mask_to_scan(atlas, grid, transform, scan)
+    usual_information = POOR_MUTUAL_INFORMATION[brain is not None]
+    atlas = alignment.atlas_mask_on(grid)
+    if brain is None:
+        fitted = alignment.atlas_mask_on(grid, found.atlas_from_grid).astype(np.float32)
+        brain = alignment.to_scan(fitted, grid, transform, scan.data.shape, scan.affine) >= HALF
     data = scan.data
     if settings.n4:
         data = intensity.correct_bias(data, brain, scan.voxel_sizes)
@@ -143,23 +123,12 @@ def _prepare(scan, brain, label, settings, reference):
         scan=scan,
         scan_mask=brain,
         mutual_information=found.mutual_information,
-        atlas_overlap=_dice(mask, alignment.atlas_mask_on(grid)),
+        atlas_overlap=2 * float(np.sum(mask & atlas)) / float(mask.sum() + atlas.sum()),
         histogram_distance=distance,
         warnings=[],
     )
-    prepared.warnings.extend(_warnings(prepared, stripped=stripped))
+    prepared.warnings.extend(_warnings(prepared, usual_information))
     return prepared
-
-
-def _dice(mask, other):
-    return 2 * np.count_nonzero(mask & other) / (np.count_nonzero(mask) + np.count_nonzero(other))
-
-
-def _mask_to_scan(mask, grid, transform, scan):
-    weight = alignment.to_scan(
-        mask.astype(np.float32), grid, transform, scan.data.shape, scan.affine
-    )
-    return weight >= HALF
 
 
 def _masked_to_grid(volume, brain, affine, transform, grid):
@@ -171,15 +140,10 @@ def _masked_to_grid(volume, brain, affine, transform, grid):
 
 
 def to_scan_grid(grid_volume: np.ndarray, prepared: PreparedScan, *, order: int = 1) -> np.ndarray:
-    """A volume on the MNI grid -> the scan file's own shape and orientation, 0 outside the brain.
+    """A volume on the MNI grid -> the scan file's own shape and orientation, for `save_like`.
 
-    Args:
-        grid_volume: [X, Y, Z] on `prepared.grid`; only its brain voxels are read.
-        prepared: the `PreparedScan`.
-        order: 1 for images (float32), 0 for labels (type kept, bool as uint8).
-
-    Returns:
-        An array of shape `prepared.scan.file_shape`, for `save_like`.
+    It is 0 outside the brain, and nothing outside the brain is read. `order` 1 is for images
+    (float32), 0 for labels (type kept, bool as uint8).
     """
     scan, grid, transform = prepared.scan, prepared.grid, prepared.scan_from_grid
     grid_volume = np.asarray(grid_volume)
@@ -200,7 +164,7 @@ def to_scan_grid(grid_volume: np.ndarray, prepared: PreparedScan, *, order: int 
     return scan.to_file_orientation(np.where(prepared.scan_mask, values, 0).astype(values.dtype))
 
 
-def _warnings(prepared, *, stripped):
+def _warnings(prepared, usual_information):
     """What looks odd.
 
     The limits on mutual information come from five real scans. Skull-stripped ones reach 0.41 to
@@ -212,28 +176,17 @@ def _warnings(prepared, *, stripped):
     histograms are 0.02 to 0.17 apart from each other and from phantoms', and 0.19 to 0.51 from
     those of the same scans with dark and bright exchanged.
     """
-    return [
-        *_alignment_warnings(prepared, POOR_MUTUAL_INFORMATION[stripped]),
-        *_brain_warnings(prepared),
-        *_intensity_warnings(prepared),
-    ]
-
-
-def _alignment_warnings(prepared, usual):
-    information, overlap = prepared.mutual_information, prepared.atlas_overlap
-    if not math.isnan(information) and information < usual:
+    if prepared.mutual_information < usual_information:  # never, if it is NaN
         yield (
-            f"poor alignment to MNI (mutual information {information:.2f} nats, usually above "
-            f"{usual:.2f}); look at the result, or give a brain mask."
+            f"poor alignment to MNI (mutual information {prepared.mutual_information:.2f} nats, "
+            f"usually above {usual_information:.2f}); look at the result, or give a brain mask."
         )
-    if overlap < SMALLEST_OVERLAP:
+    if prepared.atlas_overlap < SMALLEST_OVERLAP:
         yield (
-            f"the brain mask and the atlas's overlap little (Dice {overlap:.2f}, usually above "
-            f"{SMALLEST_OVERLAP}): a wrong mask, a poor alignment or a part of a brain."
+            f"the brain mask and the atlas's overlap little (Dice {prepared.atlas_overlap:.2f}, "
+            f"usually above {SMALLEST_OVERLAP}): a wrong mask, a poor alignment or a part of a "
+            "brain."
         )
-
-
-def _brain_warnings(prepared):
     volume = brain_mask.liters(prepared.scan_mask, prepared.scan.affine)
     low, high = USUAL_BRAIN_LITERS
     if not low <= volume <= high:
@@ -249,9 +202,6 @@ def _brain_warnings(prepared):
             f"few slices: {slices}, {sizes.max():.1f} mm apart; what is thinner than that is "
             "averaged away."
         )
-
-
-def _intensity_warnings(prepared):
     if prepared.histogram_distance > LARGEST_HISTOGRAM_DISTANCE:
         yield (
             f"unusual histogram: {prepared.histogram_distance:.2f} from the reference, usually "

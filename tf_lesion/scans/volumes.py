@@ -29,8 +29,6 @@ SMALLEST_SCAN = 4  # voxels per axis; with fewer there is nothing to align
 GRID_TOLERANCE_MM = 0.1  # two headers of one grid differ by the rounding of qform and sform
 ORIGIN_STEP_MM = 2.0**-10  # a header's float32 origin, of the flipped scan too, rounds to these
 SMALLEST_VOXEL_MM3 = 1e-6  # a determinant below this is a singular affine
-REAL_DTYPES = "biuf"  # numpy kinds: bool, int, unsigned, float
-IN_MEMORY = "image in memory"  # the name of a scan without a file
 ScanSource = str | Path | nib.spatialimages.SpatialImage  # what `load_scan` takes
 _UNREADABLE = (
     nib.filebasedimages.ImageFileError,
@@ -58,7 +56,7 @@ class MniGrid:
     voxel_size: float = 1.0  # mm
 
     def __post_init__(self):
-        if not (math.isfinite(self.voxel_size) and self.voxel_size > 0):
+        if not 0 < self.voxel_size < math.inf:
             raise InputError(f"Expected a positive voxel size in mm, got {self.voxel_size}.")
         if min(self.slice_shape) < SMALLEST_SIZE:
             raise InputError(
@@ -86,10 +84,7 @@ class MniGrid:
     def crop(self) -> tuple[int, int, int, int]:
         """(x0, x1, y0, y1), the window of a slice that the network sees."""
         x0, x1, y0, y1 = RELEASED_CROP
-        return (
-            *_scaled_window(x0, x1, self.shape[0], self.voxel_size),
-            *_scaled_window(y0, y1, self.shape[1], self.voxel_size),
-        )
+        return *self._scaled_window(x0, x1, axis=0), *self._scaled_window(y0, y1, axis=1)
 
     @property
     def crop_window(self) -> tuple[slice, slice]:
@@ -97,16 +92,13 @@ class MniGrid:
         x0, x1, y0, y1 = self.crop
         return slice(x0, x1), slice(y0, y1)
 
-
-def _scaled_window(start, stop, length, voxel_size):
-    wanted = (stop - start) / voxel_size
-    steps = max(0, round((wanted - SMALLEST_SIZE) / SIZE_STEP))
-    size = SMALLEST_SIZE + SIZE_STEP * steps
-    while size > length:
-        size -= SIZE_STEP
-    first = math.floor((start + stop) / 2 / voxel_size - size / 2 + 0.5)
-    first = min(max(first, 0), length - size)
-    return first, first + size
+    def _scaled_window(self, start, stop, *, axis):
+        length, wanted = self.shape[axis], (stop - start) / self.voxel_size
+        steps = max(0, round((wanted - SMALLEST_SIZE) / SIZE_STEP))
+        size = SMALLEST_SIZE + SIZE_STEP * min(steps, (length - SMALLEST_SIZE) // SIZE_STEP)
+        first = math.floor((start + stop) / 2 / self.voxel_size - size / 2 + 0.5)
+        first = min(max(first, 0), length - size)
+        return first, first + size
 
 
 @dataclass(frozen=True)
@@ -114,8 +106,7 @@ class Scan:
     """A scan turned to RAS, and what it takes to write in the file's own grid again."""
 
     path: Path | None  # None for an image in memory
-    # [X, Y, Z] float32, from left to right, posterior to anterior, inferior to superior (the
-    # nearest to it that flips and permutations reach)
+    # [X, Y, Z] float32, the nearest to RAS that flips and permutations reach
     data: np.ndarray = field(repr=False)
     affine: np.ndarray = field(repr=False)  # [4, 4] float64, voxel of `data` -> mm
     file_shape: tuple[int, ...]  # a trailing axis of length 1 included
@@ -189,9 +180,7 @@ def load_labels(source: ScanSource, scan: Scan) -> np.ndarray:
 def image_like(scan: Scan, array: np.ndarray) -> nib.Nifti1Image:
     """`array`, in the scan file's own shape, as an image with the scan's affine, codes and units.
 
-    Args:
-        scan: the `Scan` whose grid the array is on.
-        array: in `scan.file_shape` and orientation; bool becomes uint8, float64 float32.
+    Bool becomes uint8, and float64 float32.
     """
     if array.shape != tuple(scan.file_shape):
         raise ValueError(f"Expected an array of shape {scan.file_shape}, got {array.shape}.")
@@ -216,7 +205,7 @@ def save_like(scan: Scan, array: np.ndarray, path: str | Path, *, force: bool = 
 
 def name_of(source: ScanSource | None) -> str:
     """What messages call a file, or an image."""
-    return str(source) if isinstance(source, str | Path) else IN_MEMORY
+    return str(source) if isinstance(source, str | Path) else "image in memory"
 
 
 def _read(source):
@@ -234,12 +223,14 @@ def _read(source):
             f"truncated or of another kind ({reason})."
         ) from error
     if not isinstance(image, nib.Nifti1Pair):
+        kind = type(image).__name__
+        raise InputError(f"{name}: expected a NIfTI file (.nii, .nii.gz), got {kind}; convert it.")
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < SMALLEST_VOXEL_MM3:
         raise InputError(
-            f"{name}: expected a NIfTI file (.nii, .nii.gz), got {type(image).__name__}; "
-            "convert it."
+            f"{name}: its affine is singular, so the voxels have no volume: "
+            f"{np.round(image.affine[:3], 3).tolist()}. Repair the header (sform, qform)."
         )
     values = _as_volume(name, values)
-    _check_affine(name, image.affine)
     orientation = io_orientation(image.affine)
     affine = image.affine @ inv_ornt_aff(orientation, values.shape)
     # A flip moves the origin, and headers hold it in float32: without this, one scan in two
@@ -256,7 +247,7 @@ def _read(source):
 
 
 def _as_volume(name, values):
-    if values.dtype.kind not in REAL_DTYPES:
+    if values.dtype.kind not in "biuf":  # bool, int, unsigned, float
         raise InputError(f"{name}: expected numbers, got voxels of type {values.dtype}.")
     shape = values.shape
     while values.ndim > 3 and values.shape[-1] == 1:
@@ -272,14 +263,6 @@ def _as_volume(name, values):
         )
     with np.errstate(over="ignore"):
         return values.astype(np.float32)
-
-
-def _check_affine(name, affine):
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SMALLEST_VOXEL_MM3:
-        raise InputError(
-            f"{name}: its affine is singular, so the voxels have no volume: "
-            f"{np.round(affine[:3], 3).tolist()}. Repair the header (sform, qform)."
-        )
 
 
 def _check_same_grid(labels, scan):
