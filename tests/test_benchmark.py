@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import make_run
 
@@ -27,9 +28,12 @@ def test_models_are_timed_against_the_plain_network(what, tmp_path, capsys, monk
     for row in figures["rows"]:
         assert row["way"] in printed
         assert row["seconds per step"] > 0
-    monkeypatch.setattr(benchmark_models, "RUN_LIMIT", 1e9)
-    monkeypatch.setattr(benchmark_models, "TRAIN_LIMITS", {"float32": 1e9})
-    assert benchmark.main([what, *SMALL]) == 1
+
+
+def test_a_way_that_is_too_slow_fails():
+    table = benchmark_data.as_table(pd.Series({"plain": 2.0, "fast": 1.0}), np.nan, unit="step")
+    assert benchmark_models._keeps(table, {"fast": 2.0})
+    assert not benchmark_models._keeps(table, {"fast": 2.1})
 
 
 def test_solvers_are_compared_on_patients(cache_path, tmp_path, monkeypatch, capsys):
@@ -88,6 +92,7 @@ def test_ratios_are_those_of_the_medians(monkeypatch):
 def test_counting_is_compared_with_the_released_way(tmp_path, monkeypatch, capsys):
     out = tmp_path / "metrics.json"
     monkeypatch.setattr(benchmark_data, "SPEEDUP_LIMIT", 0.0)
+    monkeypatch.setattr(benchmark_data, "GIGABYTES_LIMIT", 1e9)  # of all tests so far
     argv = ["metrics", "--voxels", "20000", "--out", str(out)]
     assert benchmark.main(argv) == 0
     found = json.loads(out.read_text())
