@@ -150,7 +150,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             "matched_to": None if reference is None else str(args.reference),
         },
         test_names={subject.name for subject in subjects},
-        with_label=not args.no_labels,
         **shared,
     )
 

@@ -223,7 +223,6 @@ def write_cache(
     reference: np.ndarray | None,
     test_names: set[str],
     match: Sequence[Outcome] = (),
-    with_label: bool = False,
     force: bool = False,
 ) -> int:
     """Put the parts together in one cache, delete them, and say what there is and what is missing.
@@ -236,7 +235,6 @@ def write_cache(
         reference: [Q] quantiles kept as `Reference`, or None.
         test_names: subjects of `Test`, with their masks; the others go to `Train`.
         match: those to be matched to `reference` now.
-        with_label: whether the parts have segmentations to keep.
         force: replace an existing cache.
 
     Returns:
@@ -261,8 +259,7 @@ def write_cache(
             if outcome.part:
                 dataset = "Test" if outcome.subject.name in test_names else "Train"
                 target = reference if outcome in match else None
-                slices = _append_part(writer, dataset, outcome, with_label, target)
-                counts[dataset].append(slices)
+                counts[dataset].append(_append_part(writer, dataset, outcome, target))
     folder = parts_folder(out)
     for part in [*folder.glob("*.h5"), *folder.glob(".partial-*")]:
         part.unlink()
@@ -278,7 +275,7 @@ def write_cache(
     return 1 if skipped else 0
 
 
-def _append_part(writer, dataset, outcome, with_label, reference):
+def _append_part(writer, dataset, outcome, reference):
     """Move one part into a cache, matched to `reference` if given; returns its slice count."""
     from tf_lesion.scans.intensity import match_to_reference
 
@@ -294,7 +291,7 @@ def _append_part(writer, dataset, outcome, with_label, reference):
             scan_from_grid=part["scan_from_grid"][:],
             source=str(outcome.subject.scan),
             mask=mask if dataset == "Test" else None,
-            label=part["label"][:] if with_label else None,
+            label=part["label"][:] if "label" in part else None,
         )
     return len(image)
 

@@ -89,10 +89,8 @@ def test_a_mask_is_saved_as_uint8_from_an_int16_scan(tmp_path):
     np.testing.assert_array_equal(written.get_fdata() > 0, scan.data > 500)
 
 
-def test_saving_keeps_an_existing_file_without_force_and_checks_shape_and_name(tmp_path):
+def test_saving_checks_shape_and_name(tmp_path):
     scan = load_scan(save(tmp_path / "t2.nii", values()))
-    with pytest.raises(FileExistsError, match="--force"):
-        save_like(scan, scan.data, tmp_path / "t2.nii", force=False)
     with pytest.raises(ValueError, match=r"Expected an array of shape \(6, 7, 8\)"):
         save_like(scan, scan.data[1:], tmp_path / "x.nii")
     with pytest.raises(InputError, match=r"\.nii"):

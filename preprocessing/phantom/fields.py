@@ -84,7 +84,9 @@ class Grid:
     origin: np.ndarray
 
     @classmethod
-    def around(cls, center: np.ndarray, extent: np.ndarray, voxel_size: float, margin: float):
+    def around(
+        cls, center: np.ndarray, extent: np.ndarray, voxel_size: float, margin: float
+    ) -> "Grid":
         """The grid that holds a box, by center [3] and extent [3], and a margin, in mm."""
         shape = np.ceil((extent + 2 * margin) / voxel_size).astype(int)
         origin = np.round(center - (shape - 1) / 2 * voxel_size)
@@ -104,11 +106,6 @@ class Grid:
         """[a, b, c, 3] places in mm of the control points of the deformation."""
         axes = [lattice_positions(n, self.lattice_step) * self.voxel_size for n in self.shape]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1) + self.origin
-
-    @property
-    def lattice_affine(self) -> np.ndarray:
-        """[4, 4], control point of the deformation -> mm; the first lies one before voxel 0."""
-        return from_matvec(np.diag([LATTICE_MM] * 3), self.origin - LATTICE_MM)
 
     def random_field(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
         """Smooth random field [X, Y, Z], mean 0, standard deviation 1."""

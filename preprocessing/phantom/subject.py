@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -175,7 +176,9 @@ def _push(tumors, anatomy, grid, source):
     points, coarse = grid.lattice(), anatomy.coarse
     outside = _at(coarse.outside, coarse.affine, source)
     pulled = points + sum(lesions.pull_back(tumor, points, outside) for tumor in tumors)
-    axes = [_at(axis, grid.lattice_affine, pulled) for axis in np.moveaxis(source, -1, 0)]
+    # The first control point of the deformation lies one before voxel 0.
+    affine = from_matvec(np.diag([LATTICE_MM] * 3), grid.origin - LATTICE_MM)
+    axes = [_at(axis, affine, pulled) for axis in np.moveaxis(source, -1, 0)]
     return np.stack(axes, axis=-1)
 
 

@@ -280,7 +280,7 @@ def world_aligned(
 def _itk_image(values, affine):
     """ITK image of values [X, Y, Z] whose RAS axes run along the world's."""
     image = itk.to_image(values, spacing=np.diag(affine)[:3])
-    image.SetOrigin([float(mm) for mm in (_LPS_FROM_RAS @ affine)[:3, 3]])
+    image.SetOrigin((_LPS_FROM_RAS @ affine)[:3, 3].tolist())
     image.SetDirection(_LPS_FROM_RAS[:3, :3].ravel().tolist())
     return image
 

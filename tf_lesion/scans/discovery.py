@@ -1,5 +1,6 @@
 """Which files belong to which subject: scans by glob, their names, masks and segmentations."""
 
+import functools
 import glob
 import os
 import re
@@ -39,7 +40,7 @@ def find_subjects(
     mask_pattern: str | None = None,
     seg_pattern: str | None = None,
 ) -> list[Subject]:
-    """The subjects of a folder, sorted by path of the scan.
+    """The subjects of a folder, possibly none, sorted by path of the scan.
 
     Args:
         folder: where to look.
@@ -47,44 +48,28 @@ def find_subjects(
         suffixes: what to leave out of a file's name to get the subject's.
         keep: which of the scans found are wanted; by default all.
         rename: (scan, its name by `scan_names`) -> the name of its subject.
-        mask_pattern: glob of the brain masks, with {subject} and {folder}; exactly one per scan.
-        seg_pattern: glob of the segmentations, likewise.
-
-    Returns:
-        `Subject`s, possibly none; those without exactly one file by a pattern have a `problem`.
+        mask_pattern, seg_pattern: as in `subject_with_files`.
 
     Raises:
         FileNotFoundError, InputError: without a folder or scans, or with two scans of a subject.
     """
     scans = [scan for scan in find_scans(folder, patterns) if keep is None or keep(scan)]
-    names = scan_names(scans, folder, suffixes=suffixes)
-    if rename is not None:
-        names = [rename(scan, name) for scan, name in zip(scans, names, strict=True)]
-    _check_unique(names, scans)
-    return [
-        subject_with_files(name, scan, folder, mask_pattern=mask_pattern, seg_pattern=seg_pattern)
-        for name, scan in zip(names, scans, strict=True)
-    ]
-
-
-def _check_unique(names, scans):
-    seen = {}
-    for name, scan in zip(names, scans, strict=True):
-        if name in seen:
+    found = {}
+    for scan, name in zip(scans, scan_names(scans, folder, suffixes=suffixes), strict=True):
+        if rename is not None:
+            name = rename(scan, name)
+        if name in found:
             raise InputError(
-                f"Two scans of {name}: {seen[name]} and {scan}; narrow the pattern to one scan per "
-                "subject."
+                f"Two scans of {name}: {found[name]} and {scan}; narrow the pattern to one scan "
+                "per subject."
             )
-        seen[name] = scan
+        found[name] = scan
+    others = {"mask_pattern": mask_pattern, "seg_pattern": seg_pattern}
+    return [subject_with_files(name, scan, folder, **others) for name, scan in found.items()]
 
 
 def find_scans(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
-    """Sorted files under `folder` that match one of the globs.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        InputError: if nothing matches, with the patterns.
-    """
+    """Sorted files under `folder` that match one of the globs; none is an `InputError`."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"No such folder of scans: {folder}")
@@ -101,9 +86,8 @@ def _glob(folder, pattern):
     try:  # files that begin with a dot are temporary, or resource forks
         return [path for path in folder.glob(pattern) if path.is_file() and path.name[0] != "."]
     except (ValueError, NotImplementedError) as error:
-        raise InputError(
-            f"Expected a glob relative to {folder}, got {pattern!r} ({error})."
-        ) from error
+        text = f"Expected a glob relative to {folder}, got {pattern!r} ({error})."
+        raise InputError(text) from error
 
 
 def scan_names(
@@ -113,9 +97,7 @@ def scan_names(
 
     Where all files have the same name (`patient07/T2.nii.gz`), the folders tell them apart.
     """
-    names = [_stem(scan) for scan in scans]
-    for suffix in suffixes:
-        names = [name.removesuffix(suffix) for name in names]
+    names = [functools.reduce(str.removesuffix, suffixes, _stem(scan)) for scan in scans]
     if len(names) > 1 and len(set(names)) == 1:
         names = [scan.parent.relative_to(folder).as_posix() for scan in scans]
     entities = [BIDS_SUBJECT.search(scan.relative_to(folder).as_posix()) for scan in scans]
@@ -134,7 +116,11 @@ def subject_with_files(
     mask_pattern: str | None = None,
     seg_pattern: str | None = None,
 ) -> Subject:
-    """A `Subject` with the mask and segmentation that the patterns name, or with a `problem`."""
+    """A `Subject` with the mask and segmentation that the patterns name.
+
+    Patterns are globs relative to `folder`, with {subject} and {folder}; without exactly one file
+    for one, the subject has a `problem`.
+    """
     try:
         mask = _companion("mask_pattern", mask_pattern, name, scan, Path(folder))
         label = _companion("seg_pattern", seg_pattern, name, scan, Path(folder))
@@ -160,10 +146,10 @@ def _companion(argument, pattern, name, scan, folder):
 def segmentation_beside(scan: Path) -> Path | None:
     """The segmentation named after a scan (CASE_t2: CASE_seg), or None."""
     case = _stem(scan)
-    named = [
+    named = (
         scan.with_name(case.removesuffix(suffix) + seg_suffix + ending)
         for suffix, seg_suffix in SUFFIXES.items()
         for ending in ENDINGS
         if case.endswith(suffix)
-    ]
-    return next((path for path in named if path.is_file()), None)
+    )
+    return next(filter(Path.is_file, named), None)

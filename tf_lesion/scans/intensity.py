@@ -32,7 +32,8 @@ def correct_bias(volume: np.ndarray, mask: np.ndarray, voxel_sizes: Sequence[flo
     method.SetMaximumNumberOfIterations(list(N4_STEPS))
     with itk.one_thread():
         method.Execute(sitk.Shrink(image, shrink), sitk.Shrink(inside, shrink))
-        field = np.exp(itk.to_array(method.GetLogBiasFieldAsImage(image)))
+        log_field = sitk.GetArrayFromImage(method.GetLogBiasFieldAsImage(image))
+    field = np.exp(log_field.transpose(2, 1, 0))
     return (volume / np.maximum(field, np.finfo(np.float32).tiny)).astype(np.float32)
 
 

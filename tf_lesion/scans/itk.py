@@ -1,4 +1,4 @@
-"""NumPy volumes to SimpleITK images and back, and ITK on one thread."""
+"""NumPy volumes to SimpleITK images, and ITK on one thread."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -26,8 +26,3 @@ def to_image(values: np.ndarray, *, spacing: Sequence[float]) -> sitk.Image:
     image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
     image.SetSpacing([float(step) for step in spacing])
     return image
-
-
-def to_array(image: sitk.Image) -> np.ndarray:
-    """[X, Y, Z] values of an ITK image."""
-    return sitk.GetArrayFromImage(image).transpose(2, 1, 0)

@@ -194,12 +194,12 @@ def image_like(scan: Scan, array: np.ndarray) -> nib.Nifti1Image:
     return nib.Nifti1Image(array.astype(stored), scan.file_affine, header)
 
 
-def save_like(scan: Scan, array: np.ndarray, path: str | Path, *, force: bool = True) -> None:
+def save_like(scan: Scan, array: np.ndarray, path: str | Path) -> None:
     """Write the `image_like` of an array to a path that ends in `.nii` or `.nii.gz`."""
     if not str(path).endswith((".nii", ".nii.gz")):
         raise InputError(f"Expected a name that ends in .nii or .nii.gz, got {path}.")
     image = image_like(scan, array)
-    with written_whole(path, force=force) as temporary:
+    with written_whole(path) as temporary:
         nib.save(image, temporary)
 
 
