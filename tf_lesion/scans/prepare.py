@@ -1,5 +1,6 @@
 """One scan, from its file to aligned, masked, normalised slices, and back to its own grid."""
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -106,14 +107,18 @@ def _prepare(scan, brain, label, settings, reference):
     data = scan.data
     if settings.n4:
         data = intensity.correct_bias(data, brain, scan.voxel_sizes)
-    values, mask = _masked_to_grid(data, brain, scan.affine, transform, grid)
+    to_grid = functools.partial(
+        alignment.to_grid, affine=scan.affine, scan_from_grid=transform, grid=grid
+    )
+    values, weight = _brain_means(data, brain, to_grid)
+    mask = weight >= HALF
     image = intensity.normalize(values, mask)
     distance = math.nan
     if reference is not None:
         distance = intensity.histogram_distance(image, mask, reference)
         image = intensity.match_to_reference(image, mask, reference)
     if label is not None:
-        label = alignment.to_grid(label, scan.affine, transform, grid, order=0)
+        label = to_grid(label, order=0)
     prepared = PreparedScan(
         image=image,
         mask=mask,
@@ -131,12 +136,10 @@ def _prepare(scan, brain, label, settings, reference):
     return prepared
 
 
-def _masked_to_grid(volume, brain, affine, transform, grid):
-    """(values, mask) on the grid; values are averages over brain voxels only: no dark rim."""
-    weight = alignment.to_grid(brain.astype(np.float32), affine, transform, grid)
-    total = alignment.to_grid(np.where(brain, volume, 0), affine, transform, grid)
-    mask = weight >= HALF
-    return np.divide(total, weight, out=np.zeros_like(total), where=mask), mask
+def _brain_means(volume, brain, resample):
+    """(values, weight of the brain): averages over brain voxels only, so there is no dark rim."""
+    weight, total = resample(brain.astype(np.float32)), resample(np.where(brain, volume, 0))
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0), weight
 
 
 def to_scan_grid(grid_volume: np.ndarray, prepared: PreparedScan, *, order: int = 1) -> np.ndarray:
@@ -157,10 +160,8 @@ def to_scan_grid(grid_volume: np.ndarray, prepared: PreparedScan, *, order: int 
 
     if order == 0:
         values = back(grid_volume)
-    else:  # averages over brain voxels only, as on the way in
-        weight = back(prepared.mask.astype(np.float32))
-        total = back(np.where(prepared.mask, grid_volume, 0))
-        values = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+    else:
+        values, _ = _brain_means(grid_volume, prepared.mask, back)
     return scan.to_file_orientation(np.where(prepared.scan_mask, values, 0).astype(values.dtype))
 
 
