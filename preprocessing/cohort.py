@@ -228,14 +228,10 @@ def write_cache(
     """Put the parts together in one cache, delete them, and say what there is and what is missing.
 
     Args:
-        outcomes: of `prepare_all`.
-        out: the cache.
-        settings: for the record.
         stored: JSON-serializable, kept beside the settings.
         reference: [Q] quantiles kept as `Reference`, or None.
         test_names: subjects of `Test`, with their masks; the others go to `Train`.
         match: those to be matched to `reference` now.
-        force: replace an existing cache.
 
     Returns:
         The exit status: 0, or 1 if some subjects failed.

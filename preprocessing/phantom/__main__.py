@@ -56,14 +56,10 @@ def write_cohort(
     """Write a cohort, whole or not at all; returns the content of phantom.json.
 
     Args:
-        out: folder to make.
-        healthy, patients: numbers of subjects.
-        seed: whole number, 0 or more.
         test: number of further healthy subjects, of the anatomies held out.
         held_out: number of label maps kept for them and the patients; 0 shares all.
         voxel_size: mm, 0.5 to 4.
         label_maps: folder of FreeSurfer label maps; None for the ICBM152 anatomy.
-        jobs: processes.
         force: replace an existing folder.
 
     Raises:

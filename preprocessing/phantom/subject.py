@@ -99,7 +99,6 @@ def make_phantom(
     """Synthesize one subject.
 
     Args:
-        seed: of the cohort.
         kind: HEALTHY, PATIENT, or HELD_OUT for the healthy to test on.
         number: index among its kind, from 0.
         voxel_size: mm.

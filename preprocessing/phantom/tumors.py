@@ -104,7 +104,6 @@ def draw_tumors(
     """One or two tumors of a patient.
 
     Args:
-        rng: draws them.
         grade: "HGG" (large, all labels) or "LGG" (smaller, mostly labels 1 and 2).
         places: [n, 3] mm, cerebral tissue.
         depth: [n] mm below the surface of the brain.
@@ -165,12 +164,9 @@ def grow(
     """Paint a tumor into an image and its labels, in place.
 
     Args:
-        rng: draws outlines and textures.
-        tumor: what to paint.
         image: [X, Y, Z] float32, in units of white matter.
         label: [X, Y, Z] uint8, BRATS labels so far.
         brain: [X, Y, Z] bool; no tumor outside.
-        grid: that of the image.
     """
     box, distance = _distance(tumor, grid)
     regions = _regions(rng, tumor, distance, image[box], brain[box], grid.voxel_size)

@@ -79,7 +79,6 @@ def to_grid(
         volume: [X, Y, Z], values on the scan's voxels.
         affine: [4, 4], voxel of `volume` -> mm.
         scan_from_grid: [4, 4], mm in MNI space -> mm of the scan.
-        grid: where to.
         order: 1 for images (smoothed first where the grid is the coarser), 0 for labels.
 
     Returns:

@@ -40,7 +40,6 @@ def find_brain(
     """The brain of a scan before any alignment.
 
     Args:
-        scan: with its skull or without.
         mode: "auto" (the rule above), "nonzero" (take the scan for skull-stripped) or "atlas".
         mask_path: a mask (file or image) on the scan's own grid, brain > 0; before `mode`.
 

@@ -43,8 +43,6 @@ def find_subjects(
     """The subjects of a folder, possibly none, sorted by path of the scan.
 
     Args:
-        folder: where to look.
-        patterns: globs of the scans.
         suffixes: what to leave out of a file's name to get the subject's.
         keep: which of the scans found are wanted; by default all.
         rename: (scan, its name by `scan_names`) -> the name of its subject.

@@ -76,7 +76,6 @@ def prepare_scan(
 
     Args:
         path: T2 scan, a NIfTI file; this and the next two may be nibabel images as well.
-        settings: how.
         mask_path: brain mask on the scan's grid.
         label_path: segmentation on the scan's grid.
         reference: [Q] quantiles of the brain to match to; None leaves the histogram as it is.
