@@ -159,18 +159,17 @@ def load_label_map(path: str, spacing: int) -> LabelAnatomy:
             )
     solid = largest_part(indicator(tissue, "background", "csf", "bone") == 0)
     box = _brain_box(solid)
-    coarse = _label_maps(tissue[box], labels[box], solid[box])
     fine_affine = _shift(box)
-    coarse_affine = coarser_affine(fine_affine, COARSE_MM)
-    center, _ = brain_bounds(coarse["outside"], coarse_affine)
-    for affine in (fine_affine, coarse_affine):
+    coarse = _label_maps(tissue[box], labels[box], solid[box], fine_affine)
+    center, _ = brain_bounds(coarse.outside, coarse.affine)
+    for affine in (fine_affine, coarse.affine):
         affine[:3, 3] += MNI_BRAIN_CENTER - center
     return LabelAnatomy(
         name=Path(path).name.removesuffix(".gz").removesuffix(".nii"),
         shape=tuple(n // spacing for n in tissue[box].shape),
         affine=coarser_affine(fine_affine, spacing),
         spacing=spacing,
-        coarse=CoarseMaps(affine=coarse_affine, **coarse),
+        coarse=coarse,
         pose=_pose(labels[box], fine_affine),
         tissue=tissue[box],
     )
@@ -192,17 +191,18 @@ def _pose(labels, affine):
     return from_matvec(rotation, middles[1] - rotation @ middles[0])
 
 
-def _label_maps(tissue, labels, solid):
-    """Coarse maps of a label map, by name."""
+def _label_maps(tissue, labels, solid, fine_affine):
+    """Coarse maps of a label map."""
     share = block_mean(solid, COARSE_MM)
     ventricle = block_mean(indicator(tissue, "ventricle", "choroid"), COARSE_MM)
     behind = indicator(tissue, "brainstem", "cerebellar_white", "cerebellar_cortex")
-    return {
-        "outside": _signed_distance(share > 0.5, LABEL_CLOSING_MM),
-        "ventricle": _smooth_ventricle(ventricle),
-        "cerebrum": share - ventricle - block_mean(behind, COARSE_MM),
-        "midline": _midline(labels),
-    }
+    return CoarseMaps(
+        affine=coarser_affine(fine_affine, COARSE_MM),
+        outside=_signed_distance(share > 0.5, LABEL_CLOSING_MM),
+        ventricle=_smooth_ventricle(ventricle),
+        cerebrum=share - ventricle - block_mean(behind, COARSE_MM),
+        midline=_midline(labels),
+    )
 
 
 def _read_labels(path):
