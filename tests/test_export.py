@@ -342,8 +342,9 @@ def _restore_cache(model, cache, out, *options):
     assert restore_brats.main([*argv, *map(str, options)]) == 0
     with RestoredReader(out) as restored:
         rows = range(len(restored))
-        maps = {name: restored.read_detection(name, rows) for name in restored.detections}
-        steps = [restored.read_step(step, rows) for step in restored.trajectory_steps]
+        names = restored.settings.get("thresholds", {})
+        maps = {name: restored.read(rows, f"Detection/{name}") for name in names}
+        steps = [restored.read(rows, f"Trajectory/{step}") for step in restored.trajectory_steps]
         return restored.read(rows), maps, steps, restored.settings
 
 

@@ -109,7 +109,7 @@ def test_trajectory_and_subset_are_stored(run, cache_path, tmp_path):
         assert len(restored) == 4
         assert (np.diff(restored.rows) > 0).all()
         rows, kept = restored.rows, restored.read([0, 3])
-        early = restored.read_step(5, [0, 3])
+        early = restored.read([0, 3], "Trajectory/5")
     assert np.abs(early - kept).max() > 0
     assert _restore(run, cache_path, tmp_path / "all.h5") == 0
     np.testing.assert_array_equal(kept, _read(tmp_path / "all.h5")[rows[[0, 3]]])

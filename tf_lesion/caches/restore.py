@@ -20,40 +20,6 @@ COMPARED = (
 )
 
 
-def restore_cache(
-    restorer: Restorer,
-    cache: SliceCache,
-    writer: RestoredWriter,
-    *,
-    batch_size: int,
-    save_every: int | None = None,
-) -> None:
-    """Restore the slices that `writer` still misses; a killed run goes on where it stopped.
-
-    Args:
-        restorer: `Restorer`.
-        cache: `SliceCache` of the observed slices; their rows seed the noise.
-        writer: open `RestoredWriter` with the rows to restore.
-        batch_size: slices at once; it changes speed and memory, not the images.
-        save_every: keep the trajectory every so many steps.
-    """
-    missing, settings = writer.missing, restorer.restoration
-    total = len(missing) * settings.steps * settings.repeats
-    with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
-        for start in range(0, len(missing), batch_size):
-            positions = missing[start : start + batch_size]
-            rows = writer.rows[positions]
-            observed, mask = cache.read(rows), cache.mask(rows)
-            images, trajectory = restore(
-                restorer, observed, mask, rows, save_every=save_every, on_progress=progress.update
-            )
-            detections = {
-                name: detect(observed, images, mask, threshold)
-                for name, threshold in writer.thresholds.items()
-            }
-            writer.write(positions, images, trajectory, detections)
-
-
 def restore_to_file(
     prior: Any,
     cache_path: Path | str,
@@ -75,9 +41,9 @@ def restore_to_file(
         prior: `Prior`.
         cache_path: the cache.
         out: the file to make (see `caches.restored`); a partial one is gone on with.
-        restoration: `RestorationConfig`; the model's own by default.
+        restoration: the model's own by default.
         seed: of the noise, and of the subset.
-        batch_size: slices at once.
+        batch_size: slices at once; it changes speed and memory, not the images.
         max_slices: restore a random subset of so many.
         save_every: keep the trajectory every so many steps.
         thresholds: {name: residual}; lesion maps at these are written too.
@@ -106,19 +72,31 @@ def restore_to_file(
         if shard is not None:
             rows, settings["shard"] = rows[shard[0] - 1 :: shard[1]], list(shard)
             out = shard_path(out, shard)
-        writer = RestoredWriter(
-            out,
-            rows=rows,
-            shape=cache.shape,
-            settings=settings,
-            trajectory_steps=kept,
-            thresholds=thresholds,
-            force=force,
-        )
-        with writer:
+        extras = {"trajectory_steps": kept, "thresholds": thresholds}
+        with RestoredWriter(
+            out, rows=rows, shape=cache.shape, settings=settings, force=force, **extras
+        ) as writer:
             restorer = Restorer(prior.model, restoration, seed=seed)
-            restore_cache(restorer, cache, writer, batch_size=batch_size, save_every=save_every)
-    return len(writer.rows)
+            _restore_missing(restorer, cache, writer, batch_size, save_every)
+    return len(rows)
+
+
+def _restore_missing(restorer, cache, writer, batch_size, save_every):
+    """Restore the slices that `writer` still misses; their rows in the cache seed the noise."""
+    missing, settings = writer.missing, restorer.restoration
+    total = len(missing) * settings.steps * settings.repeats
+    with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
+        for start in range(0, len(missing), batch_size):
+            positions = missing[start : start + batch_size]
+            rows = writer.rows[positions]
+            observed, mask = cache.read(rows), cache.mask(rows)
+            images, trajectory = restore(
+                restorer, observed, mask, rows, save_every=save_every, on_progress=progress.update
+            )
+            extras = {f"Trajectory/{step}": kept for step, kept in trajectory.items()}
+            for name, threshold in writer.thresholds.items():
+                extras[f"Detection/{name}"] = detect(observed, images, mask, threshold)
+            writer.write(positions, images, extras)
 
 
 def chosen_rows(count: int, max_slices: int | None, *, seed: int) -> NDArray:
@@ -128,43 +106,34 @@ def chosen_rows(count: int, max_slices: int | None, *, seed: int) -> NDArray:
     return np.sort(np.random.default_rng(seed).choice(count, max_slices, replace=False))
 
 
-def restored_settings(
+def _settings(prior, cache, restoration, seed):
+    origin = {"cache": str(cache.path), "cache_identity": cache.identity, "crop": list(cache.crop)}
+    return prior.describe(restoration, seed=seed) | origin
+
+
+def check_restored(
+    path: Path | str,
     prior: Any,
     cache_path: Path | str,
-    restoration: RestorationConfig,
     *,
+    restoration: RestorationConfig,
     seed: int,
     max_slices: int | None = None,
     crop: Sequence[int] | None = None,
-) -> tuple[dict, NDArray]:
-    """(settings, rows) that a file of `restore_to_file` with these arguments has."""
-    with SliceCache(cache_path, "Test", crop=crop) as cache:
+) -> None:
+    """Raise `InputError` unless `restore_to_file` would make the file as it is there."""
+    with SliceCache(cache_path, "Test", crop=crop) as cache, RestoredReader(path) as reader:
         rows = chosen_rows(len(cache), max_slices, seed=seed)
-        return _settings(prior, cache, restoration, seed), rows
-
-
-def _settings(prior, cache, restoration, seed):
-    return {
-        **prior.describe(restoration, seed=seed),
-        "cache": str(cache.path),
-        "cache_identity": cache.identity,
-        "crop": list(cache.crop),
-    }
-
-
-def check_restored(path: Path | str, wanted: dict, rows: NDArray) -> None:
-    """Raise `InputError` unless the file holds these rows, restored with the wanted settings."""
-    with RestoredReader(path) as reader:
-        settings, found = reader.settings, reader.rows
+        wanted = _settings(prior, cache, restoration, seed)
     for name in COMPARED:
-        theirs, ours = settings.get(name), wanted.get(name)
+        theirs, ours = reader.settings.get(name), wanted.get(name)
         if theirs != ours:
             raise InputError(
                 f"{path} was restored with {name} {theirs}, not {ours}; choose another file, or "
                 f"force, which restores it again."
             )
-    if not np.array_equal(np.sort(found), rows):
+    if not np.array_equal(np.sort(reader.rows), rows):
         raise InputError(
-            f"{path} holds {len(found)} slices that are not the {len(rows)} asked for; choose "
+            f"{path} holds {len(reader)} slices that are not the {len(rows)} asked for; choose "
             f"another file, or force, which restores it again."
         )

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tf_lesion.caches.slices import SliceCache
+from tf_lesion.caches.slices import SliceCache, open_hdf5
 from tf_lesion.files import InputError, refuse_existing, require_space
 from tf_lesion.provenance import MADE_BY, stamp
 
@@ -39,22 +39,10 @@ def different_settings(first: dict, second: dict) -> list[str]:
     ]
 
 
-def _preallocated(file, name, shape, dtype=np.float32):
-    """A contiguous dataset with its space taken at once: a kill cannot leave it inconsistent."""
-    options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    options.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    space = h5py.h5s.create_simple(shape)
-    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
-    group = file.require_group(str(Path("/" + name).parent))
-    h5py.h5d.create(group.id, Path(name).name.encode(), kind, space, options)
-    return file[name]
-
-
 class RestoredWriter:
     """Writes restored slices batch by batch, and resumes.
 
     Args:
-        path: the file to make.
         rows: [N] rows of the cache that will be restored.
         shape: (H, W) in pixels.
         settings: JSON-serialisable, with `cache` and `cache_identity`; a partial file made with
@@ -65,6 +53,7 @@ class RestoredWriter:
 
     Attributes:
         rows, thresholds: as given.
+        extras: names of the datasets beside `Restore`.
 
     Raises:
         FileExistsError: if `path` exists and `force` is false.
@@ -89,13 +78,12 @@ class RestoredWriter:
             self._partial.unlink(missing_ok=True)
         self.rows = np.asarray(rows, dtype=np.int64)
         self.thresholds = dict(thresholds or {})
-        self._kinds = {"Restore": np.float32}
-        self._kinds |= {f"Trajectory/{step}": np.float32 for step in trajectory_steps}
-        self._kinds |= {f"Detection/{name}": np.uint8 for name in self.thresholds}
+        steps = [f"Trajectory/{step}" for step in trajectory_steps]
+        maps = [f"Detection/{name}" for name in self.thresholds]
+        self.extras = [*steps, *maps]
+        self._kinds = dict.fromkeys(["Restore", *steps], "f4") | dict.fromkeys(maps, "u1")
         self._shape = (len(self.rows), *shape)
-        self._settings = settings
-        if self.thresholds:
-            self._settings = {**settings, "thresholds": self.thresholds}
+        self._settings = settings | ({"thresholds": self.thresholds} if maps else {})
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,14 +91,14 @@ class RestoredWriter:
         return self
 
     def _new(self):
-        bytes_per_pixel = sum(np.dtype(kind).itemsize for kind in self._kinds.values())
         pixels = int(np.prod(self._shape, dtype=np.int64))
-        require_space(self.path.parent, bytes_per_pixel * pixels + self.rows.nbytes)
+        size = pixels * sum(np.dtype(kind).itemsize for kind in self._kinds.values())
+        require_space(self.path.parent, size + self.rows.nbytes)
         try:
             with h5py.File(self._partial, "w") as file:
                 for name, kind in self._kinds.items():
-                    _preallocated(file, name, self._shape, kind)
-                _preallocated(file, "done", self._shape[:1], np.uint8)
+                    file.create_dataset(name, self._shape, kind, dcpl=_early())
+                file.create_dataset("done", self._shape[:1], "u1", dcpl=_early())
                 file["rows"] = self.rows
                 file.attrs["settings"] = json.dumps(self._settings)
                 file.attrs[MADE_BY] = json.dumps(stamp())
@@ -143,21 +131,10 @@ class RestoredWriter:
         self,
         positions: Sequence[int],
         images: ArrayLike,
-        trajectory: dict[int, ArrayLike] | None = None,
-        detections: dict[str, ArrayLike] | None = None,
+        extras: dict[str, ArrayLike] | None = None,
     ) -> None:
-        """Store images [n, H, W, 1] at `positions`.
-
-        Args:
-            positions: [n] integers.
-            images: restored slices.
-            trajectory: {step: images}.
-            detections: {name: lesion maps}, a map for each of `thresholds`.
-        """
-        contents = {"Restore": images}
-        contents |= {f"Trajectory/{step}": kept for step, kept in (trajectory or {}).items()}
-        contents |= {f"Detection/{name}": kept for name, kept in (detections or {}).items()}
-        for name, kept in contents.items():
+        """Store restored slices [n, H, W, 1], and those of each of `extras`, at n positions."""
+        for name, kept in {"Restore": images, **(extras or {})}.items():
             for position, image in zip(positions, np.asarray(kept)[..., 0], strict=True):
                 self._file[name][int(position)] = image
         self._file.flush()
@@ -174,6 +151,13 @@ class RestoredWriter:
             os.replace(self._partial, self.path)
 
 
+def _early():
+    """A dataset takes all of its space when it is made: a kill cannot leave it inconsistent."""
+    options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    options.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    return options
+
+
 class RestoredReader:
     """Reads a file of restored slices, ours or the released code's (`Restore` alone).
 
@@ -188,25 +172,17 @@ class RestoredReader:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if not self.path.exists():
-            raise FileNotFoundError(
-                f"No restored slices at {path}; make them with restore_brats.py."
-            )
-        try:
-            self._file = h5py.File(path, "r")
-        except OSError as error:
-            raise InputError(f"Expected an HDF5 file of restored slices, got {path}.") from error
+        self._file = open_hdf5(path, what="file of restored slices", made_by="restore_brats.py")
         stored = self._file.get("Restore")
         if not isinstance(stored, h5py.Dataset) or stored.ndim != 3:
             found = ", ".join(sorted(self._file)) or "nothing"
             raise InputError(f"{path}: expected a dataset Restore [N, H, W]; it has {found}.")
-        self._restored = stored
         self.settings = json.loads(self._file.attrs.get("settings", "{}"))
         self.shape = tuple(stored.shape[1:])
         self.rows = self._file["rows"][:] if "rows" in self._file else np.arange(len(stored))
 
     def __len__(self) -> int:
-        return len(self._restored)
+        return len(self.rows)
 
     def __enter__(self) -> Self:
         return self
@@ -248,26 +224,9 @@ class RestoredReader:
         """Steps of which the images were kept, ascending."""
         return sorted(int(step) for step in self._file.get("Trajectory", ()))
 
-    def read(self, positions: Iterable[int]) -> NDArray:
-        """Restored slices [n, H, W, 1] float32 at the given positions."""
-        return self._stack(self._restored, positions)
-
-    def read_step(self, step: int, positions: Iterable[int]) -> NDArray:
-        """The same slices after `step` steps."""
-        return self._stack(self._file[f"Trajectory/{step}"], positions)
-
-    @property
-    def detections(self) -> list[str]:
-        """Names of the lesion maps, for example fpr_0.05, by ascending rate."""
-        return sorted(self._file.get("Detection", ()), key=lambda name: float(name.split("_")[1]))
-
-    def read_detection(self, name: str, positions: Iterable[int]) -> NDArray:
-        """Lesion maps [n, H, W, 1] bool at the given positions."""
-        stored = self._file[f"Detection/{name}"]
-        return np.stack([stored[int(p)] for p in positions])[..., None] > 0
-
-    @staticmethod
-    def _stack(stored, positions):
+    def read(self, positions: Iterable[int], name: str = "Restore") -> NDArray:
+        """Slices [n, H, W, 1] float32 at the given positions, of `Restore` or another dataset."""
+        stored = self._file[name]
         return np.stack([stored[int(p)] for p in positions]).astype(np.float32)[..., None]
 
 
@@ -295,24 +254,16 @@ def merge_shards(path: Path | str, *, force: bool = False) -> int:
         rows = np.concatenate([shard.rows for shard in shards])
         order = np.argsort(rows)
         places = np.split(np.argsort(order), np.cumsum([len(shard) for shard in shards])[:-1])
+        kept = {"trajectory_steps": shards[0].trajectory_steps}
+        kept["thresholds"] = settings.pop("thresholds", None)
         writer = RestoredWriter(
-            path,
-            rows=rows[order],
-            shape=shards[0].shape,
-            settings=settings,
-            trajectory_steps=shards[0].trajectory_steps,
-            thresholds=settings.pop("thresholds", None),
-            force=force,
+            path, rows=rows[order], shape=shards[0].shape, settings=settings, force=force, **kept
         )
         stack.enter_context(writer)
         for shard, destinations in zip(shards, places, strict=True):
             for position, destination in enumerate(destinations):
-                writer.write(
-                    [destination],
-                    shard.read([position]),
-                    {step: shard.read_step(step, [position]) for step in shard.trajectory_steps},
-                    {name: shard.read_detection(name, [position]) for name in shard.detections},
-                )
+                extras = {name: shard.read([position], name) for name in writer.extras}
+                writer.write([destination], shard.read([position]), extras)
     return len(rows)
 
 
@@ -335,12 +286,12 @@ def _shard_files(path):
 
 def _shared_settings(shards):
     """The settings of all shards, without their numbers."""
-    settings = [{k: v for k, v in shard.settings.items() if k != "shard"} for shard in shards]
-    for shard, theirs in zip(shards, settings, strict=True):
-        if differing := different_settings(settings[0], theirs):
+    first, *others = [{k: v for k, v in shard.settings.items() if k != "shard"} for shard in shards]
+    for shard, theirs in zip(shards[1:], others, strict=True):
+        if differing := different_settings(first, theirs):
             what = "from another cache" if IDENTITY in differing else "with other settings"
             raise InputError(
                 f"{shard.path} was restored {what} than {shards[0].path} "
                 f"({', '.join(differing)}); restore it again with --force."
             )
-    return settings[0]
+    return first

@@ -43,6 +43,7 @@ LOWEST_PERCENTILE, HIGHEST_PERCENTILE = 0.1, 99.9
 BRAIN_FLOOR = 1e-3  # least intensity inside the brain, so that `observed > 0` is the brain
 STORED_AS = {"Train": "<f4", "Test": "<f4", "Mask": "u1", "Label": "u1"}
 IDENTITY_DIGITS = 12
+CACHE = {"what": "slice cache", "made_by": "preprocessing.camcan"}
 SAMPLED_SLICES = 64  # of each dataset, for the identity of a cache that does not say its own
 
 
@@ -89,16 +90,6 @@ class SliceIndex:
     scan_from_grid: NDArray | None = None  # [S, 4, 4]
     source: list[str] | None = None  # S paths
 
-    @classmethod
-    def from_counts(cls, counts: ArrayLike) -> Self:
-        """Index of a released cache, from the slices per subject (`BraTSLGGindeces.npy`)."""
-        counts = np.asarray(counts, dtype=int).ravel()
-        return cls(
-            subject_ids=[f"subject-{number:03d}" for number in range(len(counts))],
-            subject=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
-            slice_index=np.concatenate([np.arange(n, dtype=np.int32) for n in counts]),
-        )
-
 
 class CacheWriter:
     """Writes a cache under a temporary name; it takes its own name when the `with` block ends well.
@@ -134,16 +125,24 @@ class CacheWriter:
             "settings": json.dumps(settings or {}),
             "tf_lesion_version": __version__,
         }
-        self._whole, self._stack = written_whole(path, force=force), contextlib.ExitStack()
         self._subjects, self._hashes = {}, {}
+        self._context = self._opened(path, force)
+
+    @contextlib.contextmanager
+    def _opened(self, path, force):
+        with written_whole(path, force=force) as temporary, h5py.File(temporary, "w") as self._file:
+            self._file.attrs.update(self._attributes)
+            for name in ("crop", "grid_affine"):
+                self._hash(name, self._attributes[name].tobytes())
+            yield
+            self._finish()
 
     def __enter__(self) -> Self:
-        temporary = self._stack.enter_context(self._whole)
-        self._file = self._stack.enter_context(h5py.File(temporary, "w"))
-        self._file.attrs.update(self._attributes)
-        for name in ("crop", "grid_affine"):
-            self._hash(name, self._attributes[name].tobytes())
+        self._context.__enter__()
         return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._context.__exit__(*failure)
 
     def append(
         self,
@@ -162,10 +161,8 @@ class CacheWriter:
         Args:
             dataset: "Train" or "Test".
             slices: [n, X, Y], normalised intensity.
-            subject_id: name of the subject.
             slice_index: [n] axial indices.
             scan_from_grid: [4, 4], mm in the cache's grid -> mm of the scan.
-            source: path of the scan.
             mask: [n, X, Y], brain > 0; only for `Test`, and then for every subject.
             label: [n, X, Y], lesion > 0; likewise.
         """
@@ -175,9 +172,9 @@ class CacheWriter:
             if images is not None:
                 self._extend(name, np.asarray(images))
         rows = np.fromiter(slice_index, "<i4")
-        transform = np.eye(4) if scan_from_grid is None else np.asarray(scan_from_grid, "<f8")
-        subjects = self._subjects.setdefault(dataset, [])
-        subjects.append((str(subject_id), str(source), transform, rows))
+        transform = np.asarray(np.eye(4) if scan_from_grid is None else scan_from_grid, "<f8")
+        subject = (str(subject_id), str(source), transform, rows)
+        self._subjects.setdefault(dataset, []).append(subject)
 
     def set_reference(self, quantiles: ArrayLike) -> None:
         """Store the reference brain intensities ([Q] quantiles) for histogram matching."""
@@ -193,15 +190,10 @@ class CacheWriter:
             raise ValueError(f"Expected {name} slices {self._slice_shape}, got {slices.shape[1:]}.")
         slices = slices.astype(STORED_AS[name])
         if name not in self._file:
+            x, y = self._slice_shape
+            packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
             self._file.create_dataset(
-                name,
-                shape=(0, *self._slice_shape),
-                maxshape=(None, *self._slice_shape),
-                chunks=(1, *self._slice_shape),
-                dtype=slices.dtype,
-                compression="gzip",
-                compression_opts=1,
-                shuffle=True,
+                name, (0, x, y), slices.dtype, maxshape=(None, x, y), chunks=(1, x, y), **packed
             )
         stored = self._file[name]
         require_space(Path(self._file.filename).parent, slices.nbytes)
@@ -230,12 +222,6 @@ class CacheWriter:
             self._hash(f"{dataset}_subject_ids", json.dumps(names).encode())
         self._file.attrs["identity"] = _combined(self._hashes)
 
-    def __exit__(self, *failure: Any) -> None:
-        with self._stack:
-            if failure[1] is not None:
-                raise failure[1]
-            self._finish()
-
 
 class SliceCache:
     """One dataset (`Train` or `Test`) of a cache, cropped, as float32 slices [n, H, W, 1].
@@ -250,7 +236,12 @@ class SliceCache:
 
     Attributes:
         shape: (H, W) after the crop, in pixels.
+        slice_shape: (X, Y) as stored, before the crop.
         index: the `SliceIndex`; one subject "unknown" if the file does not say.
+        settings: of the preprocessing, {} for a released cache.
+        grid_affine: [4, 4] voxel -> mm of the stored (uncropped) grid, None if the file is silent.
+        reference: [Q] brain intensities for histogram matching, or None.
+        has_label: whether lesion labels are at hand.
 
     Raises:
         FileNotFoundError, InputError: if the file is missing or is not such a cache.
@@ -266,16 +257,22 @@ class SliceCache:
         label_path: Path | str | None = None,
     ) -> None:
         self.path, self.dataset = Path(path), dataset
-        self._file = _open(path)
-        self._slices = _dataset(self._file, dataset, path)
+        self._file = self._label_file = open_hdf5(path, **CACHE)
+        self._slices = _dataset(self._file, dataset)
+        self.slice_shape = self._slices.shape[1:]
         self.crop = tuple(int(edge) for edge in (crop or self._stored_crop()))
-        _check_crop(self.crop, self._slices.shape[1:], where=path)
+        _check_crop(self.crop, self.slice_shape, where=path)
         x0, x1, y0, y1 = self.crop
         self._window = (slice(x0, x1), slice(y0, y1))
         self.shape = (x1 - x0, y1 - y0)
         self.index = self._read_index(counts)
-        self._label_file = _open(label_path) if label_path else self._file
-        self._labels_from = label_path or path
+        self.settings = json.loads(self._file.attrs.get("settings", "{}"))
+        affine = self._file.attrs.get("grid_affine")
+        self.grid_affine = None if affine is None else np.asarray(affine, dtype=float)
+        self.reference = self._file["Reference"][:] if "Reference" in self._file else None
+        if label_path:
+            self._label_file = open_hdf5(label_path, **CACHE)
+        self.has_label = "Label" in self._label_file
 
     def __len__(self) -> int:
         return len(self._slices)
@@ -284,10 +281,6 @@ class SliceCache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file or files behind the cache."""
         self._label_file.close()
         self._file.close()
 
@@ -299,80 +292,56 @@ class SliceCache:
         """
         return self._file.attrs.get("identity") or _sampled_identity(self._file)
 
-    @property
-    def settings(self) -> dict:
-        """Preprocessing settings stored with the cache, {} for a released one."""
-        return json.loads(self._file.attrs.get("settings", "{}"))
-
-    @property
-    def grid_affine(self) -> NDArray | None:
-        """[4, 4] voxel -> mm of the stored (uncropped) grid, or None if the file does not say."""
-        stored = self._file.attrs.get("grid_affine")
-        return None if stored is None else np.asarray(stored, dtype=float)
-
-    @property
-    def slice_shape(self) -> tuple[int, int]:
-        """(X, Y) of the stored slices before the crop."""
-        return tuple(self._slices.shape[1:])
-
-    @property
-    def reference(self) -> NDArray | None:
-        """[Q] reference brain intensities for histogram matching, or None."""
-        return self._file["Reference"][:] if "Reference" in self._file else None
-
-    @property
-    def has_label(self) -> bool:
-        """Whether lesion labels are at hand."""
-        return "Label" in self._label_file
-
     def read(self, rows: Iterable[int]) -> NDArray:
         """Slices [n, H, W, 1] float32 of the given rows; non-finite values are an `InputError`."""
         images = self._stack(self._slices, rows).astype(np.float32)
-        bad = ~np.isfinite(images).all(axis=(1, 2))
+        bad = ~np.isfinite(images).all(axis=(1, 2, 3))
         if bad.any():
             row = np.asarray(rows)[bad][0]
             raise InputError(f"{self.path}: {self.dataset} row {row} holds NaN or infinite values.")
-        return images[..., None]
+        return images
 
     def mask(self, rows: Iterable[int]) -> NDArray:
         """Brain mask [n, H, W, 1] bool: `Mask` > 0, or intensity > 0 where the file has no mask."""
         if self.dataset == "Test" and "Mask" in self._file:
-            return self._stack(self._aligned(self._file, "Mask", self.path), rows)[..., None] > 0
+            return self._aligned(self._file, "Mask", rows) > 0
         return self.read(rows) > 0
 
     def label(self, rows: Iterable[int]) -> NDArray:
         """Lesions [n, H, W, 1] bool: `Label` > 0."""
-        stored = self._aligned(self._label_file, "Label", self._labels_from)
-        return self._stack(stored, rows)[..., None] > 0
+        return self._aligned(self._label_file, "Label", rows) > 0
 
     def _stack(self, stored, rows):
-        return np.stack([stored[(int(row), *self._window)] for row in rows])
+        return np.stack([stored[(int(row), *self._window)] for row in rows])[..., None]
 
-    def _aligned(self, file, name, path):
-        stored = _dataset(file, name, path)
+    def _aligned(self, file, name, rows):
+        stored = _dataset(file, name)
         if stored.shape != self._slices.shape:
             raise InputError(
-                f"{path}: {name} has shape {stored.shape}, {self.dataset} has "
+                f"{file.filename}: {name} has shape {stored.shape}, {self.dataset} has "
                 f"{self._slices.shape}; they must be equal."
             )
-        return stored
+        return self._stack(stored, rows)
 
     def _stored_crop(self):
-        shape = self._slices.shape[1:]
-        whole = (0, shape[0], 0, shape[1])
-        usual = RELEASED_CROP if shape == RELEASED_SLICE_SHAPE else whole
+        whole = (0, self.slice_shape[0], 0, self.slice_shape[1])
+        usual = RELEASED_CROP if self.slice_shape == RELEASED_SLICE_SHAPE else whole
         return self._file.attrs.get("crop", usual)
 
     def _read_index(self, counts):
-        group = self._file.get(f"{self.dataset}_info")
         if counts is not None:
-            index = SliceIndex.from_counts(counts)
-            if len(index.subject) != len(self):
+            counts = np.asarray(counts, dtype=int).ravel()
+            if counts.sum() != len(self):
                 raise InputError(
                     f"{self.path}: {self.dataset} has {len(self)} slices, but the counts per "
-                    f"subject add up to {len(index.subject)}."
+                    f"subject add up to {counts.sum()}."
                 )
-            return index
+            return SliceIndex(
+                subject_ids=[f"subject-{number:03d}" for number in range(len(counts))],
+                subject=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+                slice_index=np.concatenate([np.arange(n, dtype=np.int32) for n in counts]),
+            )
+        group = self._file.get(f"{self.dataset}_info")
         if group is None:
             return SliceIndex(["unknown"], np.zeros(len(self), np.int32), np.full(len(self), -1))
         return SliceIndex(
@@ -397,16 +366,18 @@ def read_counts(path: str | Path) -> np.ndarray:
     return counts.astype(int).ravel()
 
 
-def _open(path):
+def open_hdf5(path: Path | str, *, what: str, made_by: str) -> h5py.File:
+    """The file, open for reading; the errors say what was expected and which command makes it."""
     if not Path(path).exists():
-        raise FileNotFoundError(f"No slice cache at {path}; make one with preprocessing.camcan.")
+        raise FileNotFoundError(f"No {what} at {path}; make one with {made_by}.")
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise InputError(f"Expected an HDF5 slice cache, got {path} ({error}).") from error
+        raise InputError(f"Expected an HDF5 {what}, got {path} ({error}).") from error
 
 
-def _dataset(file, name, path):
+def _dataset(file, name):
+    path = file.filename
     if name not in file:
         found = ", ".join(sorted(file)) or "nothing"
         raise InputError(f"{path}: no dataset {name!r}; it has {found}. Is this the right cache?")

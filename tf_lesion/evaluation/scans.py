@@ -260,7 +260,7 @@ class Cohort:
             raise InputError(
                 f"{self.restored} does not hold the images after step {self.step}; it holds {kept}."
             )
-        return reader.read_step(self.step, positions)
+        return reader.read(positions, f"Trajectory/{self.step}")
 
     def _finite(self, images, rows):
         bad = ~np.isfinite(images).all(axis=(1, 2))
