@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lesion.caches.restore import check_restored, restore_to_file, restored_settings
+from tf_lesion.caches.restore import check_restored, restore_to_file
 from tf_lesion.calibration.file import HEALTHY_SLICES, Calibration
 from tf_lesion.calibration.thresholds import check, find_thresholds
 from tf_lesion.calibration.tv_weight import select
@@ -78,11 +78,11 @@ def calibrate(
         tv_weight, reasons["tv_weight"] = choice["tv_weight"], HEALTHY_SLICES
     restoration = prior.restoration(tv_weight=tv_weight, steps=steps, solver=solver)
     restoration = processing.restoration(restoration)
-    subset = {**common, "max_slices": max_slices}
+    wanted = {"restoration": restoration, "seed": seed, "crop": crop, "max_slices": max_slices}
     if Path(restored).exists() and not force:
-        check_restored(restored, *restored_settings(prior, cache, restoration, **_without(subset)))
+        check_restored(restored, prior, cache, **wanted)
     else:
-        restore_to_file(prior, cache, restored, restoration=restoration, force=force, **subset)
+        restore_to_file(prior, cache, restored, batch_size=batch_size, force=force, **wanted)
     cohort = Cohort(restored, cache, counts=counts, crop=crop)
     healthy = healthy_maps(cohort, needed=processing.needs_healthy)
     variants = {"score": processing} if str(processing) else {}
@@ -109,10 +109,6 @@ def calibrate(
     if choice:
         partial.unlink(missing_ok=True)
     return made
-
-
-def _without(subset):
-    return {name: value for name, value in subset.items() if name != "batch_size"}
 
 
 def _chunks(cohort, score):
