@@ -30,7 +30,7 @@ class Prior:
     Attributes:
         model: a `methods.Method`, or an `exported.ExportedModel`.
         config: its `Config`.
-        data: what `runs.describe` says of the training cache; {} for a TF1 checkpoint.
+        data: what `runs.Run.write` says of the training cache; {} for a TF1 checkpoint.
         reference: [Q] brain intensities that scans are histogram-matched to, or None.
         calibration: what was chosen for it, or None.
         path: where it was loaded from.

@@ -11,13 +11,13 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import METHOD_NAMES, add, parser_for
 from tf_lesion.files import InputError, refuse_existing
 
 _FIELDS = {  # option -> (section of the config, field)
+    "preset": (None, "preset"),
     "model": ("network", "model"),
     "clusters": ("network", "num_clusters"),
     "precision": ("network", "precision"),
@@ -27,8 +27,7 @@ _FIELDS = {  # option -> (section of the config, field)
     "checkpoint_every": ("training", "checkpoint_every"),
     "seed": (None, "seed"),
 }
-_MAY_CHANGE = ("steps", "checkpoint_every")  # on --resume
-_MULTI_WORKER = "multi-worker"
+_MAY_CHANGE = {"steps", "checkpoint_every"}  # on --resume
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def resolve(given: dict[str, Any], shape: tuple[int, int]) -> Any:
+def _new(given, shape):
     """`Config` from the preset, the options that were given and the size of the slices."""
     from tf_lesion import presets
     from tf_lesion.baselines import METHODS
@@ -59,18 +58,18 @@ def resolve(given: dict[str, Any], shape: tuple[int, int]) -> Any:
         raise InputError(f"Expected --model as one of {', '.join(METHODS)}, got {model}.")
     config = presets.preset(given.get("preset", "released"), model)
     config = config.replace(network={"height": shape[0], "width": shape[1]})
-    return presets.check(_with_options(config, given))
+    return presets.check(_changed(config, given))
 
 
-def _with_options(config, given, only=tuple(_FIELDS)):
-    for option in set(only) & set(given):
+def _changed(config, given):
+    for option in _FIELDS.keys() & given:
         section, field = _FIELDS[option]
-        value = given[option]
-        config = config.replace(**({section: {field: value}} if section else {field: value}))
+        change = {field: given[option]}
+        config = config.replace(**({section: change} if section else change))
     return config
 
 
-def resumed(given: dict[str, Any], run: Any, cache: Any) -> Any:
+def _resumed(given, run, cache):
     """`Config` of an existing run; an option or a cache that contradicts it is an `InputError`."""
     from tf_lesion import presets
 
@@ -82,8 +81,8 @@ def resumed(given: dict[str, Any], run: Any, cache: Any) -> Any:
             f"{cache.path} has {cache.identity}; give the cache it was trained on, or choose "
             f"another --out."
         )
-    for option in {*_FIELDS, "preset"} & set(given) - set(_MAY_CHANGE):
-        section, field = _FIELDS.get(option, (None, "preset"))
+    for option in _FIELDS.keys() & given.keys() - _MAY_CHANGE:
+        section, field = _FIELDS[option]
         stored = getattr(getattr(config, section) if section else config, field)
         if given[option] != stored:
             flag = "--" + option.replace("_", "-")
@@ -91,7 +90,7 @@ def resumed(given: dict[str, Any], run: Any, cache: Any) -> Any:
                 f"{run.folder} was trained with {flag} {stored}, got {given[option]}; leave {flag} "
                 f"out to go on, or choose another --out."
             )
-    return presets.check(_with_options(config, given, only=_MAY_CHANGE))
+    return presets.check(_changed(config, {k: v for k, v in given.items() if k in _MAY_CHANGE}))
 
 
 @command
@@ -101,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     from tf_lesion import devices
 
     # Processes that work together must find each other before TensorFlow computes anything.
-    started = {"device": options.device, "try_out": options.distribute != _MULTI_WORKER}
+    started = {"device": options.device, "try_out": options.distribute != "multi-worker"}
     devices.start(threads=options.threads, **started)
     from tf_lesion.caches.slices import SliceCache
     from tf_lesion.training.distribution import make_placement
@@ -117,11 +116,12 @@ def main(argv: list[str] | None = None) -> int:
         SliceCache(options.cache, "Train", crop=options.crop) as train,
         SliceCache(options.cache, "Test", crop=options.crop) as test,
     ):
-        config = resumed(given, run, train) if options.resume else resolve(given, train.shape)
-        if train.shape != (config.network.height, config.network.width):
+        config = _resumed(given, run, train) if options.resume else _new(given, train.shape)
+        size = (config.network.height, config.network.width)
+        if train.shape != size:
             raise InputError(
-                f"{run.folder} was trained on {config.network.height} x {config.network.width} "
-                f"slices, {options.cache} has {train.shape[0]} x {train.shape[1]}; see --crop."
+                f"{run.folder} was trained on {size[0]} x {size[1]} slices, {options.cache} has "
+                f"{train.shape[0]} x {train.shape[1]}; see --crop."
             )
         if options.dry_run:
             print(json.dumps(config.to_dict(), indent=2))
@@ -129,18 +129,17 @@ def main(argv: list[str] | None = None) -> int:
         devices.start(tf32=config.network.precision == "tf32", **started)
         if placement.chief:
             if not options.resume:
-                _fresh(run.folder, force=options.force)
+                _make_way(run, force=options.force)
             run.write(config, train)
-        caches = {"train": train, "test": test}
-        trainer = Trainer(run, config, **caches, resume=options.resume, placement=placement)
+        how = {"resume": options.resume, "placement": placement}
+        trainer = Trainer(run, config, train=train, test=test, **how)
         try:
             stopped_by = trainer.fit()
-        except NonFiniteLossError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except WorkerLostError as error:
+        except (NonFiniteLossError, WorkerLostError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            os._exit(1)  # TensorFlow waits at its own exit for the worker that is gone
+            if isinstance(error, WorkerLostError):
+                os._exit(1)  # TensorFlow waits at its own exit for the worker that is gone
+            return 1
     step = int(trainer.step.numpy())
     if stopped_by:
         print(f"Stopped and saved at step {step}; go on with --resume.")
@@ -149,11 +148,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _fresh(folder, *, force):
+def _make_way(run, *, force):
     """An empty place for the run: an existing one is an error without --force."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    refuse_existing(folder, force=force)
-    if not (folder / "config.json").exists():
-        raise InputError(f"{folder} is not a run; --force replaces runs only.")
-    shutil.rmtree(folder)
+    if run.folder.exists() and any(run.folder.iterdir()):
+        refuse_existing(run.folder, force=force)
+        if not run.config_path.exists():
+            raise InputError(f"{run.folder} is not a run; --force replaces runs only.")
+        shutil.rmtree(run.folder)

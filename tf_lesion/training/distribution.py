@@ -33,12 +33,7 @@ SLURM_PORT = 8888
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a training runs.
-
-    Attributes:
-        strategy: `tf.distribute.Strategy`.
-        worker, workers: number of this process and of all.
-    """
+    """Where a training runs: which devices, and the number of this process and of all."""
 
     strategy: tf.distribute.Strategy
     worker: int = 0
@@ -66,14 +61,6 @@ class Placement:
             lambda context: parts[context.replica_id_in_sync_group - first]
         )
 
-    def check_batch(self, batch_size: int) -> None:
-        """Raise `InputError` unless every replica gets the same number of slices."""
-        if batch_size % self.replicas:
-            raise InputError(
-                f"Expected a batch_size that {self.replicas} devices share evenly, got "
-                f"{batch_size}."
-            )
-
 
 def make_placement(kind: str = "none") -> Placement:
     """The `Placement` of a kind; call it before anything else of TensorFlow.
@@ -85,15 +72,6 @@ def make_placement(kind: str = "none") -> Placement:
         return Placement(tf.distribute.get_strategy())
     if kind == "mirrored":
         return Placement(tf.distribute.MirroredStrategy())
-    resolver = _cluster()
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    workers = len(resolver.cluster_spec().as_dict().get("worker", ()))
-    if workers == 0:
-        raise InputError("Expected all processes to be of the type worker in TF_CONFIG.")
-    return Placement(strategy, resolver.task_id, workers)
-
-
-def _cluster():
     if "TF_CONFIG" not in os.environ:
         if "SLURM_STEP_NODELIST" not in os.environ:
             raise InputError(
@@ -101,7 +79,12 @@ def _cluster():
                 "neither; on one machine the kind is mirrored."
             )
         os.environ["TF_CONFIG"] = json.dumps(_slurm_config())
-    return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    workers = len(resolver.cluster_spec().as_dict().get("worker", ()))
+    if workers == 0:
+        raise InputError("Expected all processes to be of the type worker in TF_CONFIG.")
+    return Placement(strategy, resolver.task_id, workers)
 
 
 def _slurm_config():

@@ -8,7 +8,6 @@ RUN/losses.csv, RUN/test_losses.csv, RUN/tensorboard/, RUN/pictures/
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,27 @@ from tf_lesion.files import InputError, write_json
 from tf_lesion.provenance import stamp
 
 
-@dataclass(frozen=True)
 class Run:
-    """The folder of a training run."""
+    """The folder of a training run, and the files of it that others read."""
 
-    folder: Path
-
-    @property
-    def config_path(self) -> Path:
-        """The file with the resolved settings."""
-        return self.folder / "config.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.folder / "checkpoints"
-
-    @property
-    def reference_path(self) -> Path:
-        """The file with the reference intensities."""
-        return self.folder / "reference.npy"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config_path = folder / "config.json"
+        self.checkpoints = folder / "checkpoints"
+        self.reference_path = folder / "reference.npy"
 
     def write(self, config: Config, cache: SliceCache) -> None:
         """Save the settings and what later steps must know of the training cache."""
-        content = {**config.to_dict(), **stamp(), "data": describe(cache)}
-        self.write_content(content, cache.reference)
+        affine = cache.grid_affine
+        data = {
+            "cache": str(cache.path),
+            "cache_identity": cache.identity,
+            "slice_shape": list(cache.slice_shape),
+            "crop": list(cache.crop),
+            "grid_affine": None if affine is None else affine.tolist(),
+            "preprocessing": cache.settings,
+        }
+        self.write_content({**config.to_dict(), **stamp(), "data": data}, cache.reference)
 
     def write_content(self, content: dict[str, Any], reference: np.ndarray | None) -> None:
         """Save the content of config.json, and the reference [Q] if there is one."""
@@ -81,19 +76,6 @@ class Run:
     def step(self) -> int:
         """Training step of the newest checkpoint."""
         return int(self.latest_checkpoint().rsplit("-", 1)[1])
-
-
-def describe(cache: SliceCache) -> dict[str, Any]:
-    """What restoring a scan must know of the cache a model was trained on, JSON-serialisable."""
-    affine = cache.grid_affine
-    return {
-        "cache": str(cache.path),
-        "cache_identity": cache.identity,
-        "slice_shape": list(cache.slice_shape),
-        "crop": list(cache.crop),
-        "grid_affine": None if affine is None else affine.tolist(),
-        "preprocessing": cache.settings,
-    }
 
 
 def named_variables(variables: Iterable) -> dict[str, tf.Variable]:

@@ -1,7 +1,9 @@
 """Training: a GradientTape loop that logs, checkpoints, resumes bitwise, and stops cleanly."""
 
+import contextlib
 import csv
 import functools
+import itertools
 import signal
 
 import numpy as np
@@ -34,12 +36,8 @@ def batch_rows(step: int, *, num_rows: int, batch_size: int, seed: int) -> np.nd
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = np.divmod(positions, num_rows)
-    return np.array(
-        [
-            _permutation(num_rows, seed, int(epoch))[place]
-            for epoch, place in zip(epochs, places, strict=True)
-        ]
-    )
+    orders = [_permutation(num_rows, seed, epoch) for epoch in epochs.tolist()]
+    return np.array([order[place] for order, place in zip(orders, places, strict=True)])
 
 
 @functools.lru_cache(maxsize=2)
@@ -52,21 +50,16 @@ def batches(cache: SliceCache, config: Config, start: int, placement: Placement)
 
     B slices are the part of the batch that this process takes.
     """
-    training = config.training
+    size = config.training.batch_size
 
     def generate():
-        for step in range(start, training.steps):
-            rows = batch_rows(
-                step, num_rows=len(cache), batch_size=training.batch_size, seed=config.seed
-            )
+        for step in range(start, config.training.steps):
+            rows = batch_rows(step, num_rows=len(cache), batch_size=size, seed=config.seed)
             rows = placement.local(rows)
             yield rows, cache.read(rows)
 
-    size = training.batch_size // placement.workers
-    signature = (
-        tf.TensorSpec([size], tf.int64),
-        tf.TensorSpec([size, *cache.shape, 1], tf.float32),
-    )
+    part = size // placement.workers
+    signature = (tf.TensorSpec([part], tf.int64), tf.TensorSpec([part, *cache.shape, 1]))
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
     return dataset.prefetch(PREFETCHED_BATCHES)
 
@@ -80,11 +73,9 @@ class Trainer:
     """Trains one model in a run folder.
 
     Args:
-        run: `runs.Run` to write to.
-        config: `Config`.
-        train, test: `SliceCache` of `Train` and `Test`.
+        train, test: caches of `Train` and `Test`.
         resume: go on from the newest checkpoint of the run.
-        placement: `distribution.Placement`; one device by default.
+        placement: one device by default.
     """
 
     def __init__(
@@ -101,13 +92,11 @@ class Trainer:
         self.placement = placement or make_placement()
         self.update = Updater(config, self.placement)
         self.model, self.step = self.update.model, self.update.step
+        optimizers = self.update.optimizers.values()
+        moments = itertools.chain.from_iterable(optimizer.variables for optimizer in optimizers)
         self._checkpoint = tf.train.Checkpoint(
             model=named_variables(self.model.weights),
-            optimizer=named_variables(
-                variable
-                for optimizer in self.update.optimizers.values()
-                for variable in optimizer.variables
-            ),
+            optimizer=named_variables(moments),
             step=self.step,
         )
         self._manager = tf.train.CheckpointManager(
@@ -130,17 +119,19 @@ class Trainer:
             WorkerLostError: if another process of the training died.
         """
         start, total = int(self.step.numpy()), self.config.training.steps
-        chief = self.placement.chief
-        logs = _Logs(self.run, start=start, grid=self.model.grid) if chief else None
-        previous = {
-            number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        if chief and start == 0:
-            logs.write("test_losses", 0, self.test_losses())
+        chief, logs = self.placement.chief, None
+        bar = {"desc": "training", "unit": "step", "disable": not chief}
         try:
-            with tqdm(
-                total=total, initial=start, desc="training", unit="step", disable=not chief
-            ) as progress:
+            with (
+                contextlib.ExitStack() as after,
+                tqdm(total=total, initial=start, **bar) as progress,
+            ):
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    after.callback(signal.signal, number, signal.signal(number, self._stop))
+                if chief:
+                    logs = after.enter_context(_Logs(self.run, start=start, grid=self.model.grid))
+                    if start == 0:
+                        logs.write("test_losses", 0, self.test_losses())
                 for rows, images in batches(self.train_cache, self.config, start, self.placement):
                     self._one_step(rows, images, logs, progress)
                     if self._stopped_by:
@@ -153,11 +144,6 @@ class Trainer:
                 f"({type(error).__name__}). The last checkpoint is "
                 f"{self._manager.latest_checkpoint or 'none'}; start all workers again, to resume."
             ) from error
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            if chief:
-                logs.close()
         self.save()
         return self._stopped_by
 
@@ -176,9 +162,8 @@ class Trainer:
         size = self.config.training.batch_size
         sums = {}
         for chunk in np.array_split(rows, -(-len(rows) // size)):
-            terms = self._evaluate(
-                tf.constant(self.test_cache.read(chunk)), tf.constant(chunk, tf.int64)
-            )
+            images = tf.constant(self.test_cache.read(chunk))
+            terms = self._evaluate(images, tf.constant(chunk, tf.int64))
             for name, values in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(tf.reduce_sum(values))
         return {name: value / len(rows) for name, value in sums.items()}
@@ -200,10 +185,9 @@ class Trainer:
                 f"Training stopped at step {step}: a loss is not finite ({terms}). The last good "
                 f"checkpoint is {kept}. A lower learning rate may help."
             )
-        done = step + 1
         progress.update()
-        if self.placement.chief:
-            self._report(done, losses, logs, progress)
+        if logs is not None:
+            self._report(step + 1, losses, logs, progress)
 
     def _report(self, done, losses, logs, progress):
         training = self.config.training
@@ -228,14 +212,16 @@ class Trainer:
         return images, self._reconstruct(images, self.update.noise(rows, 0, "test")).numpy()
 
 
-class _Logs:
+class _Logs(contextlib.ExitStack):
     """CSV files, TensorBoard and pictures of one run; rows after the resumed step are dropped."""
 
     def __init__(self, run, *, start, grid):
+        super().__init__()
         self._folder, self._start = run.folder, start
         self._positions = grid[0] * grid[1]
         self._board = tf.summary.create_file_writer(str(run.folder / "tensorboard"))
-        self._files, self._writers = {}, {}
+        self.callback(self._board.close)
+        self._writers = {}
 
     def write(self, name, step, losses):
         """Append a row: every loss as it is, and the nats per position of a latent grid."""
@@ -244,9 +230,8 @@ class _Logs:
             if self._positions > 1 and not term.startswith(GRADIENT_NORM):
                 row[f"{term}_per_position"] = value / self._positions
         if name not in self._writers:
-            self._open(name, list(row))
+            self._writers[name] = self._csv(self._folder / f"{name}.csv", list(row))
         self._writers[name].writerow(row)
-        self._files[name].flush()
         with self._board.as_default():
             for term, value in row.items():
                 if term != "step":
@@ -264,19 +249,14 @@ class _Logs:
         with self._board.as_default():
             tf.summary.image("reconstructions", pixels[None], step=step)
 
-    def close(self):
-        """Flush and close everything."""
-        for file in self._files.values():
-            file.close()
-        self._board.close()
-
-    def _open(self, name, columns):
-        path = self._folder / f"{name}.csv"
+    def _csv(self, path, columns):
+        """A writer of rows that are on disk at once, after those of before the resumed step."""
         kept = []
         if self._start and path.exists():
             with path.open(newline="") as file:
                 kept = [row for row in csv.DictReader(file) if int(row["step"]) <= self._start]
-        self._files[name] = path.open("w", newline="")
-        self._writers[name] = csv.DictWriter(self._files[name], columns)
-        self._writers[name].writeheader()
-        self._writers[name].writerows(kept)
+        file = self.enter_context(path.open("w", newline="", buffering=1))
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(kept)
+        return writer

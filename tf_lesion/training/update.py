@@ -9,6 +9,7 @@ import tensorflow as tf
 from tf_lesion import augmentation
 from tf_lesion.baselines import make_model
 from tf_lesion.config import Config
+from tf_lesion.files import InputError
 from tf_lesion.noise import slice_noise
 from tf_lesion.training.distribution import Placement
 
@@ -40,10 +41,6 @@ def _limited(gradients, norm, limit):
 class Updater:
     """A model, its optimizers and its step counter.
 
-    Args:
-        config: `Config`.
-        placement: `distribution.Placement`.
-
     Attributes:
         model: the `methods.Method`.
         optimizers: {name: Adam}.
@@ -51,7 +48,11 @@ class Updater:
     """
 
     def __init__(self, config: Config, placement: Placement):
-        placement.check_batch(config.training.batch_size)
+        size = config.training.batch_size
+        if size % placement.replicas:
+            raise InputError(
+                f"Expected a batch_size that {placement.replicas} devices share evenly, got {size}."
+            )
         self.config, self.placement = config, placement
         keras.utils.set_random_seed(config.seed)
         with placement.strategy.scope():
@@ -61,7 +62,7 @@ class Updater:
                 for name, variables in self.model.trained.items()
             }
             self.step = tf.Variable(0, dtype=tf.int64, name="step")
-        self._compiled = tf.function(self._everywhere if placement.replicas > 1 else self._here)
+        self._compiled = tf.function(self._everywhere)
 
     def __call__(self, images: tf.Tensor, rows: tf.Tensor) -> dict[str, tf.Tensor]:
         """Take one step.
@@ -88,17 +89,15 @@ class Updater:
         shapes = {**self.model.noise_shapes, **(extra or {})}
         return slice_noise(shapes, seed=self.config.seed, step=step, slices=rows, stream=stream)
 
-    def _here(self, images, rows, kl_weight):
-        losses = self._losses(images, rows, kl_weight)
+    def _everywhere(self, images, rows, kl_weight):
+        inputs, strategy = (images, rows, kl_weight), self.placement.strategy
+        if self.placement.replicas == 1:
+            losses = self._losses(*inputs)
+        else:
+            mean, found = tf.distribute.ReduceOp.MEAN, strategy.run(self._losses, args=inputs)
+            losses = {name: strategy.reduce(mean, part, axis=None) for name, part in found.items()}
         self.step.assign_add(1)
         return losses
-
-    def _everywhere(self, images, rows, kl_weight):
-        strategy = self.placement.strategy
-        losses = strategy.run(self._losses, args=(images, rows, kl_weight))
-        self.step.assign_add(1)
-        mean = tf.distribute.ReduceOp.MEAN
-        return {name: strategy.reduce(mean, value, axis=None) for name, value in losses.items()}
 
     def _losses(self, images, rows, kl_weight):
         training = self.config.training
@@ -113,26 +112,18 @@ class Updater:
     def descend(self, tape: tf.GradientTape, objectives: dict) -> dict[str, tf.Tensor]:
         """One step of each optimizer that has an objective; all gradients are taken before."""
         gradients, norms = {}, {}
+        replicas, limit = self.placement.replicas, self.config.training.gradient_norm_limit
         for name, objective in objectives.items():
-            found = self._averaged(tape.gradient(objective, self.model.trained[name]))
+            found = tape.gradient(objective, self.model.trained[name])
+            if replicas > 1:
+                context = tf.distribute.get_replica_context()
+                found = context.all_reduce(tf.distribute.ReduceOp.MEAN, found)
             norm = tf.linalg.global_norm(found)
-            limit = self.config.training.gradient_norm_limit
-            if limit is not None:
-                found = _limited(found, norm, limit)
-            gradients[name] = found
+            gradients[name] = found if limit is None else _limited(found, norm, limit)
             norms[f"{GRADIENT_NORM}_{name}" if len(self.optimizers) > 1 else GRADIENT_NORM] = norm
         for name, found in gradients.items():
-            self._apply(name, found)
+            if replicas > 1:  # Keras sums over the replicas, which all hold the mean
+                found = [gradient / replicas for gradient in found]
+            pairs = zip(found, self.model.trained[name], strict=True)
+            self.optimizers[name].apply_gradients(pairs)
         return norms
-
-    def _averaged(self, gradients):
-        if self.placement.replicas == 1:
-            return gradients
-        context = tf.distribute.get_replica_context()
-        return context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
-
-    def _apply(self, name, gradients):
-        if self.placement.replicas > 1:  # Keras sums over the replicas, which all hold the mean
-            gradients = [gradient / self.placement.replicas for gradient in gradients]
-        pairs = zip(gradients, self.model.trained[name], strict=True)
-        self.optimizers[name].apply_gradients(pairs)
