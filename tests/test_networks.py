@@ -8,6 +8,7 @@ from conftest import phantom_slices, small_config
 
 from tf_lesion.baselines import make_model
 from tf_lesion.caches.slices import is_legal_size
+from tf_lesion.config import NetworkConfig
 from tf_lesion.files import InputError
 from tf_lesion.networks import Decoder, Encoder, PriorNetwork, latent_size, upsample_and_pad
 from tf_lesion.noise import slice_noise
@@ -49,7 +50,7 @@ def test_released_sizes_and_weight_counts_are_those_of_table_3():
 
 
 def test_intermediate_heights_of_the_decoder_are_the_released_ones():
-    decoder = Decoder(num_filters=2)
+    decoder = Decoder(NetworkConfig(num_filters=2))
     features = decoder.features(tf.zeros([1, 32, 42, 1]))
     assert features.shape == (1, 78, 98, 2)
     assert upsample_and_pad(features).shape == (1, 160, 200, 2)
@@ -57,7 +58,8 @@ def test_intermediate_heights_of_the_decoder_are_the_released_ones():
 
 @pytest.mark.parametrize("pixels", range(30, 62))
 def test_a_size_is_legal_exactly_if_the_networks_give_it_back(pixels):
-    encoder, decoder = Encoder(num_filters=1), Decoder(num_filters=1)
+    network = NetworkConfig(num_filters=1)
+    encoder, decoder = Encoder(network), Decoder(network)
     try:
         latent = encoder(tf.zeros([1, pixels, 34, 1]))["z_mean"]
         returned = decoder(latent)["y_mean"].shape[1] if latent.shape[1] else None
@@ -88,7 +90,7 @@ def test_released_initialisation_has_its_spread_and_biases():
 @pytest.mark.parametrize("clusters", [0, -1])
 def test_a_prior_network_needs_a_cluster(clusters):
     with pytest.raises(ValueError, match=f"1 or more, got {clusters}"):
-        PriorNetwork(num_clusters=clusters)
+        PriorNetwork(NetworkConfig(num_clusters=clusters))
 
 
 def test_bfloat16_convolutions_give_float32_outputs_close_to_float32():

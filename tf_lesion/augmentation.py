@@ -38,7 +38,6 @@ def augment(
     Args:
         images: [B, H, W, 1], 0 outside the brain.
         noise: {name: [B, ...]} standard normal; also for others.
-        training: `TrainingConfig`.
 
     Returns:
         (images to reproduce [B, H, W, 1], what the encoder sees [B, H, W, 1], the other noise).
@@ -66,13 +65,10 @@ def _blobs(grid, draws, training, size):
     width, strength, *starts = tf.unstack(0.5 * tf.math.erfc(-draws / math.sqrt(2.0)), axis=1)
     narrowest, widest = training.coarse_noise_width
     width = narrowest * tf.pow(widest / narrowest, width)
-    spans = [(pixels - 1) / width / (cells - 1) for pixels, cells in _lengths(size, grid)]
+    lengths = zip(size, grid.shape[1:3], strict=True)
+    spans = [(pixels - 1) / width / (cells - 1) for pixels, cells in lengths]
     lows = [start * (1.0 - span) for start, span in zip(starts, spans, strict=True)]
     highs = [low + span for low, span in zip(lows, spans, strict=True)]
     boxes = tf.stack([*lows, *highs], axis=1)
     fields = tf.image.crop_and_resize(grid, boxes, tf.range(tf.shape(grid)[0]), size)
     return training.coarse_noise * strength[:, None, None, None] * fields
-
-
-def _lengths(size, grid):
-    return zip(size, grid.shape[1:3], strict=True)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tf_lesion import restoration
 from tf_lesion.caches.slices import check_slice_shape
+from tf_lesion.config import NetworkConfig, ObjectiveConfig
 from tf_lesion.networks import weight_type
 from tf_lesion.noise import Tensors
 
@@ -37,10 +38,6 @@ class Method(keras.Model):
     overrides `stretch` and `stops` instead. All weights have names of their own, because
     checkpoints go by name.
 
-    Args:
-        network: `NetworkConfig`.
-        objective_config: `ObjectiveConfig`.
-
     Shapes: images and masks [B, H, W, 1]; `noise` [B, *shape] standard normal by name.
     """
 
@@ -53,7 +50,7 @@ class Method(keras.Model):
     restoration_settings: ClassVar[frozenset] = frozenset()  # of tv_weight, steps, solver
     grid = (1, 1)  # latent positions (h, w)
 
-    def __init__(self, network: Any, objective_config: Any, *, name: str):
+    def __init__(self, network: NetworkConfig, objective_config: ObjectiveConfig, *, name: str):
         check_slice_shape((network.height, network.width), where="the network configuration")
         super().__init__(name=name, dtype=weight_type(network.precision))
         self.network, self.objective_config = network, objective_config
@@ -90,7 +87,6 @@ class Method(keras.Model):
         """Healthy images [B, H, W, 1]; outside the mask the observed ones.
 
         Args:
-            observed, mask: [B, H, W, 1] float32.
             slices: [B] integers that identify the slices, for noise of their own.
             seed, steps, tv_weight: scalars, also as tensors; unused where they mean nothing.
         """
@@ -102,7 +98,6 @@ class Method(keras.Model):
         """Restore a batch from step `start` to `stop`: here in one go, whatever `start` and solver.
 
         Args:
-            solver: `config.Solver`.
             image: [B, H, W, 1], where to go on.
             inputs: observed, mask [B, H, W, 1], slices [B], scalars start, stop, tv_weight, seed.
 
@@ -138,17 +133,10 @@ class Method(keras.Model):
         descend: Callable,
         **options: Any,
     ) -> Tensors:
-        """One training step.
+        """One training step (0-based); {name: scalar} to be logged.
 
-        Args:
-            images, noise: of the batch.
-            step: scalar, 0-based.
-            kl_weight: scalar weight of the KL terms, where there are any.
-            descend: (tape, {optimizer: objective}) -> {name: gradient norm}; changes the weights.
-            options: for `terms`.
-
-        Returns:
-            {name: scalar} to be logged.
+        `descend`, (tape, {optimizer: objective}) -> {name: gradient norm}, changes the weights;
+        `kl_weight` is for the KL terms, where there are any, and `options` are for `terms`.
         """
         del step
         with tf.GradientTape(persistent=True) as tape:

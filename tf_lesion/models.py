@@ -17,38 +17,28 @@ def sample(mean: tf.Tensor, logvar: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
 
 
 class _VariationalModel(Method):
-    """What GMVAE and VAE share. Subclasses give `latents` and `kl_terms`.
+    """What GMVAE and VAE share. Subclasses give `latents` and `kl_terms`."""
 
-    Args:
-        network: `NetworkConfig` (slice size, clusters, latent channels, initializer, precision).
-        objective_config: `ObjectiveConfig` (which form of the terms).
-    """
-
+    drawn = ("omega", "z")  # the latents, in the order in which they draw their noise
     training_settings = frozenset({"coarse_noise"})
     restoration_settings = frozenset({"tv_weight", "steps", "solver"})
 
     def __init__(
-        self,
-        network: NetworkConfig,
-        objective_config: ObjectiveConfig,
-        *,
-        dim_omega: int | None,
-        name: str,
+        self, network: NetworkConfig, objective_config: ObjectiveConfig, *, name: str | None = None
     ):
-        super().__init__(network, objective_config, name=name)
-        options = {
-            "num_filters": network.num_filters,
-            "initializer": network.initializer,
-            "precision": network.precision,
-        }
-        self._options = options
-        self.encoder = Encoder(dim_z=network.dim_z, dim_omega=dim_omega, **options)
-        self.decoder = Decoder(**options)
+        super().__init__(network, objective_config, name=name or type(self).__name__.lower())
+        self.encoder, self.decoder = Encoder(network, latents=self.drawn), Decoder(network)
 
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of the latents."""
         return latent_size(self.network.height), latent_size(self.network.width)
+
+    @property
+    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
+        """{latent: (h, w, channels)} of the noise that one image needs."""
+        sizes = {latent: getattr(self.network, f"dim_{latent}") for latent in self.drawn}
+        return {latent: (*self.grid, channels) for latent, channels in sizes.items()}
 
     def call(self, image: tf.Tensor, noise: Tensors) -> Tensors:
         """Every quantity of the model for `image` [B, H, W, 1], as a dict by glossary name."""
@@ -121,23 +111,10 @@ class GMVAE(_VariationalModel):
     network_settings = frozenset({"num_clusters"})
 
     def __init__(
-        self, network: NetworkConfig, objective_config: ObjectiveConfig, *, name: str = "gmvae"
+        self, network: NetworkConfig, objective_config: ObjectiveConfig, *, name: str | None = None
     ):
-        super().__init__(network, objective_config, dim_omega=network.dim_omega, name=name)
-        self.prior_network = PriorNetwork(
-            num_clusters=network.num_clusters,
-            dim_z=network.dim_z,
-            start=network.cluster_start,
-            **self._options,
-        )
-
-    @property
-    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
-        """{latent: (h, w, channels)} of the noise that one image needs; omega draws first."""
-        return {
-            "omega": (*self.grid, self.network.dim_omega),
-            "z": (*self.grid, self.network.dim_z),
-        }
+        super().__init__(network, objective_config, name=name)
+        self.prior_network = PriorNetwork(network)
 
     def latents(self, image: tf.Tensor, noise: Tensors) -> Tensors:
         """Posterior moments, one sample of each latent, the prior's moments, responsibilities."""
@@ -177,25 +154,16 @@ class VAE(_VariationalModel):
     `noise` holds `z` [B, h, w, D], standard normal. Shapes as in `GMVAE`, without omega and prior.
     """
 
+    title = "VAE(TV)"
+    drawn = ("z",)
     # The released code restores with a VAE at lambda 2.2 and gradients clipped at 50 (GMVAE: 1.8
     # and 100); the other presets take over its lambda.
-    title = "VAE(TV)"
     settings: ClassVar[dict] = {
         "released": {"restoration": {"gradient_clip": 50.0, "tv_weight": 2.2}},
-        "paper": {"restoration": {"tv_weight": 2.2}},
         "practical": {"restoration": {"gradient_clip": 50.0, "tv_weight": 2.2}},
         "denoising": {"restoration": {"gradient_clip": 50.0, "tv_weight": 2.2}},
+        "paper": {"restoration": {"tv_weight": 2.2}},
     }
-
-    def __init__(
-        self, network: NetworkConfig, objective_config: ObjectiveConfig, *, name: str = "vae"
-    ):
-        super().__init__(network, objective_config, dim_omega=None, name=name)
-
-    @property
-    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
-        """{latent: (h, w, channels)} of the noise that one image needs."""
-        return {"z": (*self.grid, self.network.dim_z)}
 
     def latents(self, image: tf.Tensor, noise: Tensors) -> Tensors:
         """Posterior moments and one sample of z."""

@@ -3,12 +3,14 @@
 Every size below is that of 158 x 198 slices; the networks take any size of 30 + 4k pixels.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_lesion.config import NetworkConfig
 from tf_lesion.noise import Tensors
 
 RELEASED_STDDEV = 0.01  # truncated normal of every released kernel
@@ -65,58 +67,50 @@ class Conv2D(keras.layers.Conv2D):
         return self.activation(tf.add(output, tf.cast(self.bias, output.dtype)))
 
 
-class Values(keras.initializers.Initializer):
-    """One value for all, or the values themselves."""
-
-    def __init__(self, values: Any):
-        self.values = np.asarray(values, np.float32)
-
-    def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
-        """A tensor of `shape`."""
-        return keras.ops.convert_to_tensor(np.broadcast_to(self.values, shape), dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Arguments, JSON-serialisable."""
-        return {"values": self.values.tolist()}
+def constant(values: Any) -> Callable:
+    """Initializer: one value for all, or the values themselves."""
+    values = np.asarray(values, np.float32)
+    return lambda shape, dtype=None: keras.ops.convert_to_tensor(
+        np.broadcast_to(values, shape), dtype
+    )
 
 
-class _Convolutions:
-    """Makes the layers of one network: same initializer and precision, 64 filters by default."""
+class Layers:
+    """Makes the layers of one network: same initializer and precision, a name for each.
 
-    def __init__(self, *, num_filters: int, initializer: str, precision: str):
-        self._num_filters = num_filters
-        self._initializer = INITIALIZERS[initializer]
-        self._dtype = PRECISIONS[precision]
+    `defaults` are options of its convolutions, `bias` among them: where it starts, None without.
+    """
 
-    def _options(self, bias):
-        return {
-            "padding": "valid",
-            "kernel_initializer": self._initializer(),
-            "bias_initializer": Values(bias),
-            "dtype": self._dtype,
-            **CHANNELS_LAST,
-        }
+    def __init__(self, network: NetworkConfig, **defaults: Any):
+        self.filters, self._defaults = network.num_filters, defaults
+        self._initializer = INITIALIZERS[network.initializer]
+        self.dtype = PRECISIONS[network.precision]
 
-    def conv(self, name: str, *, size: int = 3, stride: int = 1) -> Layer:
-        return Conv2D(
-            self._num_filters,
-            size,
-            strides=stride,
-            activation="relu",
-            name=name,
-            **self._options(RELEASED_BIAS),
-        )
+    def conv(self, name: str, filters: int, size: int = 3, **options: Any) -> Layer:
+        """Convolution."""
+        return Conv2D(filters, size, **self._options(name, options))
 
-    def transposed(self, name: str) -> Layer:
-        return keras.layers.Conv2DTranspose(
-            self._num_filters, 3, activation="relu", name=name, **self._options(RELEASED_BIAS)
-        )
+    def transposed(self, name: str, filters: int, size: int = 3, **options: Any) -> Layer:
+        """Transposed convolution."""
+        return keras.layers.Conv2DTranspose(filters, size, **self._options(name, options))
 
-    def head(self, name: str, channels: int, *, size: int = 1, bias: Any = RELEASED_BIAS) -> Layer:
-        return Conv2D(channels, size, name=name, **self._options(bias))
+    def kernel(self) -> dict[str, Any]:
+        """Options of every layer with a kernel."""
+        return {"kernel_initializer": self._initializer(), "dtype": self.dtype}
+
+    def _options(self, name, options):
+        options = {**self._defaults, **self.kernel(), **CHANNELS_LAST, **options, "name": name}
+        bias = options.pop("bias")
+        start = constant(0 if bias is None else bias)
+        return {**options, "use_bias": bias is not None, "bias_initializer": start}
 
 
-def _full_precision(head, features):
+def _layers(network):
+    """As released: no padding, biases that start at 0.01."""
+    return Layers(network, padding="valid", bias=RELEASED_BIAS)
+
+
+def full_precision(head: Layer, features: tf.Tensor) -> tf.Tensor:
     """Output of a head in the precision of its weights: losses and latents stay in float32."""
     return tf.cast(head(features), head.variable_dtype)
 
@@ -126,13 +120,6 @@ class Encoder(keras.Model):
 
     Source: You et al., MIDL 2019, Table 3.
 
-    Args:
-        dim_z, dim_omega: channels of the latents; `dim_omega=None` makes the encoder of the VAE.
-        num_filters: channels of the trunk.
-        initializer: "truncated_normal" (released) or "he_normal".
-        precision: of the convolutions, "float32", "bfloat16" or "float64"; the outputs are
-            float32, or float64.
-
     Shapes (x -> 158 x 198):
         image: [B, 158, 198, 1], normalised intensity
         z_mean, z_logvar: [B, 32, 42, dim_z]
@@ -141,26 +128,17 @@ class Encoder(keras.Model):
 
     STRIDES = (2, 1, 1, 2, 1, 1)
 
-    def __init__(
-        self,
-        *,
-        dim_z: int = 1,
-        dim_omega: int | None = 1,
-        num_filters: int = 64,
-        initializer: str = "truncated_normal",
-        precision: str = "float32",
-        name: str = "encoder",
-    ):
-        super().__init__(name=name, dtype=weight_type(precision))
-        make = _Convolutions(num_filters=num_filters, initializer=initializer, precision=precision)
+    def __init__(self, network: NetworkConfig, *, latents: tuple[str, ...] = ("omega", "z")):
+        super().__init__(name="encoder", dtype=weight_type(network.precision))
+        make = _layers(network)
         self.trunk = [
-            make.conv(f"conv{position}", stride=stride)
+            make.conv(f"conv{position}", make.filters, strides=stride, activation="relu")
             for position, stride in enumerate(self.STRIDES)
         ]
-        latents = {"omega": dim_omega, "z": dim_z} if dim_omega else {"z": dim_z}
+        channels = {"omega": network.dim_omega, "z": network.dim_z}
         self.heads = {
-            f"{latent}_{moment}": make.head(f"{latent}_{moment}", channels)
-            for latent, channels in latents.items()
+            f"{latent}_{moment}": make.conv(f"{latent}_{moment}", channels[latent], size=1)
+            for latent in latents
             for moment in ("mean", "logvar")
         }
 
@@ -169,7 +147,7 @@ class Encoder(keras.Model):
         features = image
         for layer in self.trunk:
             features = layer(features)
-        return {name: _full_precision(head, features) for name, head in self.heads.items()}
+        return {name: full_precision(head, features) for name, head in self.heads.items()}
 
 
 class Decoder(keras.Model):
@@ -178,33 +156,27 @@ class Decoder(keras.Model):
     Source: You et al., MIDL 2019, Table 3; the zero padding of 2 around the two upsampled maps is
     the released code's.
 
-    Args: see `Encoder`. `fast` computes the convolutions of upsampled maps on the small maps, and
-    transposed convolutions as convolutions; False is the definition, with `tf.image.resize`. It may
-    be changed between calls.
+    Attributes:
+        fast: compute the convolutions of upsampled maps on the small maps, and transposed
+            convolutions as convolutions; False is the definition, with `tf.image.resize`. It may be
+            changed between calls.
 
     Shapes (heights; widths go 42, 46, 92, 96, 94, 98, 196, 200, 198):
         z: [B, 32, 42, dim_z]
         y_mean, y_log_precision: [B, 158, 198, 1]; log(1/sigma^2), not clipped
     """
 
-    def __init__(
-        self,
-        *,
-        num_filters: int = 64,
-        initializer: str = "truncated_normal",
-        precision: str = "float32",
-        fast: bool = True,
-        name: str = "decoder",
-    ):
-        super().__init__(name=name, dtype=weight_type(precision))
-        self.fast = fast
-        make = _Convolutions(num_filters=num_filters, initializer=initializer, precision=precision)
-        self.input_layer = make.conv("conv0", size=1)
-        self.low = [make.transposed("transposed1"), make.transposed("transposed2")]
-        self.middle = make.conv("conv3")
-        self.high = [make.transposed("transposed4"), make.transposed("transposed5")]
-        self.mean_head = make.head("y_mean", 1, size=3)
-        self.log_precision_head = make.head("y_log_precision", 1, size=3, bias=LOG_PRECISION_BIAS)
+    def __init__(self, network: NetworkConfig):
+        super().__init__(name="decoder", dtype=weight_type(network.precision))
+        self.fast = True
+        make = _layers(network)
+        wide = {"filters": make.filters, "activation": "relu"}
+        self.input_layer = make.conv("conv0", size=1, **wide)
+        self.low = [make.transposed(name, **wide) for name in ("transposed1", "transposed2")]
+        self.middle = make.conv("conv3", **wide)
+        self.high = [make.transposed(name, **wide) for name in ("transposed4", "transposed5")]
+        self.mean_head = make.conv("y_mean", 1)
+        self.log_precision_head = make.conv("y_log_precision", 1, bias=LOG_PRECISION_BIAS)
 
     def features(self, z: tf.Tensor) -> tf.Tensor:
         """Last feature map before it is upsampled for the heads, [B, 78, 98, 64]."""
@@ -312,47 +284,32 @@ class PriorNetwork(keras.Model):
         prior_mean:           [B, h, w, dim_z, K], unit of z
         prior_log_precision:  [B, h, w, dim_z, K], log(1/sigma^2), not clipped
 
-    Args:
-        start: (spread, standard deviation) of the clusters at first: see `NetworkConfig`.
-
     Raises:
         ValueError: if `num_clusters` is below 1.
     """
 
-    def __init__(
-        self,
-        *,
-        num_clusters: int,
-        dim_z: int = 1,
-        num_filters: int = 64,
-        initializer: str = "truncated_normal",
-        precision: str = "float32",
-        start: tuple[float, float] | None = None,
-        name: str = "prior_network",
-    ):
-        super().__init__(name=name, dtype=weight_type(precision))
-        if num_clusters < 1:
-            raise ValueError(f"Expected num_clusters of 1 or more, got {num_clusters}.")
-        make = _Convolutions(num_filters=num_filters, initializer=initializer, precision=precision)
-        self.num_clusters, self.dim_z = num_clusters, dim_z
-        self.hidden = make.conv("conv0", size=1)
+    def __init__(self, network: NetworkConfig):
+        super().__init__(name="prior_network", dtype=weight_type(network.precision))
+        clusters, channels = network.num_clusters, network.dim_z * network.num_clusters
+        if clusters < 1:
+            raise ValueError(f"Expected num_clusters of 1 or more, got {clusters}.")
+        make, self._shape = _layers(network), (network.dim_z, clusters)
+        self.hidden = make.conv("conv0", make.filters, size=1, activation="relu")
         mean, log_precision = RELEASED_BIAS, LOG_PRECISION_BIAS
-        if start is not None:
-            spread, deviation = start
-            mean = np.tile(np.linspace(-spread, spread, num_clusters), dim_z)
+        if network.cluster_start is not None:
+            spread, deviation = network.cluster_start
+            mean = np.tile(np.linspace(-spread, spread, clusters), network.dim_z)
             log_precision = -2 * np.log(deviation)
-        channels = dim_z * num_clusters
-        self.mean_head = make.head("prior_mean", channels, bias=mean)
-        self.log_precision_head = make.head("prior_log_precision", channels, bias=log_precision)
+        self.mean_head = make.conv("prior_mean", channels, size=1, bias=mean)
+        self.log_precision_head = make.conv(
+            "prior_log_precision", channels, size=1, bias=log_precision
+        )
 
     def call(self, omega: tf.Tensor) -> Tensors:
         """Moments of every cluster as a dict, keys as under Shapes."""
         features = self.hidden(omega)
-        grid = tf.shape(features)[:3]
-        shape = tf.concat([grid, [self.dim_z, self.num_clusters]], axis=0)
+        shape = tf.concat([tf.shape(features)[:3], self._shape], axis=0)
+        heads = {"prior_mean": self.mean_head, "prior_log_precision": self.log_precision_head}
         return {
-            "prior_mean": tf.reshape(_full_precision(self.mean_head, features), shape),
-            "prior_log_precision": tf.reshape(
-                _full_precision(self.log_precision_head, features), shape
-            ),
+            name: tf.reshape(full_precision(head, features), shape) for name, head in heads.items()
         }

@@ -21,8 +21,6 @@ def slice_noise(
 
     Args:
         shapes: {latent: (h, w, channels)}; the latents draw in this order from one generator.
-        seed: integer seed of the run.
-        step: scalar integer, training or restoration step.
         slices: [B] integers, the identity of each slice (its row in the cache).
         stream: "training", "test" or "restoration"; each has noise of its own.
 
@@ -32,17 +30,14 @@ def slice_noise(
     if not shapes:
         return {}
     sizes = [math.prod(shape) for shape in shapes.values()]
-    key = tf.cast(seed, tf.int64) * len(STREAMS) + STREAMS[stream]
-    counters = tf.bitwise.left_shift(tf.cast(step, tf.int64), _STEP_BITS) + tf.cast(
-        slices, tf.int64
-    )
+    seed, step, slices = (tf.cast(number, tf.int64) for number in (seed, step, slices))
+    key = seed * len(STREAMS) + STREAMS[stream]
+    counters = tf.bitwise.left_shift(step, _STEP_BITS) + slices
 
     def draw(counter):
         return tf.random.stateless_normal([sum(sizes)], seed=tf.stack([key, counter]))
 
     flat = tf.map_fn(draw, counters, fn_output_signature=tf.TensorSpec([sum(sizes)], tf.float32))
     parts = tf.split(flat, sizes, axis=1)
-    return {
-        latent: tf.reshape(part, [-1, *shape])
-        for (latent, shape), part in zip(shapes.items(), parts, strict=True)
-    }
+    named = zip(shapes.items(), parts, strict=True)
+    return {latent: tf.reshape(part, [-1, *shape]) for (latent, shape), part in named}

@@ -3,7 +3,8 @@
 Source: You et al., MIDL 2019, Equation 2, and the code released with it. Where the two part, both
 are here: `responsibilities`, `kl_c(floor=...)` and `kl_z(precision_offset=...)`.
 
-Axes: h x w is the latent grid, D the channels of z, K the clusters; `prior_*` are [B, h, w, D, K].
+Axes: h x w is the latent grid, D the channels of z, K the clusters; `z_*` are [B, h, w, D],
+`prior_*` [B, h, w, D, K].
 """
 
 import math
@@ -47,14 +48,11 @@ def fixed_sigma_log_likelihood(image: tf.Tensor, *, y_mean: tf.Tensor) -> tf.Ten
 def cluster_probs(
     z: tf.Tensor, *, prior_mean: tf.Tensor, prior_log_precision: tf.Tensor, responsibilities: str
 ) -> tf.Tensor:
-    """Responsibilities p(c | z, omega) [B, h, w, K], for equally likely clusters.
+    """Responsibilities p(c | z, omega) [B, h, w, K] of z [B, h, w, D], for equally likely clusters.
 
-    Args:
-        z: [B, h, w, D].
-        prior_mean, prior_log_precision: [B, h, w, D, K].
-        responsibilities: "bayes" for Bayes' rule with the Gaussian density (paper), or "released"
-            for the released code's logits, in which the log-precision counts -1 instead of +1/2:
-            they favor broad clusters.
+    `responsibilities` is "bayes" for Bayes' rule with the Gaussian density (paper), or "released"
+    for the released code's logits, in which the log-precision counts -1 instead of +1/2: they favor
+    broad clusters.
     """
     z = z[..., None]
     if responsibilities == "bayes":
@@ -85,13 +83,9 @@ def kl_z(
     cluster_probs: tf.Tensor,
     precision_offset: float = 0.0,
 ) -> tf.Tensor:
-    """E_c KL[q(z | x) || p(z | omega, c)], clusters weighted by `cluster_probs`; [B].
+    """E_c KL[q(z | x) || p(z | omega, c)], clusters weighted by `cluster_probs` [B, h, w, K]; [B].
 
-    Args:
-        z_mean, z_logvar: [B, h, w, D].
-        prior_mean, prior_log_precision: [B, h, w, D, K].
-        cluster_probs: [B, h, w, K].
-        precision_offset: added to the prior's precision; 1e-6 in the released code, 0 is exact.
+    `precision_offset` is added to the prior's precision: 1e-6 in the released code, 0 is exact.
     """
     z_mean, z_logvar = z_mean[..., None], z_logvar[..., None]
     squared = tf.exp(z_logvar) + tf.square(z_mean - prior_mean)

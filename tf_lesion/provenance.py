@@ -10,8 +10,6 @@ from typing import Any
 from tf_lesion import __version__, devices
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "nibabel", "SimpleITK", "nilearn")
-
-
 MADE_BY = "made_by"  # attribute of HDF5 files: the stamp as JSON
 
 
@@ -19,17 +17,12 @@ MADE_BY = "made_by"  # attribute of HDF5 files: the stamp as JSON
 def commit() -> str | None:
     """Commit of the checkout the package runs from, or None outside one."""
     root = Path(__file__).resolve().parents[1]
+    ask = ["git", "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--show-toplevel", "HEAD"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        found = subprocess.check_output(ask, cwd=root, text=True, stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
         return None
-    top, head = found.stdout.splitlines()
+    top, head = found.splitlines()
     # An environment inside somebody's repository is no checkout of ours.
     return head if Path(top).resolve() == root else None
 

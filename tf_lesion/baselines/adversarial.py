@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from tf_lesion.baselines.autoencoder import presets
 from tf_lesion.baselines.blocks import (
-    Layers,
     OnePass,
     ResidualDecoder,
     ResidualEncoder,
+    SquareLayers,
     leaky_relu,
     squared_error,
 )
@@ -35,11 +35,11 @@ class Critic(keras.Model):
     Without normalization: the penalty is on the slope at one latent, whatever the batch.
     """
 
-    def __init__(self, network: NetworkConfig, *, name: str = "critic"):
-        super().__init__(name=name, dtype=weight_type(network.precision))
-        make = Layers(dataclasses.replace(network, precision="float32"))
+    def __init__(self, network: NetworkConfig):
+        super().__init__(name="critic", dtype=weight_type(network.precision))
+        make = SquareLayers(dataclasses.replace(network, precision="float32"))
         self.hidden = [make.dense(f"dense{i}", units) for i, units in enumerate(CRITIC_UNITS)]
-        self.head = make.dense("head", 1, bias=False)  # a distance does not depend on it
+        self.head = make.dense("head", 1, use_bias=False)  # a distance does not depend on it
 
     def call(self, z: tf.Tensor) -> tf.Tensor:
         """The score of each latent; high where it looks drawn from the prior."""

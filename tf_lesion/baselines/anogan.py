@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from tf_lesion.baselines.blocks import STRIDE, Layers, SquareMethod, leaky_relu
+from tf_lesion.baselines.blocks import SquareLayers, SquareMethod, flattened, leaky_relu
 from tf_lesion.config import NetworkConfig, ObjectiveConfig
 from tf_lesion.methods import register
-from tf_lesion.networks import weight_type
+from tf_lesion.networks import full_precision, weight_type
 from tf_lesion.noise import Tensors, slice_noise
 
 DIM_Z = 100  # DCGAN
@@ -41,17 +41,18 @@ def _widths(network):
 class Generator(keras.Model):
     """[B, dim_z] -> [B, s, s, 1] in [0, 1]: dense, then transposed convolutions of stride 2."""
 
-    def __init__(self, network: NetworkConfig, *, name: str = "generator"):
-        super().__init__(name=name, dtype=weight_type(network.precision))
-        make, widths = Layers(network), _widths(network)[::-1]
+    def __init__(self, network: NetworkConfig):
+        super().__init__(name="generator", dtype=weight_type(network.precision))
+        make, widths = SquareLayers(network), _widths(network)[::-1]
         self._start_shape = (SMALLEST, SMALLEST, widths[0])
-        self.dense = make.dense("dense", SMALLEST * SMALLEST * widths[0], bias=False)
+        self.dense = make.dense("dense", SMALLEST * SMALLEST * widths[0], use_bias=False)
         self.norms = [make.norm(f"norm{stage}") for stage in range(len(widths))]
+        doubling = {"size": KERNEL, "strides": 2}
         self.convs = [
-            make.transposed(f"conv{stage}", width, size=KERNEL)
+            make.transposed(f"conv{stage}", width, **doubling)
             for stage, width in enumerate(widths[1:])
         ]
-        self.convs.append(make.transposed("head", 1, size=KERNEL, bias=True))
+        self.convs.append(make.transposed("head", 1, bias=0, **doubling))
 
     def call(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Squares of the latents, float32."""
@@ -64,11 +65,11 @@ class Generator(keras.Model):
 class Discriminator(keras.Model):
     """[B, s, s, 1] -> its last maps [B, F] and the logit [B] of being a real slice."""
 
-    def __init__(self, network: NetworkConfig, *, name: str = "discriminator"):
-        super().__init__(name=name, dtype=weight_type(network.precision))
-        make, widths = Layers(network), _widths(network)
+    def __init__(self, network: NetworkConfig):
+        super().__init__(name="discriminator", dtype=weight_type(network.precision))
+        make, widths = SquareLayers(network), _widths(network)
         self.convs = [
-            make.conv(f"conv{stage}", width, stride=STRIDE, size=KERNEL, bias=stage == 0)
+            make.conv(f"conv{stage}", width, KERNEL, strides=2, bias=None if stage else 0)
             for stage, width in enumerate(widths)
         ]
         self.norms = [make.norm(f"norm{stage}") for stage in range(1, len(widths))]
@@ -79,9 +80,9 @@ class Discriminator(keras.Model):
         features = leaky_relu(self.convs[0](squares))  # DCGAN: no norm on the input
         for conv, norm in zip(self.convs[1:], self.norms, strict=True):
             features = leaky_relu(norm(conv(features), training=training))
-        flat = tf.reshape(features, [-1, features.shape[1] * features.shape[2] * features.shape[3]])
-        kind = self.head.variable_dtype
-        return tf.cast(flat, kind), tf.cast(self.head(flat), kind)[:, 0]
+        flat = flattened(features)
+        logits = full_precision(self.head, flat)[:, 0]
+        return tf.cast(flat, logits.dtype), logits
 
 
 @register("anogan")
@@ -125,8 +126,10 @@ class AnoGAN(SquareMethod):
     @property
     def trained(self) -> dict[str, list]:
         """The weights of the two players."""
-        networks = {"generator": self.generator, "discriminator": self.discriminator}
-        return {name: network.trainable_variables for name, network in networks.items()}
+        return {
+            network.name: network.trainable_variables
+            for network in (self.generator, self.discriminator)
+        }
 
     def terms(self, images: tf.Tensor, noise: Tensors, *, training: bool = False) -> Tensors:
         """`generator` and `discriminator`, the cross entropy that each minimizes, [B], nats."""
@@ -151,9 +154,7 @@ class AnoGAN(SquareMethod):
         unlike = tf.reduce_sum(tf.abs(features - found), axis=1)
         return (1 - FEATURE_WEIGHT) * apart + FEATURE_WEIGHT * unlike
 
-    def search(
-        self, squares: tf.Tensor, z: tf.Tensor, *, steps: Any
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def search(self, squares: tf.Tensor, z: tf.Tensor, *, steps: Any) -> tuple:
         """Descend from z with Adam.
 
         Args:
@@ -179,13 +180,6 @@ class AnoGAN(SquareMethod):
             z -= change
         return best, trace.stack()
 
-    def _nearest(self, images, slices, seed, steps):
-        start = slice_noise(
-            self.noise_shapes, seed=seed, step=0, slices=slices, stream="restoration"
-        )
-        z, _ = self.search(self.to_square(images), start["z"], steps=steps)
-        return self.generator(z)
-
     def reconstruct(self, images: tf.Tensor, noise: Tensors) -> tf.Tensor:
         """The nearest slices after a short search from the noise."""
         z, _ = self.search(self.to_square(images), noise["z"], steps=PICTURE_STEPS)
@@ -203,7 +197,10 @@ class AnoGAN(SquareMethod):
     ) -> tf.Tensor:
         """The nearest slices that the generator makes, inside the mask."""
         del tv_weight
-        return self.replaced(observed, self._nearest(observed, slices, seed, steps), mask)
+        draw = {"seed": seed, "step": 0, "slices": slices, "stream": "restoration"}
+        start = slice_noise(self.noise_shapes, **draw)["z"]
+        z, _ = self.search(self.to_square(observed), start, steps=steps)
+        return self.replaced(observed, self.generator(z), mask)
 
 
 def _adam(gradient, mean, square, step):

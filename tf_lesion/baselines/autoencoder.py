@@ -4,12 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_lesion.baselines.blocks import (
-    OnePass,
-    ResidualDecoder,
-    ResidualEncoder,
-    squared_error,
-)
+from tf_lesion.baselines.blocks import OnePass, ResidualDecoder, ResidualEncoder, squared_error
 from tf_lesion.config import NetworkConfig, ObjectiveConfig
 from tf_lesion.methods import register
 from tf_lesion.models import sample

@@ -10,6 +10,7 @@ convolutions to go up, He initialization.
 Sizes for a square of side s and f filters (16).
 """
 
+import math
 from typing import Any
 
 import keras
@@ -17,15 +18,12 @@ import tensorflow as tf
 
 from tf_lesion.config import NetworkConfig
 from tf_lesion.methods import Method
-from tf_lesion.networks import CHANNELS_LAST, INITIALIZERS, PRECISIONS, Conv2D, weight_type
+from tf_lesion.networks import Layer, Layers, full_precision, weight_type
 from tf_lesion.noise import Tensors
 
 LEAK = 0.2  # slope of the leaky ReLU
 STAGES = 4  # residual blocks: the square is halved so often
-STRIDE = 2
 MOMENTUM = 0.9  # of the moving statistics, as DCGAN: they follow short trainings too
-KERNEL = 3
-Layer = keras.layers.Layer
 
 
 def leaky_relu(features: tf.Tensor) -> tf.Tensor:
@@ -33,49 +31,27 @@ def leaky_relu(features: tf.Tensor) -> tf.Tensor:
     return tf.maximum(features, LEAK * features)
 
 
-class Layers:
-    """Makes the layers of one network: same initializer and precision, a name for each.
+class SquareLayers(Layers):
+    """Those of the baselines: convolutions that keep the size, or divide it by their stride.
 
-    Convolutions have no bias unless asked for: normalization would take it away.
+    They have no bias unless asked for: normalization would take it away.
     """
 
     def __init__(self, network: NetworkConfig):
-        self._options = {"dtype": PRECISIONS[network.precision]}
-        self._initializer = INITIALIZERS[network.initializer]
+        super().__init__(network, padding="same", bias=None)
 
-    def conv(
-        self, name: str, filters: int, *, stride: int = 1, size: int = KERNEL, bias: bool = False
-    ) -> Layer:
-        """Convolution that keeps the size, or divides it by the stride."""
-        return self._convolution(Conv2D, name, filters, stride, size, bias)
-
-    def transposed(
-        self, name: str, filters: int, *, size: int = KERNEL, bias: bool = False
-    ) -> Layer:
-        """Transposed convolution that doubles the size."""
-        return self._convolution(keras.layers.Conv2DTranspose, name, filters, STRIDE, size, bias)
-
-    def dense(self, name: str, units: int, *, bias: bool = True) -> Layer:
+    def dense(self, name: str, units: int, *, use_bias: bool = True) -> Layer:
         """Dense layer, linear."""
-        options = {"kernel_initializer": self._initializer(), "name": name, **self._options}
-        return keras.layers.Dense(units, use_bias=bias, **options)
+        return keras.layers.Dense(units, name=name, use_bias=use_bias, **self.kernel())
 
     def norm(self, name: str) -> Layer:
         """Batch normalization, by moving statistics outside training."""
-        return keras.layers.BatchNormalization(momentum=MOMENTUM, name=name, **self._options)
+        return keras.layers.BatchNormalization(momentum=MOMENTUM, name=name, dtype=self.dtype)
 
-    def _convolution(self, kind, name, filters, stride, size, bias):
-        return kind(
-            filters,
-            size,
-            strides=stride,
-            padding="same",
-            use_bias=bias,
-            kernel_initializer=self._initializer(),
-            name=name,
-            **CHANNELS_LAST,
-            **self._options,
-        )
+
+def flattened(features: tf.Tensor) -> tf.Tensor:
+    """[B, h, w, C] -> [B, h w C], the second a Python integer: a dense layer asks for it."""
+    return tf.reshape(features, [-1, math.prod(features.shape[1:])])
 
 
 class ConvNorm(keras.layers.Layer):
@@ -114,22 +90,17 @@ class ResidualEncoder(keras.Model):
     conv 2g of stride 2), then one linear dense layer per head.
     """
 
-    def __init__(self, network: NetworkConfig, *, heads: tuple[str, ...], name: str = "encoder"):
-        super().__init__(name=name, dtype=weight_type(network.precision))
-        make, filters = Layers(network), network.num_filters
-        self.blocks = [ConvNorm(make.conv("conv", filters), make.norm("norm"), name="start")]
+    def __init__(self, network: NetworkConfig, *, heads: tuple[str, ...]):
+        super().__init__(name="encoder", dtype=weight_type(network.precision))
+        make, width = SquareLayers(network), network.num_filters
+        self.blocks = [ConvNorm(make.conv("conv", width), make.norm("norm"), name="start")]
         for stage in range(STAGES):
-            width = filters * 2**stage
-            halved = make.conv("conv", width, stride=STRIDE)
-            self.blocks.append(
-                Residual(
-                    ConvNorm(halved, make.norm("norm"), name="first"),
-                    make.conv("second", 2 * width),
-                    make.conv("shortcut", 2 * width, stride=STRIDE),
-                    make.norm("norm"),
-                    name=f"down{stage}",
-                )
-            )
+            first = ConvNorm(make.conv("conv", width, strides=2), make.norm("norm"), name="first")
+            width *= 2
+            second = make.conv("second", width)
+            shortcut = make.conv("shortcut", width, strides=2)
+            block = Residual(first, second, shortcut, make.norm("norm"), name=f"down{stage}")
+            self.blocks.append(block)
         self.heads = {head: make.dense(head, network.dim_z) for head in heads}
 
     def call(self, square: tf.Tensor, training: bool = False) -> Tensors:
@@ -137,8 +108,8 @@ class ResidualEncoder(keras.Model):
         features = square
         for block in self.blocks:
             features = block(features, training=training)
-        flat = tf.reshape(features, [-1, features.shape[1] * features.shape[2] * features.shape[3]])
-        return {name: tf.cast(head(flat), head.variable_dtype) for name, head in self.heads.items()}
+        flat = flattened(features)
+        return {name: full_precision(head, flat) for name, head in self.heads.items()}
 
 
 class ResidualDecoder(keras.Model):
@@ -148,34 +119,30 @@ class ResidualDecoder(keras.Model):
     conv g of stride 2, conv g, shortcut transposed conv g of stride 2), then a linear conv 1.
     """
 
-    def __init__(self, network: NetworkConfig, *, name: str = "decoder"):
-        super().__init__(name=name, dtype=weight_type(network.precision))
-        make, widest = Layers(network), network.num_filters * 2**STAGES
+    def __init__(self, network: NetworkConfig):
+        super().__init__(name="decoder", dtype=weight_type(network.precision))
+        make, width = SquareLayers(network), network.num_filters * 2**STAGES
         side = network.square // 2**STAGES
-        self._start_shape = (side, side, widest)
-        self.dense = make.dense("dense", side * side * widest)
-        conv = make.conv("conv", widest // 2)
-        self.blocks = [ConvNorm(conv, make.norm("norm"), name="start")]
+        self._start_shape = (side, side, width)
+        self.dense = make.dense("dense", side * side * width)
+        width //= 2
+        self.blocks = [ConvNorm(make.conv("conv", width), make.norm("norm"), name="start")]
         for stage in range(STAGES):
-            width = widest // 2 ** (stage + 1)
-            doubled = make.transposed("conv", width)
-            self.blocks.append(
-                Residual(
-                    ConvNorm(doubled, make.norm("norm"), name="first"),
-                    make.conv("second", width),
-                    make.transposed("shortcut", width),
-                    make.norm("norm"),
-                    name=f"up{stage}",
-                )
-            )
-        self.head = make.conv("head", 1, bias=True)
+            doubled = make.transposed("conv", width, strides=2)
+            first = ConvNorm(doubled, make.norm("norm"), name="first")
+            second = make.conv("second", width)
+            shortcut = make.transposed("shortcut", width, strides=2)
+            block = Residual(first, second, shortcut, make.norm("norm"), name=f"up{stage}")
+            self.blocks.append(block)
+            width //= 2
+        self.head = make.conv("head", 1, bias=0)
 
     def call(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
         """The squares of the latents, float32."""
         features = tf.reshape(self.dense(z), [-1, *self._start_shape])
         for block in self.blocks:
             features = block(features, training=training)
-        return tf.cast(self.head(features), self.head.variable_dtype)
+        return full_precision(self.head, features)
 
 
 class SquareMethod(Method):
@@ -194,8 +161,7 @@ class SquareMethod(Method):
 
     def replaced(self, observed: tf.Tensor, squares: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """The squares at the size of the slices inside the mask, the observed slices outside."""
-        inside = mask > 0
-        return tf.where(inside, self.from_square(squares), observed)
+        return tf.where(mask > 0, self.from_square(squares), observed)
 
 
 class OnePass(SquareMethod):
