@@ -11,6 +11,7 @@ Sizes for a square of side s and f filters (16).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -57,9 +58,9 @@ def flattened(features: tf.Tensor) -> tf.Tensor:
 class ConvNorm(keras.layers.Layer):
     """A convolution, batch normalization, leaky ReLU."""
 
-    def __init__(self, conv: Layer, norm: Layer, *, name: str):
-        super().__init__(name=name, dtype=conv.dtype_policy)
-        self.conv, self.norm = conv, norm
+    def __init__(self, make: SquareLayers, conv: Layer, *, name: str):
+        super().__init__(name=name, dtype=make.dtype)
+        self.conv, self.norm = conv, make.norm("norm")
 
     def call(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[B, H, W, C] -> [B, H', W', filters]."""
@@ -67,17 +68,23 @@ class ConvNorm(keras.layers.Layer):
 
 
 class Residual(keras.layers.Layer):
-    """Residual block: `first` with norm and ReLU, `second` with norm, `shortcut`; ReLU of the sum.
+    """Residual block: conv of `width` with norm and ReLU, conv of `filters` with norm, shortcut.
 
-    `first` and `shortcut` change the size, `second` keeps it.
+    The first conv and the shortcut change the size as `resize`, a method of the layers, does; then
+    comes the ReLU of the sum.
     """
 
-    def __init__(self, first: Layer, second: Layer, shortcut: Layer, norm: Layer, *, name: str):
-        super().__init__(name=name, dtype=second.dtype_policy)
-        self.first, self.second, self.shortcut, self.norm = first, second, shortcut, norm
+    def __init__(
+        self, make: SquareLayers, resize: Callable, width: int, filters: int, *, name: str
+    ):
+        super().__init__(name=name, dtype=make.dtype)
+        self.first = ConvNorm(make, resize("conv", width, strides=2), name="first")
+        self.second = make.conv("second", filters)
+        self.shortcut = resize("shortcut", filters, strides=2)
+        self.norm = make.norm("norm")
 
     def call(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """[B, H, W, C] -> [B, H', W', filters of `second`]."""
+        """[B, H, W, C] -> [B, H', W', filters]."""
         changed = self.second(self.first(features, training=training))
         changed = self.norm(changed, training=training)
         return leaky_relu(changed + self.shortcut(features))
@@ -93,14 +100,10 @@ class ResidualEncoder(keras.Model):
     def __init__(self, network: NetworkConfig, *, heads: tuple[str, ...]):
         super().__init__(name="encoder", dtype=weight_type(network.precision))
         make, width = SquareLayers(network), network.num_filters
-        self.blocks = [ConvNorm(make.conv("conv", width), make.norm("norm"), name="start")]
+        self.blocks = [ConvNorm(make, make.conv("conv", width), name="start")]
         for stage in range(STAGES):
-            first = ConvNorm(make.conv("conv", width, strides=2), make.norm("norm"), name="first")
+            self.blocks.append(Residual(make, make.conv, width, 2 * width, name=f"down{stage}"))
             width *= 2
-            second = make.conv("second", width)
-            shortcut = make.conv("shortcut", width, strides=2)
-            block = Residual(first, second, shortcut, make.norm("norm"), name=f"down{stage}")
-            self.blocks.append(block)
         self.heads = {head: make.dense(head, network.dim_z) for head in heads}
 
     def call(self, square: tf.Tensor, training: bool = False) -> Tensors:
@@ -126,14 +129,9 @@ class ResidualDecoder(keras.Model):
         self._start_shape = (side, side, width)
         self.dense = make.dense("dense", side * side * width)
         width //= 2
-        self.blocks = [ConvNorm(make.conv("conv", width), make.norm("norm"), name="start")]
+        self.blocks = [ConvNorm(make, make.conv("conv", width), name="start")]
         for stage in range(STAGES):
-            doubled = make.transposed("conv", width, strides=2)
-            first = ConvNorm(doubled, make.norm("norm"), name="first")
-            second = make.conv("second", width)
-            shortcut = make.transposed("shortcut", width, strides=2)
-            block = Residual(first, second, shortcut, make.norm("norm"), name=f"up{stage}")
-            self.blocks.append(block)
+            self.blocks.append(Residual(make, make.transposed, width, width, name=f"up{stage}"))
             width //= 2
         self.head = make.conv("head", 1, bias=0)
 
