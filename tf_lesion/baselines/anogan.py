@@ -119,11 +119,6 @@ class AnoGAN(SquareMethod):
         self.discriminator = Discriminator(network)
 
     @property
-    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
-        """{latent: shape} of the noise of one image."""
-        return {"z": (self.network.dim_z,)}
-
-    @property
     def trained(self) -> dict[str, list]:
         """The weights of the two players."""
         return {

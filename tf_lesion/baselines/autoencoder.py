@@ -56,11 +56,6 @@ class _DenseVAE(OnePass):
         self.encoder = ResidualEncoder(network, heads=("z_mean", "z_logvar"))
         self.decoder = ResidualDecoder(network)
 
-    @property
-    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
-        """{latent: shape} of the noise of one image."""
-        return {"z": (self.network.dim_z,)}
-
     def terms(self, images: tf.Tensor, noise: Tensors, *, training: bool = False) -> Tensors:
         """`loss`, `squared_error` and `kl_z`, each [B], nats."""
         squares = self.to_square(images)

@@ -149,6 +149,11 @@ class SquareMethod(Method):
     The residual of a slice holds what the resampling blurs, as in the paper's comparison.
     """
 
+    @property
+    def noise_shapes(self) -> dict[str, tuple[int, ...]]:
+        """{latent: shape} of the noise of one image, where a method draws no more."""
+        return {"z": (self.network.dim_z,)}
+
     def to_square(self, images: tf.Tensor) -> tf.Tensor:
         """[B, H, W, 1] -> [B, s, s, 1]: bilinear, smoothed before it is made smaller."""
         return _resized(images, (self.network.square, self.network.square))

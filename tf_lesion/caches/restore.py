@@ -39,7 +39,6 @@ def restore_to_file(
 
     Args:
         prior: `Prior`.
-        cache_path: the cache.
         out: the file to make (see `caches.restored`); a partial one is gone on with.
         restoration: the model's own by default.
         seed: of the noise, and of the subset.
@@ -49,7 +48,6 @@ def restore_to_file(
         thresholds: {name: residual}; lesion maps at these are written too.
         crop: (x0, x1, y0, y1) in place of the cache's own.
         shard: (i, n): only the i-th of n parts, into a file of its own (`shard_path`).
-        force: overwrite `out`.
 
     Returns:
         Number of slices in the file.

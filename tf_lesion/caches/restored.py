@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tf_lesion.caches.slices import SliceCache, open_hdf5
-from tf_lesion.files import InputError, refuse_existing, require_space
+from tf_lesion.files import InputError, refuse_existing, require_space, written_whole
 from tf_lesion.provenance import MADE_BY, stamp
 
 IDENTITY = "cache_identity"
@@ -94,17 +94,13 @@ class RestoredWriter:
         pixels = int(np.prod(self._shape, dtype=np.int64))
         size = pixels * sum(np.dtype(kind).itemsize for kind in self._kinds.values())
         require_space(self.path.parent, size + self.rows.nbytes)
-        try:
-            with h5py.File(self._partial, "w") as file:
-                for name, kind in self._kinds.items():
-                    file.create_dataset(name, self._shape, kind, dcpl=_early())
-                file.create_dataset("done", self._shape[:1], "u1", dcpl=_early())
-                file["rows"] = self.rows
-                file.attrs["settings"] = json.dumps(self._settings)
-                file.attrs[MADE_BY] = json.dumps(stamp())
-        except BaseException:
-            self._partial.unlink(missing_ok=True)
-            raise
+        with written_whole(self._partial) as temporary, h5py.File(temporary, "w") as file:
+            for name, kind in self._kinds.items():
+                file.create_dataset(name, self._shape, kind, dcpl=_early())
+            file.create_dataset("done", self._shape[:1], "u1", dcpl=_early())
+            file["rows"] = self.rows
+            file.attrs["settings"] = json.dumps(self._settings)
+            file.attrs[MADE_BY] = json.dumps(stamp())
         return h5py.File(self._partial, "r+")
 
     def _reopened(self):
