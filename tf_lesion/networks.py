@@ -290,15 +290,15 @@ class PriorNetwork(keras.Model):
 
     def __init__(self, network: NetworkConfig):
         super().__init__(name="prior_network", dtype=weight_type(network.precision))
-        clusters, channels = network.num_clusters, network.dim_z * network.num_clusters
-        if clusters < 1:
-            raise ValueError(f"Expected num_clusters of 1 or more, got {clusters}.")
-        make, self._shape = _layers(network), (network.dim_z, clusters)
+        self.dim_z, self.num_clusters = network.dim_z, network.num_clusters
+        if self.num_clusters < 1:
+            raise ValueError(f"Expected num_clusters of 1 or more, got {self.num_clusters}.")
+        make, channels = _layers(network), self.dim_z * self.num_clusters
         self.hidden = make.conv("conv0", make.filters, size=1, activation="relu")
         mean, log_precision = RELEASED_BIAS, LOG_PRECISION_BIAS
         if network.cluster_start is not None:
             spread, deviation = network.cluster_start
-            mean = np.tile(np.linspace(-spread, spread, clusters), network.dim_z)
+            mean = np.tile(np.linspace(-spread, spread, self.num_clusters), self.dim_z)
             log_precision = -2 * np.log(deviation)
         self.mean_head = make.conv("prior_mean", channels, size=1, bias=mean)
         self.log_precision_head = make.conv(
@@ -308,7 +308,7 @@ class PriorNetwork(keras.Model):
     def call(self, omega: tf.Tensor) -> Tensors:
         """Moments of every cluster as a dict, keys as under Shapes."""
         features = self.hidden(omega)
-        shape = tf.concat([tf.shape(features)[:3], self._shape], axis=0)
+        shape = tf.concat([tf.shape(features)[:3], [self.dim_z, self.num_clusters]], axis=0)
         heads = {"prior_mean": self.mean_head, "prior_log_precision": self.log_precision_head}
         return {
             name: tf.reshape(full_precision(head, features), shape) for name, head in heads.items()
