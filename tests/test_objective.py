@@ -7,6 +7,7 @@ import tensorflow_probability as tfp
 from scipy import stats
 
 from tf_lesion import objective
+from tf_lesion.config import RELEASED_PRECISION_OFFSET
 
 tfd = tfp.distributions
 DRAWS = 200_000
@@ -105,7 +106,7 @@ def test_kl_z_is_the_expected_kl_of_tfp_and_of_monte_carlo(latents):
 
 def test_the_released_precision_offset_adds_its_share(latents):
     probs = np.full((3, 4, 5, 3), 1 / 3)
-    offset = objective.RELEASED_PRECISION_OFFSET
+    offset = RELEASED_PRECISION_OFFSET
     squared = (
         np.exp(latents["z_logvar"])[..., None]
         + (latents["z_mean"][..., None] - latents["prior_mean"]) ** 2
