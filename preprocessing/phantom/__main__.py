@@ -3,6 +3,8 @@
 Files:
     OUT/healthy/sub-CC110033/anat/sub-CC110033_T2w.nii.gz   as in Cam-CAN (BIDS)
     OUT/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz, ..._seg.nii.gz   as in BRATS 2017
+    OUT/heads/head-0000_T2w.nii.gz, ..._mask.nii.gz, ..._seg.nii.gz, head-0000.json   scans with
+        skull, of any contrast, pose and acquisition, and the truth about them (--heads)
     OUT/test_subjects.txt   the healthy of the anatomies held out, for camcan --test-list
     OUT/phantom.json   settings, seed, version, and what was drawn for each subject
 
@@ -13,7 +15,6 @@ Subject i of a kind depends only on the seed, the kind, i, the voxel size and th
 how many others are made, nor by how many processes. The files are the same byte for byte.
 """
 
-import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from preprocessing.cohort import in_processes
 from preprocessing.phantom import GRADES, HEALTHY, HELD_OUT, PATIENT
+from preprocessing.phantom.nifti import write_nifti
 from tf_lesion import __version__
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
@@ -34,6 +36,7 @@ SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.5, 4.0
 FIRST_NUMBER = {HEALTHY: 110033, HELD_OUT: 710033}
 KIND_NAMES = {HEALTHY: "healthy", HELD_OUT: "healthy, held out", PATIENT: "patient"}
 MOST_SUBJECTS = 9000  # of a kind, so that Cam-CAN numbers go on beginning with 11
+HEADS = "heads"  # folder of the painted heads
 EXAMPLE = """example:
   python -m preprocessing.phantom --out cohort --healthy 20 --patients 8 --seed 1 --voxel-size 2
 
@@ -47,6 +50,7 @@ def write_cohort(
     patients: int,
     seed: int,
     test: int = 0,
+    heads: int = 0,
     held_out: int = 0,
     voxel_size: float = 1.0,
     label_maps: str | Path | None = None,
@@ -57,6 +61,7 @@ def write_cohort(
 
     Args:
         test: number of further healthy subjects, of the anatomies held out.
+        heads: number of painted heads, of those anatomies as well.
         held_out: number of label maps kept for them and the patients; 0 shares all.
         voxel_size: mm, 0.5 to 4.
         label_maps: folder of FreeSurfer label maps; None for the ICBM152 anatomy.
@@ -70,10 +75,10 @@ def write_cohort(
     from preprocessing.phantom.subject import default_settings
 
     counts = {HEALTHY: healthy, HELD_OUT: test, PATIENT: patients}
-    _check_numbers(counts, seed=seed, voxel_size=voxel_size)
+    _check_numbers({**counts, HEADS: heads}, seed=seed, voxel_size=voxel_size)
     refuse_existing(out, force=force)
     maps = find_label_maps(label_maps) if label_maps else []
-    anatomies = _split_anatomies(maps, held_out, test)
+    anatomies = _split_anatomies(maps, held_out, test, heads)
     with written_whole(out, force=force) as folder:
         tasks = [
             (folder, kind, number, anatomies[kind], seed, voxel_size)
@@ -81,6 +86,11 @@ def write_cohort(
             for number in range(count)
         ]
         made = in_processes(_write_subject, tasks, jobs)
+        head_tasks = [
+            (folder / HEADS, tuple(anatomies[PATIENT]), seed, number, voxel_size)
+            for number in range(heads)
+        ]
+        painted = in_processes(_write_head, head_tasks, jobs)
         manifest = {
             "tf_lesion_version": __version__,
             "seed": seed,
@@ -92,6 +102,7 @@ def write_cohort(
             "held_out": [path.name for path in anatomies[PATIENT]] if held_out else [],
             "settings": asdict(default_settings(maps)),
             "subjects": list(tqdm(made, total=len(tasks), desc="phantom", unit="scan")),
+            "heads": list(tqdm(painted, total=heads, desc="heads", unit="scan", disable=not heads)),
         }
         text = json.dumps(manifest, indent=1) + "\n"
         (folder / "phantom.json").write_text(text)
@@ -115,13 +126,15 @@ def _camcan_name(kind, number):
     return f"sub-CC{FIRST_NUMBER[kind] + number}"
 
 
-def _split_anatomies(maps, held_out, test):
+def _split_anatomies(maps, held_out, test, heads):
     """The label maps of each kind of subject: {kind: paths}."""
     if not 0 <= held_out < max(len(maps), 1):
         raise InputError(
             f"Expected --held-out of 0 or more and less than the label maps, got {held_out} of "
             f"{len(maps)}."
         )
+    if heads and not maps:
+        raise InputError("Heads need label maps of whole heads: give --label-maps.")
     if test and not held_out:
         raise InputError(
             "Healthy subjects to --test on need anatomies of their own: give --held-out, and "
@@ -133,12 +146,12 @@ def _split_anatomies(maps, held_out, test):
 
 
 def _check_numbers(counts, *, seed, voxel_size):
-    flags = {HEALTHY: "--healthy", HELD_OUT: "--test", PATIENT: "--patients"}
+    flags = {HEALTHY: "--healthy", HELD_OUT: "--test", PATIENT: "--patients", HEADS: "--heads"}
     for kind, count in counts.items():
         if not 0 <= count <= MOST_SUBJECTS:
             raise InputError(f"Expected {flags[kind]} from 0 to {MOST_SUBJECTS}, got {count}.")
     if not any(counts.values()):
-        raise InputError("Nothing to make: --healthy, --test and --patients are all 0.")
+        raise InputError("Nothing to make: --healthy, --test, --patients and --heads are all 0.")
     if seed < 0:
         raise InputError(f"Expected --seed of 0 or more, got {seed}.")
     if not SMALLEST_VOXEL_MM <= voxel_size <= LARGEST_VOXEL_MM:
@@ -150,8 +163,6 @@ def _check_numbers(counts, *, seed, voxel_size):
 
 def _write_subject(folder, kind, number, label_maps, seed, voxel_size):
     """Make and write one subject; returns its entry of phantom.json."""
-    import nibabel as nib
-
     from preprocessing.phantom.subject import make_phantom
 
     phantom = make_phantom(seed, kind, number, voxel_size=voxel_size, label_maps=label_maps)
@@ -159,13 +170,17 @@ def _write_subject(folder, kind, number, label_maps, seed, voxel_size):
     volumes = {"scan": phantom.image, "segmentation": phantom.label}
     for (name, values), path in zip(volumes.items(), subject_files(kind, number), strict=True):
         if path:
-            image = nib.Nifti1Image(values, phantom.affine, dtype=values.dtype)
-            image.header.set_xyzt_units("mm")
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            # mtime: the bytes depend on nothing but the content.
-            (folder / path).write_bytes(gzip.compress(image.to_bytes(), 5, mtime=0))
+            write_nifti(folder / path, values, phantom.affine)
             entry[name] = path.as_posix()
     return {**entry, **phantom.facts}
+
+
+def _write_head(folder, label_maps, seed, number, voxel_size):
+    """Paint and write one head; returns its entry of phantom.json."""
+    from preprocessing.phantom.heads.anatomy import load_heads
+    from preprocessing.phantom.heads.write import write_head
+
+    return write_head(folder, load_heads(label_maps), seed, number, fine_mm=voxel_size)
 
 
 @command
@@ -180,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(parser, "--healthy", "--patients", required=True)
     add(parser, "--seed", required=True, default=None, help="same seed, same files")
     add(parser, "--label-maps", "--held-out", "--test")
+    add(parser, "--heads", default=0, type=int, help="number of whole heads, of label maps")
     add(parser, "--voxel-size", default=1.0, help="mm, 0.5 to 4")
     add(parser, "--jobs")
     add(parser, "--force", help="replace the folder if it exists")

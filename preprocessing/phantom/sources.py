@@ -27,26 +27,12 @@ from preprocessing.phantom.anatomy import (
 )
 from preprocessing.phantom.tissues import FREESURFER, HEMISPHERES, TISSUE_INDEX, tissue_of_labels
 from tf_lesion.files import InputError
+from tf_lesion.scans.finder.canonical import LANDMARKS
 from tf_lesion.scans.volumes import load_scan
 
 LABEL_MAP_PATTERNS = ("*.nii.gz", "*.nii")
 VOXEL_TOLERANCE_MM = 0.1
 MNI_BRAIN_CENTER = (0.0, -18.0, 6.0)  # mm, middle of the bounding box of the ICBM152 brain
-# Where rigid alignment puts the right centroids of tissues in MNI space, mm; the left are their
-# mirror images. Medians of 20 label maps (those SynthSeg was trained with). The pose from
-# these differs from the alignment of one anatomy by 1.1 degrees and 0.7 mm per axis (RMS).
-LANDMARKS = {
-    "white": (26.6, -18.5, 17.1),
-    "cortex": (30.2, -17.8, 14.9),
-    "thalamus": (12.3, -17.6, 6.4),
-    "caudate": (15.5, 7.8, 9.0),
-    "putamen": (25.6, -0.3, 0.1),
-    "pallidum": (20.4, -4.0, -1.2),
-    "hippocampus": (24.6, -21.5, -12.0),
-    "amygdala": (22.7, -4.7, -16.4),
-    "cerebellar_white": (16.3, -51.3, -27.3),
-    "cerebellar_cortex": (22.6, -60.5, -31.1),
-}
 FEWEST_LANDMARKS = 4  # for a rotation
 BOX_MARGIN_MM = 12
 # Sulci and cisterns narrower than twice this belong to the brain mask.
@@ -113,7 +99,7 @@ def load_atlas(spacing: int) -> AtlasAnatomy:
 def _atlas_maps(tissue, fine_affine):
     """Coarse maps from the share of gray and white matter [X, Y, Z]."""
     affine = coarser_affine(fine_affine, COARSE_MM)
-    outside = _signed_distance(tissue > 0.5)
+    outside = signed_distance(tissue > 0.5)
     x, y, z = place = grid_mm(affine, tissue.shape)
     # Deep CSF is ventricle, but for the cistern behind the third ventricle.
     cistern = (np.abs(x) < 10) & (y < -27) & (z < 22)
@@ -149,7 +135,7 @@ def load_label_map(path: str, spacing: int) -> LabelAnatomy:
     Raises:
         InputError: if the file is not such a volume, or lacks cerebral white matter or cortex.
     """
-    labels = _read_labels(path)
+    labels = read_labels(path)
     tissue = tissue_of_labels(labels)
     for name in ("white", "cortex"):
         if not (tissue == TISSUE_INDEX[name]).any():
@@ -198,14 +184,14 @@ def _label_maps(tissue, labels, solid, fine_affine):
     behind = indicator(tissue, "brainstem", "cerebellar_white", "cerebellar_cortex")
     return CoarseMaps(
         affine=coarser_affine(fine_affine, COARSE_MM),
-        outside=_signed_distance(share > 0.5, LABEL_CLOSING_MM),
+        outside=signed_distance(share > 0.5, LABEL_CLOSING_MM),
         ventricle=_smooth_ventricle(ventricle),
         cerebrum=share - ventricle - block_mean(behind, COARSE_MM),
         midline=_midline(labels),
     )
 
 
-def _read_labels(path):
+def read_labels(path: str | Path) -> np.ndarray:
     """Labels [X, Y, Z] int32, RAS; negative numbers are 0."""
     scan = load_scan(path)
     if np.abs(scan.voxel_sizes - FINEST_MM).max() > VOXEL_TOLERANCE_MM:
@@ -240,7 +226,7 @@ def _ellipsoids(place, nucleus):
     return sigmoid((1 - radius) / (nucleus.softness / 2)).astype(np.float32)
 
 
-def _signed_distance(mask, closing_mm=CLOSING_MM):
+def signed_distance(mask: np.ndarray, closing_mm: float = CLOSING_MM) -> np.ndarray:
     """Signed distance in mm from the closing of a coarse mask, negative inside, smooth."""
     wide = ndimage.distance_transform_edt(~mask) * COARSE_MM <= closing_mm
     closed = ndimage.distance_transform_edt(wide) * COARSE_MM > closing_mm

@@ -160,6 +160,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--no-labels": _flag("do without segmentations"),
     "--healthy": {"type": int, "help": "number of healthy subjects"},
     "--patients": {"type": int, "help": "number of patients"},
+    "--heads": {"type": counted, "help": "number of painted heads"},
+    "--stages": {"nargs": "+", "help": "only these"},
     "--label-maps": {
         "type": Path,
         "help": "folder of FreeSurfer label maps to use as anatomies instead of ICBM152",

@@ -1,0 +1,1 @@
+"""Painted heads: synthetic scans with skull in any contrast, pose and acquisition."""

@@ -1,0 +1,81 @@
+"""From places in MNI space, one for each voxel, to a pose: weighted least squares, robustly."""
+
+import numpy as np
+
+ROUNDS = 8  # of reweighting
+SMALLEST_SCALE_MM = 1.0
+
+
+def fit_similarity(
+    points: np.ndarray, wanted: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Rotation, scale and shift that best take `points` to `wanted`, in closed form.
+
+    Umeyama, IEEE PAMI 13 (1991), equations 34 to 43, with weights.
+
+    Args:
+        points, wanted: [N, 3].
+        weights: [N], not all 0; None for equal ones.
+
+    Returns:
+        [4, 4]. `rigid_part` gives the best map without scale.
+    """
+    weights = np.ones(len(points)) if weights is None else np.asarray(weights, dtype=float)
+    share = weights / weights.sum()
+    middle, wanted_middle = share @ points, share @ wanted
+    p, w = points - middle, wanted - wanted_middle
+    left, spread, right = np.linalg.svd((w * share[:, None]).T @ p)
+    sign = np.ones(3)
+    sign[2] = np.sign(np.linalg.det(left @ right))
+    turn = left @ np.diag(sign) @ right
+    scale = (spread * sign).sum() / max(share @ (p**2).sum(axis=1), 1e-12)
+    matrix = np.eye(4)
+    matrix[:3, :3] = scale * turn
+    matrix[:3, 3] = wanted_middle - scale * turn @ middle
+    return matrix
+
+
+def fit_robustly(
+    points: np.ndarray, wanted: np.ndarray, weights: np.ndarray, scale_mm: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`fit_similarity`, with less weight for places that disagree with the others.
+
+    Iteratively reweighted least squares with the weights of a Cauchy distribution.
+
+    Args:
+        points: [N, 3] mm.
+        wanted: [N, 3] mm.
+        weights: [N].
+        scale_mm: [N], expected distance between a wanted place and where the fit takes its point.
+
+    Returns:
+        (matrix [4, 4], distances [N] mm that are left).
+    """
+    scale_mm = np.maximum(scale_mm, SMALLEST_SCALE_MM)
+    robust = weights / scale_mm**2
+    for _ in range(ROUNDS):
+        matrix = fit_similarity(points, wanted, robust)
+        left = np.linalg.norm(apply(matrix, points) - wanted, axis=1)
+        robust = weights / (scale_mm**2 + left**2)
+    return matrix, left
+
+
+def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Places [..., 3] after an affine map [4, 4]."""
+    return points @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def without_scale(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """The rigid map with the rotation of `matrix` that takes `center` [3] where that takes it."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    rigid = np.eye(4)
+    rigid[:3, :3] = left @ right
+    rigid[:3, 3] = apply(matrix, np.asarray(center)) - rigid[:3, :3] @ center
+    return rigid
+
+
+def translation(shift: np.ndarray) -> np.ndarray:
+    """[4, 4] that adds `shift` [3]."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = shift
+    return matrix
