@@ -1,0 +1,167 @@
+"""The brain finder: its grids, its fits, and what perfect networks would make of it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from tiny_heads import PAINTED_MM, write_label_map
+
+from preprocessing.phantom.heads import geometry, write
+from preprocessing.phantom.heads.anatomy import load_head
+from preprocessing.phantom.heads.paint import paint_head
+from tf_lesion.scans.finder import canonical, grid, pose
+from tf_lesion.scans.finder import find as finder
+
+
+def similarity(degrees, scale, shift):
+    matrix = np.eye(4)
+    matrix[:3, :3] = scale * Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    matrix[:3, 3] = shift
+    return matrix
+
+
+@pytest.fixture(scope="module")
+def places():
+    return np.random.default_rng(0).uniform(-80, 80, (200, 3))
+
+
+@pytest.fixture(scope="module")
+def anatomy(tmp_path_factory):
+    path = tmp_path_factory.mktemp("maps") / "head.nii.gz"
+    write_label_map(path)
+    return load_head(path)
+
+
+def test_similarity_is_found_exactly(places):
+    wanted = similarity((20, -35, 10), 1.1, (5, -20, 30))
+    np.testing.assert_allclose(
+        pose.fit_similarity(places, pose.apply(wanted, places)), wanted, atol=1e-9
+    )
+
+
+def test_a_quarter_of_wrong_places_hardly_matters(places):
+    wanted = similarity((20, -35, 10), 1.1, (5, -20, 30))
+    seen = pose.apply(wanted, places)
+    rng = np.random.default_rng(1)
+    seen += rng.normal(0, 1, seen.shape)
+    seen[:50] = rng.uniform(-80, 80, (50, 3))
+    found, left = pose.fit_robustly(places, seen, np.ones(200), np.full(200, 3.0))
+    assert (
+        np.linalg.norm(pose.apply(found, places) - pose.apply(wanted, places), axis=1).max() < 1.5
+    )
+    assert np.median(left[50:]) < 3 < np.median(left[:50])
+    plain = pose.fit_similarity(places, seen)
+    assert np.linalg.norm(pose.apply(plain, places) - pose.apply(wanted, places), axis=1).max() > 5
+
+
+def test_without_scale_keeps_the_center(places):
+    matrix = similarity((20, -35, 10), 1.1, (5, -20, 30))
+    rigid = pose.without_scale(matrix, [1.0, 2, 3])
+    np.testing.assert_allclose(rigid[:3, :3] @ rigid[:3, :3].T, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(
+        pose.apply(rigid, np.array([1.0, 2, 3])), pose.apply(matrix, np.array([1.0, 2, 3]))
+    )
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(1, 0), (250, 0), (0.01, -3), (40, 1000)])
+def test_any_linear_scale_of_intensities_gives_one_input(gain, offset):
+    rng = np.random.default_rng(0)
+    data = ndimage.gaussian_filter(rng.random((30, 40, 20)), 1).astype(np.float32)
+    affine = np.diag([2.0, 2, 4, 1])
+    expected, _, _ = grid.network_input(data, affine)
+    found, _, _ = grid.network_input(gain * data + np.float32(offset), affine)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (0.5, 0.5, 4), (6.5, 1, 1)])
+def test_network_input_keeps_places(sizes):
+    """A ramp in mm stays that ramp, in voxels of any size."""
+    shape = [int(90 / size) for size in sizes]
+    affine = np.diag([*sizes, 1.0])
+    affine[:3, 3] = (5, -7, 11)
+    place = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
+    data = pose.apply(affine, place) @ np.array([1.0, 0.5, -0.3])
+    low, high = np.percentile(data, (grid.DARK_PERCENTILE, grid.BRIGHT_PERCENTILE))
+    volume, grid_affine, inside = grid.network_input(data.astype(np.float32), affine)
+    assert [n % grid.CUBE for n in volume.shape] == [0, 0, 0]
+    middle = tuple(slice(a + 4, b - 4) for a, b in inside)
+    voxels = np.stack(np.meshgrid(*[np.arange(n) for n in volume.shape], indexing="ij"), -1)[middle]
+    expected = pose.apply(grid_affine, voxels) @ np.array([1.0, 0.5, -0.3])
+    expected = np.clip((expected - low) / (high - low), 0, grid.BRIGHTEST)
+    assert np.abs(volume[middle] - expected).max() < 0.03
+
+
+def test_channels_are_the_voxels_in_cubes():
+    volume = np.random.default_rng(0).random((4, 6, 8)).astype(np.float32)
+    channels = grid.to_channels(volume)
+    assert channels.shape == (2, 3, 4, 8)
+    np.testing.assert_array_equal(grid.from_channels(channels), volume)
+    np.testing.assert_allclose(channels.mean(-1), grid.halved(volume), rtol=1e-6)
+
+
+def _perfect_networks(head, volume_affine, monkeypatch):
+    """`Networks` that know the truth about a head, in the places where they are asked."""
+    asked = {}
+    look = finder._second_look
+
+    def recorded(networks, volume, inside, grid_affine, poses):
+        asked["poses"] = poses
+        return look(networks, volume, inside, grid_affine, poses)
+
+    monkeypatch.setattr(finder, "_second_look", recorded)
+    monkeypatch.setattr(finder, "LOOKS", 1)
+    truth = np.linalg.inv(pose.fit_similarity(head.landmarks, canonical.landmarks()))
+    points = pose.apply(truth, canonical.brain_points())
+    middle = pose.apply(volume_affine, (np.array(asked_shape(head)) - 1) / 2)
+
+    def find_points(_):
+        expected = canonical.brain_points() - canonical.CANONICAL_CENTER
+        return ((points - middle - expected) / 100)[None]
+
+    def find_surface(inputs):
+        outside, coordinates = [], []
+        for each in asked["poses"]:
+            voxels = np.stack(
+                np.meshgrid(*map(np.arange, canonical.CANONICAL_SHAPE), indexing="ij"), -1
+            )
+            places = pose.apply(each @ canonical.canonical_affine(), voxels)
+            seen = pose.apply(np.linalg.inv(head.outside_affine), places)
+            distance = ndimage.map_coordinates(
+                head.outside, np.moveaxis(seen, -1, 0), order=1, mode="nearest"
+            )
+            outside.append(grid.to_channels(distance.astype(np.float32) / 10))
+            place = canonical.places(4)
+            true = head.geometry.mni(pose.apply(each, place).reshape(-1, 3)).reshape(place.shape)
+            coordinates.append(
+                np.concatenate([(true - place) / 10, np.zeros((*place.shape[:3], 1))], -1)
+            )
+        return {"outside": np.stack(outside), "coordinates": np.stack(coordinates)}
+
+    return finder.Networks(
+        find_points, find_surface, -np.ones(canonical.CANONICAL_SHAPE, np.float32)
+    )
+
+
+def asked_shape(head):
+    return grid.network_input(head.image, head.affine)[0].shape
+
+
+def test_with_perfect_networks_pose_and_mask_are_right(anatomy, monkeypatch):
+    """Of heads that are turned and scaled, but neither sheared nor bent."""
+    for name, value in {"BEND_MM": (0, 1e-9), "SHEAR": 0, "AXIS_SCALE": 0}.items():
+        monkeypatch.setattr(geometry, name, value)
+    similar = pose.fit_similarity(anatomy.landmarks, canonical.landmarks())
+    placed = pose.apply(np.linalg.inv(similar), canonical.landmarks())
+    anatomy = dataclasses.replace(anatomy, mni_from_head=similar, landmarks=placed)
+    for number in (1, 4):
+        head = paint_head([anatomy], 5, number, fine_mm=PAINTED_MM)
+        _, affine, _ = grid.network_input(head.image, head.affine)
+        with monkeypatch.context() as patch:
+            networks = _perfect_networks(head, affine, patch)
+            found = finder.find(head.image, head.affine, networks)
+        assert write.landmark_errors(head, found.scan_from_grid).max() < 0.2
+        mask, true = found.mask_on(head.image.shape, head.affine), write.true_mask(head)
+        assert 2 * (mask & true).sum() / (mask.sum() + true.sum()) > 0.97
+        assert found.disagreement_mm < 0.2
