@@ -8,11 +8,16 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tiny_heads import PAINTED_MM, write_label_map
 
+from preprocessing.finder import __main__ as command
+from preprocessing.finder import shards, training
 from preprocessing.phantom.heads import geometry, write
 from preprocessing.phantom.heads.anatomy import load_head
 from preprocessing.phantom.heads.paint import paint_head
-from tf_lesion.scans.finder import canonical, grid, pose
+from tf_lesion.scans.finder import canonical, grid, pose, weights
 from tf_lesion.scans.finder import find as finder
+from tf_lesion.scans.finder.networks import build_pose_network, build_surface_network
+
+LARGEST_FILE = 3_000_000  # bytes, of the weights
 
 
 def similarity(degrees, scale, shift):
@@ -165,3 +170,24 @@ def test_with_perfect_networks_pose_and_mask_are_right(anatomy, monkeypatch):
         mask, true = found.mask_on(head.image.shape, head.affine), write.true_mask(head)
         assert 2 * (mask & true).sum() / (mask.sum() + true.sum()) > 0.97
         assert found.disagreement_mm < 0.2
+
+
+@pytest.mark.slow
+def test_the_training_command_goes_from_label_maps_to_weights(tmp_path, monkeypatch, capsys):
+    maps, out = tmp_path / "maps", tmp_path / "work"
+    maps.mkdir()
+    write_label_map(maps / "head.nii.gz")
+    monkeypatch.setattr(shards, "SHARD", 2)
+    monkeypatch.setattr(training, "SHARD", 2)
+    arguments = ["--out", str(out), "--label-maps", str(maps), "--heads", "2", "--batch-size", "1"]
+    assert command.main([*arguments, "--steps", "1"]) == 0
+    assert command.main([*arguments, "--steps", "2"]) == 0  # goes on after the first step
+    assert str(out / "finder.npz") in capsys.readouterr().out
+    networks, template = weights.load(out / "finder.npz")
+    assert template.shape == canonical.CANONICAL_SHAPE
+    assert (out / "finder.npz").stat().st_size < LARGEST_FILE
+    for name, network in networks.items():
+        trained = {"pose": build_pose_network, "surface": build_surface_network}[name]()
+        trained.load_weights(out / f"{name}.weights.h5")
+        for kept, value in zip(network.get_weights(), trained.get_weights(), strict=True):
+            np.testing.assert_allclose(kept, value, atol=np.abs(value).max() / 250)

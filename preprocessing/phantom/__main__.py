@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = write_cohort(options.pop("out"), **options)
     print(
         f"{made['healthy'] + made['test']} healthy subjects and {made['patients']} patients, "
-        f"{made['voxel_size']:g} mm, seed {made['seed']}."
+        f"{len(made['heads'])} heads, {made['voxel_size']:g} mm, seed {made['seed']}."
     )
     return 0
 

@@ -10,7 +10,6 @@ from tf_lesion.scans.finder.networks import build_pose_network, build_surface_ne
 
 FILE = Path(__file__).with_name("finder.npz")
 STEPS = 127
-KERNEL_AXES = 5
 
 
 def pack(
@@ -21,8 +20,8 @@ def pack(
     for name, network in networks.items():
         for number, value in enumerate(network.get_weights()):
             key = f"{name}_{number:03d}"
-            if value.ndim == KERNEL_AXES:
-                scale = np.abs(value).max(axis=(0, 1, 2, 3)) / STEPS + 1e-12
+            if value.ndim > 1:  # a kernel
+                scale = np.abs(value).max(axis=tuple(range(value.ndim - 1))) / STEPS + 1e-12
                 arrays[f"{key}_scale"] = scale.astype(np.float32)
                 value = np.rint(value / scale).astype(np.int8)
             arrays[key] = value
