@@ -135,7 +135,8 @@ def test_the_fast_decoder_equals_its_definition(precision):
         weights = [z, *(weight.value for layer in layers for weight in layer.trainable_weights)]
         outputs += [output]
         gradients += [tape.gradient(loss, weights)]
-    tolerance = 1e-5 if precision == "float32" else 0.02
+    # Processors without bfloat16 round otherwise: one gradient in 576 is off by 0.022 there.
+    tolerance = 1e-5 if precision == "float32" else 0.03
     for name, values in outputs[1].items():
         scale = np.abs(values).max()
         np.testing.assert_allclose(outputs[0][name], values, atol=tolerance * scale)
