@@ -135,11 +135,13 @@ def test_the_fast_decoder_equals_its_definition(precision):
         weights = [z, *(weight.value for layer in layers for weight in layer.trainable_weights)]
         outputs += [output]
         gradients += [tape.gradient(loss, weights)]
-    # Processors without bfloat16 sum gradients with more rounding: 5 of 576 are off by up to 0.038.
-    tolerance = 1e-5 if precision == "float32" else 0.05
+    tolerance = 1e-5 if precision == "float32" else 0.02
     for name, values in outputs[1].items():
         scale = np.abs(values).max()
         np.testing.assert_allclose(outputs[0][name], values, atol=tolerance * scale)
+    # Processors without bfloat16 sum the gradient of a kernel in it: off by up to 0.085 there. A
+    # tap or a phase that is missing is off by more.
+    tolerance = 1e-5 if precision == "float32" else 0.12
     for ours, definition in zip(*gradients, strict=True):
         scale = np.abs(definition).max()
         assert scale > 0
