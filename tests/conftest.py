@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tf_lesion.caches.slices import CacheWriter
+from tf_lesion.evaluation.metrics import ThresholdCounter
 from tf_lesion.presets import preset
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -28,6 +29,11 @@ def golden(name):
     """Arrays of a file in tests/golden, by the released code's keys."""
     with np.load(GOLDEN / name) as stored:
         return dict(stored)
+
+
+def count_at(scores, lesion, thresholds):
+    """Counts [4, T] of one subject; see `ThresholdCounter`."""
+    return ThresholdCounter(thresholds).count(scores, lesion)
 
 
 def small_config(model="gmvae", name="paper", **sections):

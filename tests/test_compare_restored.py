@@ -6,13 +6,13 @@ import re
 import h5py
 import numpy as np
 import pytest
-from conftest import phantom_slices
+from conftest import count_at, phantom_slices
 
 from eval import compare_tf1
 from eval.compare_restored import ReleasedSlices
 from tf_lesion.caches.restored import RestoredWriter
 from tf_lesion.caches.slices import CacheWriter, SliceCache
-from tf_lesion.evaluation.metrics import count_at, released_thresholds
+from tf_lesion.evaluation.metrics import released_thresholds
 from tf_lesion.files import InputError
 
 COUNT, BATCH = 12, 5

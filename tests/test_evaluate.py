@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import count_at
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -153,7 +154,7 @@ def test_released_protocol_counts_at_the_401_thresholds_only(patients):
     status, results = run(patients, "--protocol", "released")
     residual, truth = patients[3:5]
     thresholds = metrics.released_thresholds()
-    curve = metrics.Curve.from_counts(metrics.count_at(residual, truth, thresholds), thresholds)
+    curve = metrics.Curve.from_counts(count_at(residual, truth, thresholds), thresholds)
     row = results["scores"]["residual"]
     assert status == 0
     assert row["auc_method"] == "released"

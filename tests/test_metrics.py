@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import count_at
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tf_lesion.detection.lesions import lesion_counts, stack_volume
@@ -16,7 +17,6 @@ from tf_lesion.evaluation.metrics import (
     Curve,
     PooledScores,
     ThresholdCounter,
-    count_at,
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"

@@ -24,7 +24,6 @@ from tf_lesion.files import InputError
 PROTOCOLS = ("all", "released")
 YOUDEN = "dsc_auc"
 CURVE_POINTS = 1000  # of the stored ROC curve and of the bootstrap, which integrates it
-SIZES = ("slices", "brain_voxels", "lesion_voxels")
 
 
 @dataclass(frozen=True)

@@ -89,11 +89,6 @@ class ThresholdCounter:
         return _counts(lesion_bins, all_bins - lesion_bins)
 
 
-def count_at(scores: ArrayLike, lesion: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
-    """Counts [4, T] of one subject; see `ThresholdCounter`."""
-    return ThresholdCounter(thresholds).count(scores, lesion)
-
-
 def _counts(lesion_bins, healthy_bins):
     """[4, T] from voxels per number of thresholds below the score, [T + 1] each."""
     detected_lesion = lesion_bins[::-1].cumsum()[::-1][1:]
