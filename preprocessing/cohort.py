@@ -199,6 +199,7 @@ def _write_part(part, subject, settings, reference):
 
 def _part_name(subject, settings, reference):
     files = [path for path in (subject.scan, subject.mask, subject.label) if path is not None]
+    files = [] if subject.problem else files
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     told = [__version__, subject.name, stats, dataclasses.asdict(settings)]
     digest = hashlib.sha256(json.dumps(told).encode())

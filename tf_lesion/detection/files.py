@@ -27,7 +27,6 @@ from tf_lesion.scans import discovery
 from tf_lesion.scans.discovery import Subject
 
 PATTERNS = ("**/*_T2w.nii*", *(f"**/*{suffix}.nii*" for suffix in discovery.SUFFIXES))
-DERIVATIVES = "derivatives"  # of a BIDS dataset: results, no scans
 BIDS_VERSION = "1.10.0"
 
 
@@ -46,7 +45,7 @@ def find_scans(
     """The `Subject`s of a folder or BIDS dataset, sorted by path.
 
     Args:
-        folder: where to look, at any depth; `derivatives` folders are left out.
+        folder: where to look, at any depth, see `scans.discovery`.
         pattern: glob of the scans; by default BIDS (`_T2w`) and BRATS (`_t2`, `-t2w`) names.
         mask_pattern: glob of the brain masks, with {subject} and {folder}.
         seg_pattern: the same for segmentations; by default those of the BRATS layout, if any.
@@ -86,8 +85,9 @@ def _participants(subjects, labels):
 
 
 def _is_result(scan, folder, out):
-    inside_out = out is not None and scan.resolve().is_relative_to(Path(out).resolve())
-    return inside_out or DERIVATIVES in scan.relative_to(folder).parts
+    """Whether a scan lies in the folder of results `out`, if that is inside of `folder`."""
+    place, out = Path(folder).resolve(), Path(out or folder).resolve()
+    return place in out.parents and scan.parent.resolve().is_relative_to(out)
 
 
 def write_dataset_description(out: str | Path, source: str | Path) -> None:
@@ -152,8 +152,7 @@ def detect_many(
         InputError: if two scans would get the same files.
     """
     layouts = [layout_of(subject, out, bids=bids, many=True) for subject in subjects]
-    if len({layout.facts for layout in layouts}) < len(layouts):
-        raise InputError("Expected names that differ in letters or digits; give a pattern.")
+    _check_different(subjects, layouts)
     rows = []
     for number, (subject, layout) in enumerate(zip(subjects, layouts, strict=True), start=1):
         print(f"[{number}/{len(subjects)}] {subject.name}", flush=True)
@@ -171,6 +170,17 @@ def detect_many(
         )
         write_json(Path(out) / SUMMARY, {"command": command, "scans": rows})
     return rows
+
+
+def _check_different(subjects, layouts):
+    placed = {}
+    for subject, layout in zip(subjects, layouts, strict=True):
+        other = placed.setdefault(layout.facts, subject)
+        if other is not subject:
+            raise InputError(
+                f"Expected names that differ in letters or digits: {other.scan} and "
+                f"{subject.scan} would both become {layout.facts}; give a pattern of one."
+            )
 
 
 def _attempt(detector, subject, layout, *, command, force):

@@ -1,10 +1,17 @@
-"""Which files belong to which subject: scans by glob, their names, masks and segmentations."""
+"""Which files belong to which subject: scans by glob, their names, masks and segmentations.
 
+Nothing that a glob names is left out in silence: a link whose content is not here, an empty folder
+of a BIDS subject, a folder that cannot be read are subjects with a problem. Linked folders are
+followed. Hidden files, and the folders of a BIDS dataset that hold no subjects of its own, count
+only where the glob names them.
+"""
+
+import fnmatch
 import functools
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +21,7 @@ from tf_lesion.files import InputError
 SUFFIXES = {"_t2": "_seg", "-t2w": "-seg"}
 ENDINGS = (".nii.gz", ".nii")
 BIDS_SUBJECT = re.compile(r"\b(sub-[A-Za-z0-9]+)")
+NO_SUBJECTS = ("derivatives", "sourcedata", "code")  # folders of a BIDS dataset
 
 
 @dataclass(frozen=True)
@@ -67,25 +75,90 @@ def find_subjects(
 
 
 def find_scans(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
-    """Sorted files under `folder` that match one of the globs; none is an `InputError`."""
+    """Sorted files under `folder` that match one of the globs, and what may hide some.
+
+    Of a folder that is linked to more than once, one path is taken. What has a `problem_of` is
+    among them: whoever reads it will say so. None at all is an `InputError`.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"No such folder of scans: {folder}")
-    found = sorted({path for pattern in patterns for path in _glob(folder, pattern)})
+    found = {path for pattern in patterns for path in _glob(folder, pattern)}
     if not found:
         raise InputError(
             f"No scans found in {folder}: nothing matches {' or '.join(patterns)}; "
             "give the right folder, or another pattern."
         )
-    return found
+    root, once = folder.resolve(), {}
+    for path in sorted(found):
+        place = path.parent.resolve()
+        direct = place == root / path.parent.relative_to(folder)
+        if direct or (place, path.name) not in once:
+            once[place, path.name] = path
+    return sorted(once.values())
+
+
+def problem_of(path: Path) -> str:
+    """Why a path found by a glob is no file that can be read; "" if it is one."""
+    if path.is_symlink() and not path.exists():
+        return (
+            f"{path}: its content is not here, it is a link to {os.readlink(path)}; fetch it "
+            "(git annex get, datalad get) or remove the link."
+        )
+    if path.is_dir():
+        return _problem_of_folder(path)
+    return "" if path.is_file() else f"{path}: expected a file, got a device or a pipe."
+
+
+def _problem_of_folder(folder):
+    try:
+        if any(folder.iterdir()) or not BIDS_SUBJECT.fullmatch(folder.name):
+            return ""
+    except OSError as error:
+        return f"{folder}: cannot be read ({error.strerror}); mend its permissions."
+    return f"{folder}: an empty folder; fetch its content (datalad get) or remove it."
 
 
 def _glob(folder, pattern):
-    try:  # files that begin with a dot are temporary, or resource forks
-        return [path for path in folder.glob(pattern) if path.is_file() and path.name[0] != "."]
-    except (ValueError, NotImplementedError) as error:
-        text = f"Expected a glob relative to {folder}, got {pattern!r} ({error})."
-        raise InputError(text) from error
+    """Paths under a folder that match a glob, as `find_scans` finds them."""
+    parts, place = Path(os.path.normpath(pattern)).parts, folder
+    while parts[:1] == ("..",):
+        place, parts = place / "..", parts[1:]
+    if not parts or Path(pattern).is_absolute():
+        raise InputError(f"Expected a glob relative to {folder}, got {pattern!r}.")
+    return set(_matches(place, parts, above=(place.resolve(),)))
+
+
+def _matches(folder: Path, parts: Sequence[str], above: Sequence[Path]) -> Iterator[Path]:
+    """Files below a folder for the parts of a glob, and folders on the way that hide theirs.
+
+    `above` are the folders it lies in: a link back to one of them has no end.
+    """
+    first, *rest = parts
+    deep = first == "**"
+    if deep:
+        yield from _matches(folder, rest or ["*"], above)
+    for child in _children(folder, first):
+        if not (deep or rest):
+            if not child.is_dir():
+                yield child
+        elif _is_lost_folder(child):
+            yield child
+        elif child.is_dir() and not (deep and child.resolve() in above):
+            yield from _matches(child, parts if deep else rest, (*above, child.resolve()))
+
+
+def _children(folder, pattern):
+    if not glob.has_magic(pattern):
+        return [folder / pattern] if os.path.lexists(folder / pattern) else []
+    names = fnmatch.filter(sorted(os.listdir(folder)), pattern)
+    hidden = pattern.startswith(".")
+    return [folder / n for n in names if n not in NO_SUBJECTS and (hidden or n[0] != ".")]
+
+
+def _is_lost_folder(path):
+    lost_link = path.is_symlink() and not path.exists() and not path.suffix
+    return lost_link or (path.is_dir() and bool(_problem_of_folder(path)))
 
 
 def scan_names(
@@ -119,6 +192,8 @@ def subject_with_files(
     Patterns are globs relative to `folder`, with {subject} and {folder}; without exactly one file
     for one, the subject has a `problem`.
     """
+    if problem := problem_of(scan):
+        return Subject(name, scan, problem=problem)
     try:
         mask = _companion("mask_pattern", mask_pattern, name, scan, Path(folder))
         label = _companion("seg_pattern", seg_pattern, name, scan, Path(folder))
@@ -138,6 +213,8 @@ def _companion(argument, pattern, name, scan, folder):
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise InputError(f"expected one file for {argument} {wanted}, found {names}")
+    if problem := problem_of(found[0]):
+        raise InputError(problem)
     return found[0]
 
 

@@ -1,0 +1,135 @@
+"""Which files of a folder are scans: nothing is lost in silence, nothing else is a patient."""
+
+import json
+import os
+import shutil
+
+import pytest
+import tiny_scans
+
+from preprocessing import brats, camcan, cohort
+from tf_lesion.detection.files import find_scans
+from tf_lesion.files import InputError
+from tf_lesion.scans import discovery
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("a scan")
+    return path
+
+
+def bids(folder, subject):
+    return folder / f"sub-{subject}" / "anat" / f"sub-{subject}_T2w.nii.gz"
+
+
+def annexed(path):
+    """A link to content that was not fetched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to("../../.git/annex/objects/xx/MD5E-s100--0.nii.gz")
+    return path
+
+
+def problems(subjects):
+    return {subject.name: subject.problem for subject in subjects}
+
+
+@pytest.mark.parametrize("find", [find_scans, camcan.find_subjects])
+def test_content_that_was_not_fetched_is_a_subject_with_its_reason(tmp_path, find):
+    touch(bids(tmp_path, "01"))
+    annexed(bids(tmp_path, "02"))
+    (tmp_path / "sub-03").mkdir()  # a data set in the data set, not installed
+    (tmp_path / "sub-04").symlink_to(tmp_path / "nowhere")
+    found = problems(find(tmp_path))
+    assert found.pop("sub-01") == ""
+    assert "its content is not here" in found.pop("sub-02")
+    assert "an empty folder; fetch its content" in found.pop("sub-03")
+    assert "a link to" in found.pop("sub-04")
+    assert found == {}
+
+
+def test_a_folder_that_cannot_be_read_is_a_subject_with_its_reason(tmp_path, monkeypatch):
+    touch(bids(tmp_path, "01"))
+    closed, real = bids(tmp_path, "02").parent, os.listdir
+    touch(closed / "sub-02_T2w.nii.gz")
+
+    def listdir(path):
+        if path == closed:
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert "Permission denied" in problems(find_scans(tmp_path))["sub-02"]
+
+
+def test_linked_folders_are_followed_once_and_loops_end(tmp_path):
+    touch(bids(tmp_path / "elsewhere", "02"))
+    data = tmp_path / "data"
+    touch(bids(data, "01"))
+    (data / "sub-02").symlink_to(tmp_path / "elsewhere" / "sub-02")
+    for name in ("all", "again"):  # two loops are 2^40 folders to whoever walks on
+        (data / name).symlink_to(data)
+    assert problems(find_scans(data)) == {"sub-01": "", "sub-02": ""}
+
+
+def test_two_subjects_of_the_same_content_stay_two(tmp_path):
+    store = touch(tmp_path / "store" / "key.nii.gz")
+    for name in ("01", "02"):
+        path = bids(tmp_path / "data", name)
+        path.parent.mkdir(parents=True)
+        path.symlink_to(store)
+    assert [subject.name for subject in find_scans(tmp_path / "data")] == ["sub-01", "sub-02"]
+
+
+def test_rubbish_code_and_raw_data_are_no_patients_unless_named(tmp_path):
+    touch(tmp_path / "a_t2.nii.gz")
+    for folder in (".trash", "code", "sourcedata/raw", "derivatives/x", "b/.hidden"):
+        touch(tmp_path / folder / "other_t2.nii.gz")
+    touch(tmp_path / "._a_t2.nii.gz")
+    assert [subject.name for subject in find_scans(tmp_path)] == ["a"]
+    (named,) = find_scans(tmp_path, pattern="sourcedata/**/*_t2.nii.gz")
+    assert named.scan == tmp_path / "sourcedata" / "raw" / "other_t2.nii.gz"
+
+
+def test_the_globs_of_before_find_what_they_found(tmp_path):
+    for name in ("a/T2.nii", "b/c/T2.nii", "T2.nii", "[x]/T2.nii"):
+        touch(tmp_path / name)
+    for pattern in ("*/T2.nii", "**/T2.nii", "**/c/*", "b/**/*.nii", "T2.nii", "**/**/T2.nii"):
+        expected = sorted(path for path in tmp_path.glob(pattern) if path.is_file())
+        assert discovery.find_scans(tmp_path, [pattern]) == expected
+    assert discovery.find_scans(tmp_path / "a", ["../b/c/*"]) == [tmp_path / "a/../b/c/T2.nii"]
+    for pattern in ("", "/T2.nii", ".."):
+        with pytest.raises(InputError, match="Expected a glob relative to"):
+            discovery.find_scans(tmp_path, [pattern])
+
+
+def test_a_mask_that_was_not_fetched_is_said_not_to_be_here(tmp_path):
+    scan = touch(bids(tmp_path, "01"))
+    annexed(scan.with_name("mask.nii.gz"))
+    (subject,) = find_scans(tmp_path, mask_pattern="{folder}/mask.nii.gz")
+    assert "its content is not here" in subject.problem
+
+
+def test_results_beside_or_around_the_scans_leave_the_scans_alone(tmp_path):
+    data = tmp_path / "data"
+    touch(data / "a_t2.nii.gz")
+    touch(data / "maps" / "b_t2.nii.gz")
+    for out in (data, tmp_path):
+        names = [subject.name for subject in find_scans(data, out=out)]
+        assert names == ["a", "b"]
+    assert [subject.name for subject in find_scans(data, out=data / "maps")] == ["a"]
+
+
+def test_a_cohort_skips_what_is_not_here_and_says_so(tmp_path, capsys):
+    scan = tiny_scans.write(tmp_path / "cohort" / "a" / "a_t2.nii.gz", *tiny_scans.brain())
+    shutil.copytree(scan.parent, tmp_path / "cohort" / "b")
+    (tmp_path / "cohort" / "b" / "a_t2.nii.gz").rename(tmp_path / "cohort" / "b" / "b_t2.nii.gz")
+    annexed(tmp_path / "cohort" / "c" / "c_t2.nii.gz")
+    argv = ["--input", tmp_path / "cohort", "--out", tmp_path / "c.h5", "--no-labels"]
+    argv += ["--no-matching", "--voxel-size", tiny_scans.VOXEL_MM, "--align", "none"]
+    assert brats.main(list(map(str, argv))) == 1
+    said = capsys.readouterr().err
+    assert "c: " in said
+    assert "its content is not here" in said
+    with cohort.h5py.File(tmp_path / "c.h5") as file:
+        assert set(json.loads(file.attrs["settings"])["skipped"]) == {"c"}
