@@ -2,7 +2,7 @@
 
 Each subject is prepared by itself and saved as a part in `OUT.parts/`, under a name that holds a
 hash of the settings and of its files' sizes and times. A run that was killed finds the parts it
-made and goes on. At the end the parts are put together in order and deleted.
+made and goes on. At the end the parts are put together in order, and deleted if none is missing.
 """
 
 import argparse
@@ -226,7 +226,9 @@ def write_cache(
     match: Sequence[Outcome] = (),
     force: bool = False,
 ) -> int:
-    """Put the parts together in one cache, delete them, and say what there is and what is missing.
+    """Put the parts together in one cache, and say what there is and what is missing.
+
+    The parts are deleted, unless a subject is missing: once it is mended, they are used again.
 
     Args:
         stored: JSON-serializable, kept beside the settings.
@@ -258,7 +260,7 @@ def write_cache(
                 target = reference if outcome in match else None
                 counts[dataset].append(_append_part(writer, dataset, outcome, target))
     folder = parts_folder(out)
-    for part in [*folder.glob("*.h5"), *folder.glob(".partial-*")]:
+    for part in [] if skipped else [*folder.glob("*.h5"), *folder.glob(".partial-*")]:
         part.unlink()
     _remove_if_empty(folder)
     for dataset, slices in counts.items():
@@ -269,6 +271,11 @@ def write_cache(
         print(f"{len(skipped)} of {len(outcomes)} subjects were skipped:", file=sys.stderr)
         for name, reason in skipped.items():
             print(f"  {name}: {reason}", file=sys.stderr)
+        print(
+            f"Mend them and run again with --force: the others are kept in {folder}, which can be "
+            f"deleted otherwise.",
+            file=sys.stderr,
+        )
     return 1 if skipped else 0
 
 

@@ -401,7 +401,7 @@ def test_what_exists_is_replaced_by_force_and_only_if_it_is_a_saved_model(run, t
     assert _export(run, out) == 2
     assert "pass --force" in capsys.readouterr().err
     assert _export(run, out, "--force") == 2
-    assert "Expected a SavedModel to replace" in capsys.readouterr().err
+    assert "Expected a folder with saved_model.pb to replace" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["precious"]
 
 

@@ -455,6 +455,21 @@ def test_a_bad_subject_is_named_and_skipped_and_the_status_says_so(tmp_path, cap
         assert list(train.settings["skipped"]) == ["sub-2"]
 
 
+def test_a_mended_subject_is_all_that_is_prepared_again(tmp_path, monkeypatch, capsys):
+    write_healthy(tmp_path / "scans", ["sub-1", "sub-2", "sub-3"])
+    bad, out = tmp_path / "scans" / "sub-2" / "anat" / "sub-2_T2w.nii.gz", tmp_path / "healthy.h5"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:2000])
+    assert camcan.main(healthy_argv(tmp_path / "scans", out, "--seed", 1)) == 1
+    assert "the others are kept in" in capsys.readouterr().err
+    bad.write_bytes(whole)
+    real, made = prepare.prepare_scan, []
+    monkeypatch.setattr(prepare, "prepare_scan", lambda p, **kw: made.append(p) or real(p, **kw))
+    assert camcan.main(healthy_argv(tmp_path / "scans", out, "--seed", 1, "--force")) == 0
+    assert made == [bad]
+    assert not cohort.parts_folder(out).exists()
+
+
 def test_if_all_subjects_fail_there_is_no_cache_and_nothing_half_written(tmp_path, capsys):
     folder = tmp_path / "scans" / "sub-1" / "anat"
     folder.mkdir(parents=True)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,48 @@ def require_space(folder: Path, num_bytes: int) -> None:
         ) from error
 
 
+def refuse_other_folder(path: str | Path, marker: str) -> None:
+    """Raise `InputError` if `path` is a folder with content, but without the file `marker`.
+
+    What is replaced with --force is a result of the same kind, never somebody's folder.
+    """
+    path = Path(path)
+    if path.is_dir() and any(path.iterdir()) and not (marker and (path / marker).exists()):
+        what = f"a folder with {marker} to replace" if marker else "a file to replace"
+        raise InputError(f"Expected {what} at {path}, got another folder; choose another name.")
+
+
 @contextlib.contextmanager
-def written_whole(path: str | Path, *, force: bool = True) -> Iterator[Path]:
+def set_aside(folder: Path) -> Iterator[Callable[[], None]]:
+    """Rename a folder, if it is there; it is put back at the end, in place of what is new.
+
+    Yields a function that deletes it instead: to be called when the new one is known to work.
+    """
+    aside = folder.with_name(f".replaced-{os.getpid()}-{folder.name}")
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        yield lambda: shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        if aside.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+
+
+@contextlib.contextmanager
+def written_whole(path: str | Path, *, force: bool = True, marker: str = "") -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it on success, delete it on any failure.
 
     The temporary name keeps the suffix of `path` (".nii.gz" included), because writers choose the
-    format by it. Works for files and for folders.
+    format by it. Works for files, and for folders, which hold a file called `marker`.
 
     Raises:
         FileExistsError: if `path` exists and `force` is false (checked before anything is written).
+        InputError: if it is a folder, but not such a one; likewise.
     """
     path = Path(path)
     refuse_existing(path, force=force)
+    refuse_other_folder(path, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:

@@ -20,6 +20,7 @@ from tf_lesion.files import InputError, refuse_existing, written_whole
 PACKAGE = Path(__file__).parent / "pretrained"
 PRETRAINED = {"pretrained": "gmvae", "pretrained-vae": "vae"}  # name -> folder in the package
 IDENTITY_DIGITS = 12
+RUN_MARKER = "config.json"
 OF_ASCENT = ("steps_per_gradient", "step_sizes", "gradient_clip", "tv_weight", "solver")
 
 
@@ -245,7 +246,7 @@ class Prior:
         data = _without_paths(self.data)
         if align is not None:
             data.setdefault("preprocessing", {}).setdefault("scan", {})["align"] = align
-        with written_whole(folder, force=force) as temporary:
+        with written_whole(folder, force=force, marker=RUN_MARKER) as temporary:
             target = Run(temporary)
             content = {**config.to_dict(), "commit": stored.get("commit"), "data": data}
             target.write_content(content, self.reference)
@@ -333,7 +334,7 @@ def _hash(model):
 
 
 def _stored(path):
-    file = Path(path) / "config.json"
+    file = Path(path) / RUN_MARKER
     if not file.exists():
         raise InputError(f"Expected a run of tf-lesion train, got {path}.")
     return json.loads(file.read_text())

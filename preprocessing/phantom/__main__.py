@@ -37,6 +37,7 @@ FIRST_NUMBER = {HEALTHY: 110033, HELD_OUT: 710033}
 KIND_NAMES = {HEALTHY: "healthy", HELD_OUT: "healthy, held out", PATIENT: "patient"}
 MOST_SUBJECTS = 9000  # of a kind, so that Cam-CAN numbers go on beginning with 11
 HEADS = "heads"  # folder of the painted heads
+MANIFEST = "phantom.json"
 EXAMPLE = """example:
   python -m preprocessing.phantom --out cohort --healthy 20 --patients 8 --seed 1 --voxel-size 2
 
@@ -79,7 +80,7 @@ def write_cohort(
     refuse_existing(out, force=force)
     maps = find_label_maps(label_maps) if label_maps else []
     anatomies = _split_anatomies(maps, held_out, test, heads)
-    with written_whole(out, force=force) as folder:
+    with written_whole(out, force=force, marker=MANIFEST) as folder:
         tasks = [
             (folder, kind, number, anatomies[kind], seed, voxel_size)
             for kind, count in counts.items()
@@ -105,7 +106,7 @@ def write_cohort(
             "heads": list(tqdm(painted, total=heads, desc="heads", unit="scan", disable=not heads)),
         }
         text = json.dumps(manifest, indent=1) + "\n"
-        (folder / "phantom.json").write_text(text)
+        (folder / MANIFEST).write_text(text)
         if test:
             names = [f"{_camcan_name(HELD_OUT, number)}\n" for number in range(test)]
             (folder / "test_subjects.txt").write_text("".join(names))

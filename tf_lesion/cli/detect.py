@@ -104,6 +104,8 @@ def detect_scans(detector: Any, source: Path, options: Any, *, labels: Any, type
     from tf_lesion.detection import files, layout
 
     out, bids = options.out, options.bids_out
+    if bids:
+        files.refuse_other_dataset(out, force=options.force)
     written = {"command": typed, "force": options.force}
     if source.is_dir():
         given = {name: getattr(options, name) for name in PATTERNS}

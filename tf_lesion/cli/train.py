@@ -8,13 +8,13 @@ The folder it makes is the --model of the other commands. python train_gmvae.py 
 import argparse
 import json
 import os
-import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import METHOD_NAMES, add, parser_for
-from tf_lesion.files import InputError, refuse_existing
+from tf_lesion.files import InputError, refuse_existing, refuse_other_folder, set_aside
 
 _FIELDS = {  # option -> (section of the config, field)
     "preset": (None, "preset"),
@@ -127,19 +127,22 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(config.to_dict(), indent=2))
             return 0
         devices.start(tf32=config.network.precision == "tf32", **started)
-        if placement.chief:
-            if not options.resume:
-                _make_way(run, force=options.force)
-            run.write(config, train)
+        if not options.resume:
+            _check_place(run, force=options.force)
+        writes_new = placement.chief and not options.resume
         how = {"resume": options.resume, "placement": placement}
-        trainer = Trainer(run, config, train=train, test=test, **how)
-        try:
-            stopped_by = trainer.fit()
-        except (NonFiniteLossError, WorkerLostError) as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            if isinstance(error, WorkerLostError):
-                os._exit(1)  # TensorFlow waits at its own exit for the worker that is gone
-            return 1
+        # The run that is replaced goes when the new one has taken a step.
+        with set_aside(run.folder) if writes_new else nullcontext() as started:
+            if placement.chief:
+                run.write(config, train)
+            trainer = Trainer(run, config, train=train, test=test, **how)
+            try:
+                stopped_by = trainer.fit(started=started)
+            except (NonFiniteLossError, WorkerLostError) as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                if isinstance(error, WorkerLostError):
+                    os._exit(1)  # TensorFlow waits at its own exit for the worker that is gone
+                return 1
     step = int(trainer.step.numpy())
     if stopped_by:
         print(f"Stopped and saved at step {step}; go on with --resume.")
@@ -148,10 +151,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _make_way(run, *, force):
-    """An empty place for the run: an existing one is an error without --force."""
+def _check_place(run, *, force):
+    """An existing run is an error without --force, and any other folder with it too."""
     if run.folder.exists() and any(run.folder.iterdir()):
         refuse_existing(run.folder, force=force)
-        if not run.config_path.exists():
-            raise InputError(f"{run.folder} is not a run; --force replaces runs only.")
-        shutil.rmtree(run.folder)
+        refuse_other_folder(run.folder, run.config_path.name)

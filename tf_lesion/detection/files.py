@@ -19,6 +19,7 @@ from tf_lesion.detection.layout import (
     layout_of,
     name_of,
     read_facts,
+    read_summary,
     save_maps,
 )
 from tf_lesion.detection.maps import Detector
@@ -28,6 +29,9 @@ from tf_lesion.scans.discovery import Subject
 
 PATTERNS = ("**/*_T2w.nii*", *(f"**/*{suffix}.nii*" for suffix in discovery.SUFFIXES))
 BIDS_VERSION = "1.10.0"
+DESCRIPTION = "dataset_description.json"
+NAME = "tf_lesion"  # of the data set's maker
+BIDS_IGNORED = (SUMMARY, "*.html")
 
 
 # Which scans ------------------------------------------------------------------------------------
@@ -90,19 +94,38 @@ def _is_result(scan, folder, out):
     return place in out.parents and scan.parent.resolve().is_relative_to(out)
 
 
+def refuse_other_dataset(out: str | Path, *, force: bool) -> None:
+    """Raise `FileExistsError` if `out` is a data set that somebody else described."""
+    path = Path(out) / DESCRIPTION
+    if force or not path.exists():
+        return
+    try:
+        made_by = json.loads(path.read_text(encoding="utf-8"))["GeneratedBy"][0]["Name"]
+    except (ValueError, LookupError, TypeError):
+        made_by = None
+    if made_by != NAME:
+        raise FileExistsError(
+            f"{path} describes another data set; write to a folder of its own, such as "
+            f"{Path(out) / 'derivatives' / NAME}, or pass --force, which replaces that file."
+        )
+
+
 def write_dataset_description(out: str | Path, source: str | Path) -> None:
-    """Write `dataset_description.json` of BIDS derivatives, and what validators must ignore."""
+    """Write `dataset_description.json` of BIDS derivatives, and add what validators must ignore."""
     write_json(
-        Path(out) / "dataset_description.json",
+        Path(out) / DESCRIPTION,
         {
             "Name": "Restored scans and lesion masks",
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "tf_lesion", "Version": __version__}],
+            "GeneratedBy": [{"Name": NAME, "Version": __version__}],
             "SourceDatasets": [{"URL": Path(source).resolve().as_uri()}],
         },
     )
-    (Path(out) / ".bidsignore").write_text(f"{SUMMARY}\n*.html\n")
+    path = Path(out) / ".bidsignore"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines += [line for line in BIDS_IGNORED if line not in lines]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 # One scan, many scans ---------------------------------------------------------------------------
@@ -143,7 +166,7 @@ def detect_many(
 ) -> list[dict[str, str]]:
     """Scan after scan; one that fails does not stop the rest, one that is done is skipped.
 
-    Writes `OUT/summary.json` after every scan.
+    Writes `OUT/summary.json` after every scan; what it says of other scans stays.
 
     Returns:
         [{name, input, status, reason, facts}], one per subject; `facts` relative to `out`.
@@ -153,7 +176,7 @@ def detect_many(
     """
     layouts = [layout_of(subject, out, bids=bids, many=True) for subject in subjects]
     _check_different(subjects, layouts)
-    rows = []
+    rows, told = [], {row["facts"]: row for row in read_summary(out)}
     for number, (subject, layout) in enumerate(zip(subjects, layouts, strict=True), start=1):
         print(f"[{number}/{len(subjects)}] {subject.name}", flush=True)
         status, reason = _attempt(detector, subject, layout, command=command, force=force)
@@ -168,7 +191,8 @@ def detect_many(
                 "facts": os.path.relpath(layout.facts, out),
             }
         )
-        write_json(Path(out) / SUMMARY, {"command": command, "scans": rows})
+        told[rows[-1]["facts"]] = rows[-1]
+        write_json(Path(out) / SUMMARY, {"command": command, "scans": list(told.values())})
     return rows
 
 

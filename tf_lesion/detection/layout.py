@@ -72,6 +72,24 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     return facts
 
 
+def read_summary(folder: str | Path) -> list[dict[str, str]]:
+    """The rows of the summary in a folder of maps, a scan each; [] without one.
+
+    Raises:
+        InputError: if the file is another.
+    """
+    path = Path(folder) / SUMMARY
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text())["scans"]
+        for row in rows:
+            row["name"], row["reason"], row["status"], row["facts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"Expected {path} as restore_brats.py writes it ({error!r}).") from error
+    return rows
+
+
 def one_scan(path: str | Path, *, mask: str | Path | None = None) -> Subject:
     """The `Subject` of a single scan, with the segmentation of the BRATS layout if it is there."""
     path = Path(path)

@@ -1,7 +1,6 @@
 """Restored scans in a folder of maps: their volumes, their lesions, and as scans to be measured."""
 
 import functools
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from tf_lesion.detection.layout import FACTS_ENDINGS, FAILED, SUMMARY, read_facts
+from tf_lesion.detection.layout import FACTS_ENDINGS, FAILED, read_facts, read_summary
 from tf_lesion.detection.lesions import Lesion, find_lesions
 from tf_lesion.evaluation.scans import LabeledScan, Mask, Scans, equalized
 from tf_lesion.files import InputError
@@ -238,11 +237,5 @@ def find_results(folder: Path) -> list[Path]:
 
 def failures(folder: Path) -> list[tuple[str, str]]:
     """[(name, reason)] of the scans that failed, from the summary of a cohort; [] without one."""
-    path = Path(folder) / SUMMARY
-    if not path.exists():
-        return []
-    try:
-        rows = json.loads(path.read_text())["scans"]
-        return [(row["name"], row["reason"]) for row in rows if row["status"] == FAILED]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"Expected {path} as restore_brats.py writes it ({error!r}).") from error
+    rows = read_summary(folder)
+    return [(row["name"], row["reason"]) for row in rows if row["status"] == FAILED]

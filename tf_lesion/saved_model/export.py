@@ -16,7 +16,13 @@ import tensorflow as tf
 from tf_lesion.caches.slices import BRAIN_FLOOR, HIGHEST_PERCENTILE, LOWEST_PERCENTILE
 from tf_lesion.calibration import Threshold
 from tf_lesion.config import RestorationConfig
-from tf_lesion.files import InputError, refuse_existing, write_json, written_whole
+from tf_lesion.files import (
+    InputError,
+    refuse_existing,
+    refuse_other_folder,
+    write_json,
+    written_whole,
+)
 from tf_lesion.provenance import stamp
 from tf_lesion.saved_model import exported
 from tf_lesion.saved_model.signatures import DETECTION_SEED, lesion_output, signatures
@@ -45,8 +51,7 @@ def export(
             than a SavedModel, or the prior is one already.
     """
     refuse_existing(out, force=force)
-    if Path(out).exists() and not exported.is_exported(out):
-        raise InputError(f"Expected a SavedModel to replace at {out}; choose another folder.")
+    refuse_other_folder(out, exported.GRAPH)
     if isinstance(prior.model, exported.ExportedModel):
         raise InputError(f"Expected a run to export, {prior.path} is a SavedModel already.")
     made = signatures_of(prior, restoration, thresholds)
@@ -54,7 +59,10 @@ def export(
     module.tensors = [weight.value for weight in prior.model.weights]
     for name, signature in made.items():
         setattr(module, name, signature)
-    with tempfile.TemporaryDirectory() as scratch, written_whole(out, force=force) as folder:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        written_whole(out, force=force, marker=exported.GRAPH) as folder,
+    ):
         files = Path(scratch)
         write_json(files / exported.SETTINGS, describe(prior, restoration, made, thresholds))
         if prior.reference is not None:

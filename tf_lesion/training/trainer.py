@@ -5,6 +5,7 @@ import csv
 import functools
 import itertools
 import signal
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -108,8 +109,11 @@ class Trainer:
         self._reconstruct = tf.function(self.model.reconstruct)
         self._stopped_by = None
 
-    def fit(self) -> int | None:
+    def fit(self, *, started: Callable[[], None] | None = None) -> int | None:
         """Train to the end, or until Ctrl-C or SIGTERM; either way the last step is saved.
+
+        Args:
+            started: called after the first step.
 
         Returns:
             The number of the signal that ended the training, or None.
@@ -134,6 +138,8 @@ class Trainer:
                         logs.write("test_losses", 0, self.test_losses())
                 for rows, images in batches(self.train_cache, self.config, start, self.placement):
                     self._one_step(rows, images, logs, progress)
+                    if started is not None:
+                        started, _ = None, started()
                     if self._stopped_by:
                         break
         except WORKER_ERRORS as error:
