@@ -180,10 +180,7 @@ def _spectrum(images):
 
 def draw(path: str | Path, measured: Measured) -> None:
     """Write the figure as PNG."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from tf_lesion.evaluation.plots import plt
 
     heights = [PLOT_INCHES, *[SLICE_INCHES] * len(measured)]
     figure, axes = plt.subplots(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import keras
@@ -17,7 +18,7 @@ import tf_lesion
 from tf_lesion import restoration
 from tf_lesion.calibration import Calibration, Threshold
 from tf_lesion.calibration.file import FILE_NAME
-from tf_lesion.cli import detect
+from tf_lesion.cli import detect, report
 from tf_lesion.detection.layout import layout_of, one_scan
 from tf_lesion.detection.lesions import find_lesions
 from tf_lesion.detection.maps import Detector
@@ -310,6 +311,34 @@ def test_one_bad_scan_does_not_stop_the_rest_and_a_second_run_skips_what_is_done
     assert _restore(model, brats, out, "--align", "none", "--force") == 0
     assert first.stat().st_mtime_ns > before
     assert _facts(out / "A_1")["scan_settings"]["align"] == "none"
+
+
+def test_a_scan_or_mask_replaced_under_its_name_is_not_done(model, tmp_path, capsys):
+    folder, out = tmp_path / "scans", tmp_path / "maps"
+    scan, mask = folder / "p_t2.nii.gz", folder / "p_mask.nii.gz"
+    image = nib.load(model["scan"])
+    brain = (image.get_fdata() > 0).astype(np.uint8)
+    tiny_scans.write(mask, brain, image.affine)
+    shutil.copy(model["scan"], scan)
+    options = ("--align", "none", "--slice-step", 12, "--mask-pattern", "{subject}_mask.nii.gz")
+    assert _restore(model, folder, out, *options) == 0
+    facts = _facts(out / "p")
+    assert len(facts["input_identity"]) == len(facts["brain_mask_identity"]) == 12
+    kept, times = scan.read_bytes(), scan.stat()
+    shutil.copy(model["scan"], scan)  # another time, the same content
+    assert _restore(model, folder, out, *options) == 0
+    assert "1 skipped" in capsys.readouterr().out
+    tiny_scans.write(scan, image.get_fdata()[::-1], image.affine)
+    os.utime(scan, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert _restore(model, folder, out, *options) == 1
+    assert "made with another input_identity; pass force" in capsys.readouterr().err
+    assert report.main(["--results", str(out), "--force"]) == 2
+    assert "another file has taken its name" in capsys.readouterr().err
+    scan.write_bytes(kept)
+    brain[30:] = 0
+    tiny_scans.write(mask, brain, image.affine)
+    assert _restore(model, folder, out, *options) == 1
+    assert "made with another brain_mask_identity" in capsys.readouterr().err
 
 
 def test_bids_derivatives_have_valid_names_sidecars_and_a_description(model, tmp_path):

@@ -220,8 +220,8 @@ def cohort(tmp_path_factory):
     for name, z in (("good", 30), ("bad", 50), ("middling", 38)):
         (folder / name).mkdir()
         _results(folder / name, name, blobs=(ball,), truth=((-20, -10, z), 14))
-    scans = [{"name": "lost", "input": "x", "status": "failed", "reason": "is truncated"}]
-    (folder / "summary.json").write_text(json.dumps({"scans": scans}))
+    scan = {"name": "lost", "status": "failed", "reason": "is truncated", "facts": "lost"}
+    (folder / "summary.json").write_text(json.dumps({"scans": [scan]}))
     assert report.main(["--results", str(folder)]) == 0
     return folder
 

@@ -94,6 +94,24 @@ def test_a_checkpoint_of_another_k_or_model_is_refused():
         tf1.load(GOLDEN / "gmvae_k6_ckpt", config=config.replace(network={"model": "vae"}))
 
 
+def test_the_checkpoint_is_chosen_by_its_name_and_step_never_by_the_time_of_its_file(
+    tmp_path, capsys
+):
+    for step in (799, 90, 1000):
+        for file in GOLDEN.glob("vae_ckpt/model.ckpt-799.*"):
+            copy = tmp_path / file.name.replace("799", str(step))
+            shutil.copy(file, copy)
+            os.utime(copy, (0, 1e9 - step))  # the newest by time is the first
+    assert tf1.read_config(tmp_path)[0] == str(tmp_path / "model.ckpt-1000")
+    for named in ("/cluster/alice/run/model/model.ckpt-799", "C:\\runs\\model.ckpt-799"):
+        escaped = named.replace("\\", "\\\\")
+        (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{escaped}"\n')
+        assert tf1.read_config(tmp_path)[0] == str(tmp_path / "model.ckpt-799")
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/cluster/model.ckpt-7"\n')
+    load(tmp_path)
+    assert f"Of several checkpoints: {tmp_path}/model.ckpt-1000" in capsys.readouterr().err
+
+
 def test_a_model_subfolder_as_the_released_code_makes_it_is_found(tmp_path):
     shutil.copytree(GOLDEN / "vae_ckpt", tmp_path / "run" / "model")
     assert load(tmp_path / "run").config.network.model == "vae"

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -10,9 +11,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+IDENTITY_DIGITS = 12  # of a hash that tells contents apart
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where and what to do."""
+
+
+def readable(path: str | Path) -> str:
+    """A name as text that every encoder takes: where it is no UTF-8, it is read as Latin-1."""
+    raw = os.fsencode(path)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def content_identity(path: str | Path) -> str:
+    """Short hash of a file's content: what it was is told from what has taken its name."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:IDENTITY_DIGITS]
 
 
 def refuse_existing(path: str | Path, *, force: bool) -> None:

@@ -15,11 +15,10 @@ from tf_lesion import devices
 from tf_lesion.calibration.file import FILE_NAME, Calibration
 from tf_lesion.calibration.legacy import read_legacy
 from tf_lesion.config import AUTO, Config, RestorationConfig
-from tf_lesion.files import InputError, refuse_existing, written_whole
+from tf_lesion.files import IDENTITY_DIGITS, InputError, refuse_existing, written_whole
 
 PACKAGE = Path(__file__).parent / "pretrained"
 PRETRAINED = {"pretrained": "gmvae", "pretrained-vae": "vae"}  # name -> folder in the package
-IDENTITY_DIGITS = 12
 RUN_MARKER = "config.json"
 OF_ASCENT = ("steps_per_gradient", "step_sizes", "gradient_clip", "tv_weight", "solver")
 

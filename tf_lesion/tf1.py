@@ -3,7 +3,8 @@
 Its kernels have the layouts of ours: [kh, kw, in, out], and [kh, kw, out, in] where transposed.
 """
 
-from pathlib import Path
+import sys
+from pathlib import Path, PureWindowsPath
 
 import keras
 import numpy as np
@@ -26,13 +27,24 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def _newest(folder):
-    """Prefix of the newest checkpoint in the folder or its `model` subfolder, or None."""
+    """Prefix of the newest checkpoint in the folder or its `model` subfolder, or None.
+
+    The newest is that which the file `checkpoint` names, wherever the folder was when it was
+    written; without it, that of the highest step. The time of a file says nothing: copies lose it.
+    """
     for place in (folder, folder / "model"):
-        found = tf.train.latest_checkpoint(str(place)) if place.is_dir() else None
-        indices = sorted(place.glob("*.index"), key=lambda index: index.stat().st_mtime)
-        if found or indices:
-            return found or str(indices[-1].with_suffix(""))
+        prefixes = {path.with_suffix("").name for path in place.glob("*.index")}
+        if prefixes:
+            state = tf.train.get_checkpoint_state(str(place))
+            named = PureWindowsPath(state.model_checkpoint_path).name if state else None
+            return str(place / (named if named in prefixes else max(prefixes, key=_step)))
     return None
+
+
+def _step(name):
+    """Step of a checkpoint called model.ckpt-STEP; -1 if its name says none."""
+    digits = name.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else -1
 
 
 def _conv(scope, kernel="kernel", bias="convbiases"):
@@ -111,6 +123,8 @@ def load(folder: str | Path, *, config: Config | None = None) -> tuple[keras.Mod
         InputError: if a weight is missing or has another shape (another K or model).
     """
     prefix, found = read_config(folder)
+    if len(list(Path(prefix).parent.glob("*.index"))) > 1:
+        print(f"Of several checkpoints: {prefix}", file=sys.stderr)
     config = config or found
     model = make_model(config)
     reader = tf.train.load_checkpoint(prefix)

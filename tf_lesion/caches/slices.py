@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tf_lesion import __version__
-from tf_lesion.files import InputError, require_space, written_whole
+from tf_lesion.files import IDENTITY_DIGITS, InputError, readable, require_space, written_whole
 
 RELEASED_SLICE_SHAPE = (197, 233)
 RELEASED_CROP = (22, 180, 17, 215)  # x0, x1, y0, y1, applied when a released slice is read
@@ -42,7 +42,6 @@ SIZE_STEP = 4
 LOWEST_PERCENTILE, HIGHEST_PERCENTILE = 0.1, 99.9
 BRAIN_FLOOR = 1e-3  # least intensity inside the brain, so that `observed > 0` is the brain
 STORED_AS = {"Train": "<f4", "Test": "<f4", "Mask": "u1", "Label": "u1"}
-IDENTITY_DIGITS = 12
 CACHE = {"what": "slice cache", "made_by": "preprocessing.camcan"}
 SAMPLED_SLICES = 64  # of each dataset, for the identity of a cache that does not say its own
 
@@ -173,7 +172,7 @@ class CacheWriter:
                 self._extend(name, np.asarray(images))
         rows = np.fromiter(slice_index, "<i4")
         transform = np.asarray(np.eye(4) if scan_from_grid is None else scan_from_grid, "<f8")
-        subject = (str(subject_id), str(source), transform, rows)
+        subject = (str(subject_id), readable(source), transform, rows)
         self._subjects.setdefault(dataset, []).append(subject)
 
     def set_reference(self, quantiles: ArrayLike) -> None:

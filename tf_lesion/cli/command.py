@@ -1,6 +1,8 @@
 """What every command shares: errors as one line that names the options."""
 
 import functools
+import io
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -15,10 +17,18 @@ HDF5_WRITE_FAILED = "write failed"
 
 
 def command(main: Callable) -> Callable:
-    """Decorate `main(argv)`: bad input and full disks become one line and exit status 2."""
+    """Decorate `main(argv)`: bad input and full disks become one line and exit status 2.
+
+    The user's surroundings break nothing: pictures need no screen, whatever MPLBACKEND a notebook
+    has left, and what the screen's encoding lacks is written with a backslash.
+    """
 
     @functools.wraps(main)
     def wrapped(argv=None):
+        os.environ["MPLBACKEND"] = "Agg"
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(argv) or 0
         except (InputError, OSError) as error:

@@ -141,7 +141,7 @@ def _write(measured: "Measured", options: argparse.Namespace, settings: dict[str
             getattr(measured, name).to_csv(path, index=False)
     text = tables.report(measured, each_scan=measured.cohort["subjects"] <= MOST_SCANS)
     with written_whole(options.out / "table.md") as path:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     return text
 
 

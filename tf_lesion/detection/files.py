@@ -15,12 +15,12 @@ from tf_lesion.detection.layout import (
     SKIPPED,
     SUMMARY,
     Layout,
-    absolute,
     layout_of,
     name_of,
     read_facts,
     read_summary,
     save_maps,
+    told_of,
 )
 from tf_lesion.detection.maps import Detector
 from tf_lesion.files import InputError, refuse_existing, write_json
@@ -210,7 +210,7 @@ def _check_different(subjects, layouts):
 def _attempt(detector, subject, layout, *, command, force):
     """(status, reason) of one scan among many."""
     try:
-        if not force and is_done(detector, subject, layout):
+        if not (force or subject.problem) and is_done(detector, subject, layout):
             return SKIPPED, ""
         # Without its JSON a scan was interrupted: what lies there is half of it.
         facts = detect_one(detector, subject, layout, command=command, force=True)
@@ -229,7 +229,7 @@ def tell_warnings(facts: dict[str, Any]) -> None:
 
 
 def is_done(detector: Detector, subject: Subject, layout: Layout) -> bool:
-    """Whether a scan's files are there, made by the same model with the same settings.
+    """Whether a scan's files are there, made of the same content, model and settings.
 
     Raises:
         InputError: if they were made otherwise.
@@ -239,8 +239,8 @@ def is_done(detector: Detector, subject: Subject, layout: Layout) -> bool:
     facts = read_facts(layout.facts)
     now = {
         **json.loads(json.dumps(detector.described)),
-        "input": absolute(subject.scan),
-        "brain_mask": absolute(subject.mask),
+        **told_of("input", subject.scan),
+        **told_of("brain_mask", subject.mask),
     }
     other = [name for name, value in now.items() if facts.get(name) != value]
     if other:

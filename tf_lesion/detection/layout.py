@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tf_lesion.files import InputError, refuse_existing, write_json
+from tf_lesion.files import InputError, content_identity, readable, refuse_existing, write_json
 from tf_lesion.scans import discovery
 from tf_lesion.scans.discovery import Subject
 from tf_lesion.scans.volumes import ScanSource, save_like
@@ -93,7 +93,10 @@ def read_summary(folder: str | Path) -> list[dict[str, str]]:
 def one_scan(path: str | Path, *, mask: str | Path | None = None) -> Subject:
     """The `Subject` of a single scan, with the segmentation of the BRATS layout if it is there."""
     path = Path(path)
-    return Subject(name_of(path), path, mask=mask, label=discovery.segmentation_beside(path))
+    label, problem = discovery.segmentation_beside(path), ""
+    if path.is_symlink():
+        problem = discovery.problem_of(path)
+    return Subject(readable(name_of(path)), path, mask=mask, label=label, problem=problem)
 
 
 def name_of(scan: Path, otherwise: str | None = None) -> str:
@@ -120,6 +123,12 @@ def layout_of(
 def absolute(path: ScanSource | None) -> str | None:
     """The whole path of a file; None for an image in memory."""
     return str(Path(path).resolve()) if isinstance(path, str | Path) else None
+
+
+def told_of(name: str, source: ScanSource | None) -> dict[str, str | None]:
+    """What facts say of a file: its whole path as `name`, and the identity of its content."""
+    path = absolute(source)
+    return {name: path, f"{name}_identity": content_identity(path) if path else None}
 
 
 def save_maps(

@@ -11,7 +11,7 @@ import numpy as np
 
 from tf_lesion.calibration.file import Threshold
 from tf_lesion.config import AUTO, RestorationConfig
-from tf_lesion.detection.layout import absolute, layout_of, one_scan, save_maps
+from tf_lesion.detection.layout import layout_of, one_scan, save_maps, told_of
 from tf_lesion.detection.lesions import find_lesions
 from tf_lesion.detection.postprocessing import Postprocessing, anomaly_score, axes_mm
 from tf_lesion.files import InputError
@@ -163,7 +163,7 @@ class Detector:
             name: to_scan_grid(volume, prepared, order=0 if volume.dtype == bool else 1)
             for name, volume in volumes.items()
         }
-        facts = {"brain_mask": absolute(mask), **self._facts(prepared, volumes, slices)}
+        facts = {**told_of("brain_mask", mask), **self._facts(prepared, volumes, slices)}
         return ScanMaps(prepared, volumes, facts, self.points)
 
     def restore_volume(self, prepared: PreparedScan) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +228,7 @@ class Detector:
             warnings.append(f"only {examined:.0%} of the brain were examined.")
         return {
             **stamp(),
-            "input": absolute(prepared.scan.path),
+            **told_of("input", prepared.scan.path),
             **self.described,
             "scan": _scan_facts(prepared.scan),
             "scan_from_grid": prepared.scan_from_grid.tolist(),

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from tf_lesion.files import written_whole
 
+mpl.rcdefaults()  # a user's matplotlibrc may ask for LaTeX, or for another look
 COLUMN_INCHES, ROW_INCHES, MARGIN_INCHES = 1.45, 1.7, 1.5
 WINDOW_PERCENTILE = 99.5  # of the brain's values; a few bright voxels must not darken a row
 PNG_DPI = 150

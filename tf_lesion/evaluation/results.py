@@ -14,7 +14,7 @@ import numpy as np
 from tf_lesion.detection.layout import FACTS_ENDINGS, FAILED, read_facts, read_summary
 from tf_lesion.detection.lesions import Lesion, find_lesions
 from tf_lesion.evaluation.scans import LabeledScan, Mask, Scans, equalized
-from tf_lesion.files import InputError
+from tf_lesion.files import InputError, content_identity
 from tf_lesion.scans.discovery import subject_with_files
 from tf_lesion.scans.volumes import Scan, load_labels, load_scan
 
@@ -63,6 +63,12 @@ class Result:
         if not scan_path.exists():
             raise FileNotFoundError(
                 f"No scan at {scan_path}, from which {facts_path} was made; say where that scan is."
+            )
+        made_of = facts.get("input_identity")  # unknown to versions before
+        if made_of and content_identity(scan_path) != made_of:
+            raise InputError(
+                f"{scan_path} is not what {facts_path} was made of: another file has taken its "
+                f"name. Restore it again, or say where the old one is."
             )
         noted = facts.get("truth")
         truth_path = truth or (noted if noted and Path(noted).exists() else None)

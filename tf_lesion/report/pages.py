@@ -218,7 +218,7 @@ def write_report(
 
 def _write(path, html, *, force):
     with written_whole(path, force=force) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tf_lesion.files import InputError
+from tf_lesion.files import InputError, readable
 
 # T2 suffix -> segmentation suffix: BRATS 2017 to 2021, BraTS 2023.
 SUFFIXES = {"_t2": "_seg", "-t2w": "-seg"}
@@ -71,7 +71,8 @@ def find_subjects(
             )
         found[name] = scan
     others = {"mask_pattern": mask_pattern, "seg_pattern": seg_pattern}
-    return [subject_with_files(name, scan, folder, **others) for name, scan in found.items()]
+    subjects = [subject_with_files(name, scan, folder, **others) for name, scan in found.items()]
+    return [replace(subject, name=readable(subject.name)) for subject in subjects]
 
 
 def find_scans(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
