@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from preprocessing import cohort
-from tf_lesion.cli.command import command
+from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import GRADE_NAMES, add, parser_for
 from tf_lesion.files import InputError
 from tf_lesion.scans import discovery
@@ -125,6 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(parser, "--no-labels")
     add(parser, "--voxel-size", help="mm of the MNI grid; default: that of the reference, else 1")
     args = parser.parse_args(argv)
+    needs = {
+        "--reference": ("matching", not args.no_matching),
+        "--seg-pattern": ("labels", not args.no_labels),
+    }
+    check_effect(parser, args, needs | cohort.effects(args))
     if args.no_matching:
         reference, voxel_size = None, args.voxel_size or cohort.DEFAULT_VOXEL_SIZE
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing import cohort
-from tf_lesion.cli.command import command
+from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError
 from tf_lesion.scans import discovery
@@ -112,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add(parser, "--match")
     args = parser.parse_args(argv)
+    needs = {"--seed": ("a split that is drawn", args.test_list is None)}
+    check_effect(parser, args, needs | cohort.effects(args))
     settings = cohort.settings_from(args, args.voxel_size)
     subjects = find_subjects(args.input, pattern=args.pattern, mask_pattern=args.mask_pattern)
     subjects = subjects[: args.limit]

@@ -73,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--force")
 
 
+def effects(args: argparse.Namespace) -> dict[str, tuple[str, bool]]:
+    """What the shared options need, for `check_effect`."""
+    return {"--mask": ("scans without --mask-pattern", args.mask_pattern is None)}
+
+
 def settings_from(args: argparse.Namespace, voxel_size: float) -> CohortSettings:
     """The `CohortSettings` of parsed arguments."""
     from tf_lesion.scans.prepare import ScanSettings
@@ -194,7 +199,7 @@ def _write_part(part, subject, settings, reference):
         file["slice_index"] = rows
         file["scan_from_grid"] = prepared.scan_from_grid
         file["quantiles"] = brain_quantiles(prepared.image, prepared.mask)
-        file.attrs["warnings"] = json.dumps(prepared.warnings)
+        file.attrs["warnings"] = json.dumps([*prepared.scan.warnings, *prepared.warnings])
 
 
 def _part_name(subject, settings, reference):

@@ -232,6 +232,17 @@ def test_odd_scans_are_restored_with_a_warning_each(model, tmp_path):
         assert any(expected in line for line in said), (warning, said)
 
 
+def test_a_scan_that_knows_no_side_says_so_on_the_screen_and_in_the_facts(model, tmp_path, capsys):
+    values, affine = tiny_scans.brain()
+    path = tiny_scans.write(tmp_path / "p.nii", values, affine, sform=0, qform=0)
+    options = ("--align", "center", "--slice-step", 12)
+    assert _restore(model, path, tmp_path / "maps", *options) == 0
+    assert "warning: p: the header knows no orientation" in capsys.readouterr().err
+    facts = _facts(tmp_path / "maps")
+    assert facts["scan"]["orientation_from"] == "nothing"
+    assert "which side is left" in facts["warnings"][0]
+
+
 def test_a_model_without_a_reference_says_so(tmp_path):
     prior = tf_lesion.load(tiny_scans.run(tmp_path, reference=False))
     path = tiny_scans.write(tmp_path / "p.nii", *tiny_scans.brain())

@@ -1,5 +1,6 @@
 """An exported run restores as the run did, without options, and names no folder of this machine."""
 
+import h5py
 import numpy as np
 import pytest
 from conftest import make_run
@@ -57,6 +58,14 @@ def test_a_packed_run_has_no_optimizer_and_no_local_path(run, tmp_path):
     for path in out.rglob("*"):
         assert path.is_dir() or str(run.parent).encode() not in path.read_bytes(), path
     assert Calibration.load(out / "calibration.h5").cohort["cache"] == "healthy.h5"
+
+
+def test_a_run_on_a_cache_of_the_released_layout_is_packed(tmp_path, cache_path):
+    with h5py.File(cache_path) as file, h5py.File(tmp_path / "released.h5", "w") as copy:
+        copy["Train"], copy["Test"] = file["Train"][:], file["Test"][:]
+    run = make_run(tmp_path / "run", tmp_path / "released.h5", steps=1)
+    assert _pack(run, tmp_path / "p", "--align", "rigid") == 0
+    assert tf_lesion.load(tmp_path / "p").data["preprocessing"] == {"scan": {"align": "rigid"}}
 
 
 @pytest.mark.parametrize("option", [["--solver", "huber"], ["--steps", "3"], ["--verify"]])

@@ -189,6 +189,45 @@ def test_a_full_disk_is_one_line_and_leaves_no_result(run, cache_path, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_without_a_suffix_and_half_a_shard_beside_them_are_merged(run, cache_path, tmp_path):
+    out = tmp_path / "restored"
+    for number in (1, 2):
+        assert _restore(run, cache_path, out, "--shard", f"{number}/2", "--steps", 1) == 0
+    (tmp_path / "restored.shard-1-of-3.partial").touch()
+    assert restore_brats.main(["--merge", "--out", str(out)]) == 0
+    assert len(_read(out)) == 7
+
+
+@pytest.mark.parametrize("left", [b"", b"not HDF5", None])
+def test_what_a_kill_left_of_another_version_is_one_line(run, cache_path, tmp_path, capsys, left):
+    partial = tmp_path / "r.h5.partial"
+    if left is None:
+        h5py.File(partial, "w").close()
+    else:
+        partial.write_bytes(left)
+    assert _restore(run, cache_path, tmp_path / "r.h5") == 2
+    assert re.search("start over with --force|--force, which starts over", capsys.readouterr().err)
+    assert _restore(run, cache_path, tmp_path / "r.h5", "--force", "--steps", 1) == 0
+
+
+def test_a_file_that_another_process_writes_is_said_to_be_in_use(run, cache_path, tmp_path, capsys):
+    program = "import h5py, sys; h5py.File(sys.argv[1], 'a'); print('held', flush=True); input()"
+    cache, out = write_cache(tmp_path / "c.h5"), tmp_path / "r.h5"
+    with RestoredWriter(out, rows=[0], shape=(38, 42), settings={}):
+        pass
+    for held, given in ((cache, cache), (tmp_path / "r.h5.partial", cache_path)):
+        with subprocess.Popen(
+            [sys.executable, "-c", program, str(held)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as holder:
+            assert holder.stdout.readline() == "held\n"
+            assert _restore(run, given, out) == 2
+            assert f"{held} is in use by another process" in capsys.readouterr().err
+            holder.stdin.write("\n")
+
+
 def test_three_shards_merged_are_the_cache_restored_at_once(run, cache_path, tmp_path):
     whole, merged = tmp_path / "whole.h5", tmp_path / "merged.h5"
     assert _restore(run, cache_path, whole, "--save-every", 6) == 0

@@ -196,6 +196,101 @@ def test_a_singular_affine_is_refused(tmp_path):
         load_scan(tmp_path / "flat.nii")
 
 
+def coded(path, *, sform=None, qform=None, shape=SHAPE, unit=2, data=None):
+    """A NIfTI file with exactly these forms (code 0 for None), whatever they say."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape(shape)
+    header["pixdim"][1:4] = 1.5, 2.0, 2.5
+    if qform is not None:
+        header.set_qform(qform, 1)
+    if sform is not None:
+        header.set_sform(sform, 1)
+    header["xyzt_units"], header["vox_offset"] = unit, 352
+    body = (values() * 100).astype("<i2").tobytes(order="F") if data is None else data
+    raw = header.binaryblock + bytes(4) + body
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+def test_a_header_without_orientation_is_told(tmp_path):
+    scan = load_scan(coded(tmp_path / "t2.nii"))
+    assert scan.placed_by == "nothing"
+    (said,) = scan.warnings
+    assert "which side is left, and every position in mm, is a guess" in said
+    known = load_scan(coded(tmp_path / "q.nii", qform=AFFINE))
+    assert (known.placed_by, known.warnings) == ("qform", ())
+
+
+def test_forms_that_disagree_are_told_and_those_that_round_are_not(tmp_path):
+    near, far, mirrored = AFFINE.copy(), AFFINE.copy(), AFFINE.copy()
+    near[0, 3] += 0.01
+    far[0, 3] += 30
+    mirrored[0] *= -1
+    assert load_scan(coded(tmp_path / "a.nii", sform=near, qform=AFFINE)).warnings == ()
+    scan = load_scan(coded(tmp_path / "b.nii", sform=far, qform=AFFINE))
+    (said,) = scan.warnings
+    assert said.endswith("up to 30.0 mm apart; positions follow the sform.")
+    np.testing.assert_allclose(scan.affine, far, atol=1e-3)
+    (said,) = load_scan(coded(tmp_path / "c.nii", sform=mirrored, qform=AFFINE)).warnings
+    assert said.endswith("follow the sform, and so does which side is left.")
+
+
+def test_a_singular_sform_gives_way_to_the_qform_with_a_warning(tmp_path):
+    scan = load_scan(coded(tmp_path / "t2.nii", sform=np.diag([0.0, 0, 0, 1]), qform=AFFINE))
+    assert scan.placed_by == "qform"
+    assert scan.warnings == ("the sform of the header is singular; the qform was used.",)
+    np.testing.assert_allclose(scan.affine, AFFINE, atol=1e-3)
+    save_like(scan, scan.data, tmp_path / "out.nii")
+    np.testing.assert_allclose(nib.load(tmp_path / "out.nii").affine, AFFINE, atol=1e-5)
+
+
+@pytest.mark.parametrize(("unit", "mm"), [(1, 1e3), (3, 1e-3)])
+def test_meters_and_micrometers_become_millimeters_and_go_back(tmp_path, unit, mm):
+    given = np.diag([1 / mm] * 3 + [1.0]) @ AFFINE
+    scan = load_scan(coded(tmp_path / "t2.nii", sform=given, unit=unit))
+    np.testing.assert_allclose(scan.voxel_sizes, [1.5, 2.0, 2.5], rtol=1e-6)
+    save_like(scan, scan.data, tmp_path / "out.nii")
+    written = nib.load(tmp_path / "out.nii")
+    np.testing.assert_allclose(written.affine, given, rtol=1e-6)
+    assert int(written.header["xyzt_units"]) == unit
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sform": np.diag([1e3, 1e3, 1e3, 1])}, "tells of 6000 x 7000 x 8000 mm"),
+        ({"sform": np.diag([1e-3, 1e-3, 1e-3, 1])}, "tells of 0.006 x 0.007 x 0.008 mm"),
+        ({"sform": AFFINE, "unit": 1}, r"xyzt_units 1\)"),
+        ({"sform": np.diag([0.01, 0.01, 0.01, 1]), "shape": (30000,) * 3}, "30000 x 30000 x 30000"),
+        ({"sform": AFFINE, "shape": (300, 300, 300)}, "54000000 bytes, and .* are there"),
+        ({"sform": AFFINE, "shape": (*SHAPE, 900)}, "3-D volume, got 4-D"),
+    ],
+)
+@pytest.mark.parametrize("name", ["t2.nii", "t2.nii.gz"])
+def test_numbers_of_a_header_are_refused_before_any_voxel_is_read(
+    tmp_path, monkeypatch, changes, message, name
+):
+    def read(*_):
+        pytest.fail("voxels were read")
+
+    monkeypatch.setattr(nib.arrayproxy.ArrayProxy, "__array__", read)
+    with pytest.raises(InputError, match=message):
+        load_scan(coded(tmp_path / name, **changes))
+
+
+def test_a_gzip_bomb_is_refused_before_it_is_opened(tmp_path):
+    bomb = coded(tmp_path / "t2.nii.gz", sform=AFFINE / 10, shape=(2000,) * 3, data=bytes(10**7))
+    with pytest.raises(InputError, match=r"2000 x 2000 x 2000 voxels"):
+        load_scan(bomb)
+
+
+def test_an_image_without_an_affine_is_one_without_orientation():
+    assert load_scan(nib.Nifti1Image(values(), None)).placed_by == "nothing"
+    header = nib.Nifti1Header()
+    assert load_scan(nib.Nifti1Image(values(), AFFINE, header)).placed_by == "sform"
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No such scan: .*gone\.nii"):
         load_scan(tmp_path / "gone.nii")

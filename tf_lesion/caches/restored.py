@@ -14,6 +14,7 @@ there, so that an interrupted restoration goes on where it stopped.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +28,7 @@ from tf_lesion.files import InputError, refuse_existing, require_space, written_
 from tf_lesion.provenance import MADE_BY, stamp
 
 IDENTITY = "cache_identity"
+BEGUN = {"what": "file of restored slices", "made_by": "--force, which starts over"}
 
 
 def different_settings(first: dict, second: dict) -> list[str]:
@@ -104,8 +106,8 @@ class RestoredWriter:
         return h5py.File(self._partial, "r+")
 
     def _reopened(self):
-        file = h5py.File(self._partial, "r+")
-        begun = json.loads(file.attrs["settings"])
+        file = open_hdf5(self._partial, **BEGUN, mode="r+")
+        begun = json.loads(file.attrs.get("settings", "{}"))
         differing = different_settings(begun, self._settings)
         same_rows = "rows" in file and np.array_equal(file["rows"][:], self.rows)
         if not differing and same_rows and all(name in file for name in self._kinds):
@@ -265,8 +267,9 @@ def merge_shards(path: Path | str, *, force: bool = False) -> int:
 
 def _shard_files(path):
     """All shards of `path`, which must be complete."""
-    found = sorted(path.parent.glob(f"{path.stem}.shard-*-of-*{path.suffix}"))
-    counts = {file.stem.rsplit("-", 1)[1] for file in found}
+    shard = re.compile(rf"{re.escape(path.stem)}\.shard-[0-9]+-of-([0-9]+){re.escape(path.suffix)}")
+    found = [shard.fullmatch(name) for name in os.listdir(path.parent)]
+    counts = {match[1] for match in found if match}
     if len(counts) != 1:
         what = f"shards of {len(counts)} different divisions" if counts else "none"
         raise InputError(

@@ -365,14 +365,20 @@ def read_counts(path: str | Path) -> np.ndarray:
     return counts.astype(int).ravel()
 
 
-def open_hdf5(path: Path | str, *, what: str, made_by: str) -> h5py.File:
-    """The file, open for reading; the errors say what was expected and which command makes it."""
+def open_hdf5(path: Path | str, *, what: str, made_by: str, mode: str = "r") -> h5py.File:
+    """The file, opened; the errors say what was expected and which command makes it."""
     if not Path(path).exists():
         raise FileNotFoundError(f"No {what} at {path}; make one with {made_by}.")
     try:
-        return h5py.File(path, "r")
+        return h5py.File(path, mode)
+    except BlockingIOError as error:
+        raise InputError(
+            f"{path} is in use by another process, which writes it; wait until that is done."
+        ) from error
     except OSError as error:
-        raise InputError(f"Expected an HDF5 {what}, got {path} ({error}).") from error
+        raise InputError(
+            f"Expected an HDF5 {what}, got {path} ({error}); make one with {made_by}."
+        ) from error
 
 
 def _dataset(file, name):

@@ -10,11 +10,13 @@ command; its restored healthy slices stay beside it, and are used again by a lat
 from pathlib import Path
 from typing import Any
 
-from tf_lesion.cli.command import command
+from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.detect import DEVICE, SETTINGS, load_prior, restoring
 from tf_lesion.cli.options import add, parser_for
-from tf_lesion.config import RELEASED_GRID, TARGETS
+from tf_lesion.config import AUTO, RELEASED_GRID, TARGETS
 from tf_lesion.files import InputError, refuse_existing
+
+OF_GRID = ("--grid", "--grid-steps", "--grid-slices")
 
 
 def parser() -> Any:
@@ -50,6 +52,10 @@ def place(options: Any) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """Make a calibration and print it."""
     options = parser().parse_args(argv)
+    needs = dict.fromkeys(OF_GRID, ("--tv-weight auto", options.tv_weight == AUTO))
+    chosen = options.tv_weight or options.postprocess
+    needs["--chosen-by"] = ("--tv-weight or --postprocess", bool(chosen))
+    check_effect(parser(), options, needs)
     out = place(options)
     refuse_existing(out, force=options.force)
     options.calibration = None

@@ -1,5 +1,6 @@
 """What every command shares: errors as one line that names the options."""
 
+import argparse
 import functools
 import io
 import os
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from tf_lesion.cli.options import OPTIONS, HelpFormatter
 from tf_lesion.files import InputError
 
-__all__ = ["EXIT_BAD_INPUT", "HelpFormatter", "command"]
+__all__ = ["EXIT_BAD_INPUT", "HelpFormatter", "check_effect", "command"]
 
 EXIT_BAD_INPUT = 2
 HDF5_WRITE_FAILED = "write failed"
@@ -41,6 +42,22 @@ def command(main: Callable) -> Callable:
         return EXIT_BAD_INPUT
 
     return wrapped
+
+
+def check_effect(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, needs: dict[str, tuple]
+) -> None:
+    """Raise `InputError` for an option that would have no effect.
+
+    Args:
+        parser: knows the defaults.
+        options: as parsed.
+        needs: {option: (what gives it a meaning, whether that is there)}.
+    """
+    for name, (wanted, there) in needs.items():
+        kept = name.removeprefix("--").replace("-", "_")
+        if not there and getattr(options, kept) != parser.get_default(kept):
+            raise InputError(f"Expected {name} only with {wanted}, it has no effect; leave it out.")
 
 
 def _options_in(message):

@@ -13,7 +13,7 @@ from dataclasses import asdict, fields, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from tf_lesion.cli.command import command
+from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, refuse_existing, write_json, written_whole
 from tf_lesion.provenance import stamp
@@ -29,6 +29,9 @@ SCAN_SLICES = 5  # columns of the picture of a scan
 MOST_SCANS = 50  # rows for each of so many scans in table.md
 UNKNOWN = "unknown"  # the model of a released file
 LOST_SHARE = 0.02  # of the lesion, outside the restored brain; above it a warning says so
+
+OF_CACHE = ("--cache", "--labels", "--subjects", "--crop", "--calibration", "--postprocess")
+OF_CACHE = (*OF_CACHE, "--compare", "--all-combinations")
 
 EXAMPLE = """examples:
   tf-lesion evaluate --results maps --out evaluation
@@ -57,6 +60,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the results, print the tables."""
     options = parser().parse_args(argv)
+    needs = dict.fromkeys(OF_CACHE, ("--restored", bool(options.restored)))
+    needs |= dict.fromkeys(("--seg", "--seg-pattern"), ("--results", bool(options.results)))
+    needs["--all-combinations"] = ("--compare", bool(options.compare))
+    check_effect(parser(), options, needs)
     for name in (*FILES, "panel.png"):
         refuse_existing(options.out / name, force=options.force)
     return _of_maps(options) if options.results else _of_cache(options)

@@ -20,10 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from tf_lesion.cli import detect
-from tf_lesion.cli.command import command
+from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.config import AUTO
 from tf_lesion.files import InputError, refuse_existing
+
+# Options that mean something to slices, to scans, and to both, but not to --merge.
+OF_CACHE = ("--save-every", "--shard", "--max-slices", "--crop")
+OF_SCANS = ("--bids-out", "--mask", *detect.patterns(), "--align", "--slice-step")
+OF_BOTH = ("--model", "--calibration", *detect.restoring(), "--postprocess", "--batch-size")
+OF_BOTH = (*OF_BOTH, "--precision", "--seed", *detect.DEVICE)
 
 
 def parser() -> Any:
@@ -34,12 +40,19 @@ def parser() -> Any:
     add(source, "--cache", help="HDF5 cache with Test (and Mask)")
     add(source, "--merge", "--input")
     add(made, "--out", required=True, help="HDF5 file (--cache) or folder (--input)")
-    add(made, "--bids-out", "--mask", *detect.patterns(), "--align")
-    add(made, "--calibration", *detect.restoring())
+    add(made, *OF_SCANS, "--calibration", *detect.restoring())
     add(made, "--postprocess", default="")
-    add(made, "--save-every", "--shard", "--max-slices", "--slice-step", "--crop", "--batch-size")
-    add(made, "--precision", "--seed", *detect.DEVICE, "--force")
+    add(made, *OF_CACHE, "--batch-size", "--precision", "--seed", *detect.DEVICE, "--force")
     return made
+
+
+def check_options(options: Any) -> None:
+    """Raise `InputError` for options that mean nothing to what is restored."""
+    sources = {"--cache": OF_CACHE, "--input": OF_SCANS, "--cache or --input": OF_BOTH}
+    there = {"--cache": options.cache, "--input": options.input}
+    there["--cache or --input"] = options.cache or options.input
+    needs = {name: (source, bool(there[source])) for source in sources for name in sources[source]}
+    check_effect(parser(), options, needs)
 
 
 def restore_cache(prior: Any, options: Any) -> None:
@@ -71,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = parser().parse_args(argv)
     source = Path(options.input) if options.input else None
+    check_options(options)
     detect.check_sources(source, options)
     if options.merge:
         from tf_lesion.caches.restored import merge_shards

@@ -12,7 +12,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from tf_lesion.cli.command import command
+from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import METHOD_NAMES, add, parser_for
 from tf_lesion.files import InputError, refuse_existing, refuse_other_folder, set_aside
 
@@ -97,6 +97,7 @@ def _resumed(given, run, cache):
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = parser().parse_args(argv)
+    check_effect(parser(), options, {"--force": ("a new run", not options.resume)})
     from tf_lesion import devices
 
     # Processes that work together must find each other before TensorFlow computes anything.

@@ -221,7 +221,7 @@ class Detector:
         seen = self._seen(prepared)
         brain_ml = _milliliters(prepared.scan_mask, prepared.scan)
         examined = _milliliters(seen, prepared.scan) / brain_ml
-        warnings = list(prepared.warnings)
+        warnings = [*prepared.scan.warnings, *prepared.warnings]
         if self.prior.reference is None:
             warnings.append(NO_REFERENCE)
         if examined < SEEN_SHARE:
@@ -344,6 +344,7 @@ def _scan_facts(scan):
         "shape": list(scan.file_shape),
         "voxel_sizes_mm": [round(float(size), 4) for size in scan.voxel_sizes],
         "orientation": "".join(aff2axcodes(scan.file_affine)),
+        "orientation_from": scan.placed_by,
     }
 
 

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.orientations import (
+    aff2axcodes,
     apply_orientation,
     axcodes2ornt,
     inv_ornt_aff,
@@ -28,7 +29,15 @@ MNI_ORIGIN_MM = (-98.0, -134.0, -72.0)  # centre of the first voxel: left, poste
 SMALLEST_SCAN = 4  # voxels per axis; with fewer there is nothing to align
 GRID_TOLERANCE_MM = 0.1  # two headers of one grid differ by the rounding of qform and sform
 ORIGIN_STEP_MM = 2.0**-10  # a header's float32 origin, of the flipped scan too, rounds to these
-SMALLEST_VOXEL_MM3 = 1e-6  # a determinant below this is a singular affine
+FLATTEST = 1e-6  # volume of a voxel by the product of its sides; below, the affine is singular
+MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # by the code in xyzt_units: meter, mm, micrometer
+UNIT_BITS = 7  # of xyzt_units; the others are those of time
+FORMS_APART_MM = 1.0  # of the corners; qform and sform that disagree by more are told
+# Of the largest side: a head with neck is below, a slab of a brain above. A header beyond them is
+# in other units, or damaged, and would size what is computed.
+SMALLEST_EXTENT_MM, LARGEST_EXTENT_MM = 5.0, 1000.0
+MOST_VOXELS = 2**29  # 2 GB as float32; heads at 0.3 mm
+MOST_COMPRESSED = 1032  # times, by gzip
 ScanSource = str | Path | nib.spatialimages.SpatialImage  # what `load_scan` takes
 _UNREADABLE = (
     nib.filebasedimages.ImageFileError,
@@ -36,6 +45,7 @@ _UNREADABLE = (
     nib.wrapstruct.WrapStructError,
     EOFError,
     OSError,
+    OverflowError,
     ValueError,
     zlib.error,
 )
@@ -112,6 +122,9 @@ class Scan:
     file_shape: tuple[int, ...]  # a trailing axis of length 1 included
     file_affine: np.ndarray = field(repr=False)  # [4, 4] float64, voxel in the file -> mm
     header: nib.Nifti1Header = field(repr=False)
+    mm_per_unit: float = 1.0  # of length in the header
+    placed_by: str = "sform"  # what says where it lies: sform, qform or nothing
+    warnings: tuple[str, ...] = ()  # sentences about its header, for the user
 
     @property
     def name(self) -> str:
@@ -139,7 +152,8 @@ def load_scan(source: ScanSource) -> Scan:
     Raises:
         FileNotFoundError: if there is no such file.
         InputError: for a file that is truncated or no NIfTI, that is not 3-D, that is empty or
-            constant, that holds NaN or infinite values, or whose affine is singular.
+            constant, that holds NaN or infinite values, or whose affine is singular or is not of
+            the size of a head. What the header alone shows is refused before voxels are read.
     """
     scan = _read(source)
     values = scan.data
@@ -191,7 +205,8 @@ def image_like(scan: Scan, array: np.ndarray) -> nib.Nifti1Image:
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the display window of the scan does not fit
     header["descrip"] = b"tf_lesion"
-    return nib.Nifti1Image(array.astype(stored), scan.file_affine, header)
+    affine = np.diag([1 / scan.mm_per_unit] * 3 + [1.0]) @ scan.file_affine
+    return nib.Nifti1Image(array.astype(stored), affine, header)
 
 
 def save_like(scan: Scan, array: np.ndarray, path: str | Path) -> None:
@@ -213,26 +228,21 @@ def _read(source):
     name, is_file = name_of(source), isinstance(source, str | Path)
     if is_file and not Path(source).exists():
         raise FileNotFoundError(f"No such scan: {name}")
-    try:
-        image = nib.load(source) if is_file else source
-        values = np.asanyarray(image.dataobj)
-    except _UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{name}: expected a NIfTI file (.nii, .nii.gz), but it cannot be read: it is "
-            f"truncated or of another kind ({reason})."
-        ) from error
+    image = _readable(name, nib.load, source) if is_file else source
     if not isinstance(image, nib.Nifti1Pair):
         kind = type(image).__name__
         raise InputError(f"{name}: expected a NIfTI file (.nii, .nii.gz), got {kind}; convert it.")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < SMALLEST_VOXEL_MM3:
-        raise InputError(
-            f"{name}: its affine is singular, so the voxels have no volume: "
-            f"{np.round(image.affine[:3], 3).tolist()}. Repair the header (sform, qform)."
-        )
-    values = _as_volume(name, values)
-    orientation = io_orientation(image.affine)
-    affine = image.affine @ inv_ornt_aff(orientation, values.shape)
+    shape = _checked_shape(name, image)
+    mm_per_unit = MM_PER_UNIT.get(int(image.header["xyzt_units"]) & UNIT_BITS, 1.0)
+    file_affine, placed_by, warnings = _placed(name, image, mm_per_unit)
+    _check_extents(name, shape, file_affine, image.header)
+    if is_file:
+        _check_file_size(name, image)
+    values = _readable(name, np.asanyarray, image.dataobj)
+    with np.errstate(over="ignore"):
+        values = values.reshape(shape).astype(np.float32)
+    orientation = io_orientation(file_affine)
+    affine = file_affine @ inv_ornt_aff(orientation, shape)
     # A flip moves the origin, and headers hold it in float32: without this, one scan in two
     # orientations would be aligned to MNI with different last digits.
     affine[:3, 3] = np.rint(affine[:3, 3] / ORIGIN_STEP_MM) * ORIGIN_STEP_MM
@@ -241,28 +251,117 @@ def _read(source):
         data=np.ascontiguousarray(apply_orientation(values, orientation)),
         affine=affine,
         file_shape=tuple(image.shape),
-        file_affine=np.asarray(image.affine, dtype=np.float64),
+        file_affine=file_affine,
         header=copy.deepcopy(image.header),
+        mm_per_unit=mm_per_unit,
+        placed_by=placed_by,
+        warnings=warnings,
     )
 
 
-def _as_volume(name, values):
-    if values.dtype.kind not in "biuf":  # bool, int, unsigned, float
-        raise InputError(f"{name}: expected numbers, got voxels of type {values.dtype}.")
-    shape = values.shape
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    if values.ndim != 3:
+def _readable(name, read, what):
+    """`read(what)`, whose failures are those of the file."""
+    try:
+        return read(what)
+    except _UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{name}: expected a 3-D volume, got {values.ndim}-D data of shape {shape}; "
+            f"{name}: expected a NIfTI file (.nii, .nii.gz), but it cannot be read: it is "
+            f"truncated or of another kind ({reason})."
+        ) from error
+
+
+def _checked_shape(name, image):
+    """The three lengths of a volume of numbers."""
+    kind, shape = image.get_data_dtype(), image.shape
+    if kind.kind not in "biuf":  # bool, int, unsigned, float
+        raise InputError(f"{name}: expected numbers, got voxels of type {kind}.")
+    if any(length != 1 for length in shape[3:]) or len(shape) < 3:
+        raise InputError(
+            f"{name}: expected a 3-D volume, got {len(shape)}-D data of shape {shape}; "
             "write one volume to a file of its own."
         )
-    if min(values.shape) < SMALLEST_SCAN:
+    if min(shape[:3]) < SMALLEST_SCAN:
         raise InputError(
             f"{name}: expected at least {SMALLEST_SCAN} voxels along each axis, got {shape}."
         )
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32)
+    return shape[:3]
+
+
+def _placed(name, image, mm_per_unit):
+    """(affine to mm, the form that it is from, warnings about it)."""
+    header, to_mm = image.header, np.diag([mm_per_unit] * 3 + [1.0])
+    coded = {"sform": header.get_sform, "qform": header.get_qform}
+    read = {form: _readable(name, lambda get: get(coded=True)[0], coded[form]) for form in coded}
+    there = {form: to_mm @ affine for form, affine in read.items() if affine is not None}
+    if not there:
+        affine = header.get_best_affine() if image.affine is None else image.affine
+        there = {"nothing": to_mm @ affine}
+    usable = {form: affine for form, affine in there.items() if not _is_singular(affine)}
+    if not usable:
+        shown = np.round(next(iter(there.values()))[:3], 3).tolist()
+        raise InputError(
+            f"{name}: its affine is singular, so the voxels have no volume: {shown}. Repair the "
+            f"header (sform, qform)."
+        )
+    form, affine = next(iter(usable.items()))
+    return affine, form, tuple(_doubts(there, usable, image.shape[:3]))
+
+
+def _is_singular(affine):
+    sides = np.prod(np.linalg.norm(affine[:3, :3], axis=0)) if np.isfinite(affine).all() else 0.0
+    return not abs(np.linalg.det(affine[:3, :3])) > FLATTEST * sides if sides else True
+
+
+def _doubts(there, usable, shape):
+    """Sentences about what the header leaves open: which side is left is never guessed at."""
+    if "nothing" in usable:
+        yield (
+            "the header knows no orientation (qform and sform code 0): which side is left, and "
+            "every position in mm, is a guess."
+        )
+    if len(usable) < len(there):
+        (bad,) = there.keys() - usable.keys()
+        yield f"the {bad} of the header is singular; the {next(iter(usable))} was used."
+    if len(usable) == 2:
+        apart = _apart_mm(usable["sform"], usable["qform"], shape)
+        sides = {aff2axcodes(affine) for affine in usable.values()}
+        if apart > FORMS_APART_MM:
+            yield (
+                f"qform and sform of the header are up to {apart:.1f} mm apart; positions follow "
+                f"the sform{', and so does which side is left' if len(sides) > 1 else ''}."
+            )
+
+
+def _check_extents(name, shape, affine, header):
+    extents = voxel_sizes(affine) * shape
+    if SMALLEST_EXTENT_MM <= extents.max() <= LARGEST_EXTENT_MM and math.prod(shape) <= MOST_VOXELS:
+        return
+    told = " x ".join(f"{extent:.4g}" for extent in extents)
+    raise InputError(
+        f"{name}: expected a head, {SMALLEST_EXTENT_MM:g} to {LARGEST_EXTENT_MM:g} mm long, of "
+        f"{MOST_VOXELS} voxels at most; the header tells of {told} mm and "
+        f"{' x '.join(map(str, shape))} voxels. Repair its affine or its unit of length "
+        f"(xyzt_units {int(header['xyzt_units'])})."
+    )
+
+
+def _check_file_size(name, image):
+    """Refuse a file that cannot hold what its header tells of, before memory is taken for it."""
+    path = Path(image.file_map["image"].filename)
+    needed = math.prod(image.shape) * image.get_data_dtype().itemsize
+    size = path.stat().st_size * (MOST_COMPRESSED if path.suffix == ".gz" else 1)
+    if size < needed:
+        raise InputError(
+            f"{name}: expected a NIfTI file (.nii, .nii.gz), but it cannot be read: its header "
+            f"tells of {needed} bytes, and {path.stat().st_size} are there; it is truncated."
+        )
+
+
+def _apart_mm(first, second, shape):
+    """How far apart two grids are, at the corner where they are most."""
+    corners = list(itertools.product(*[(0, n - 1) for n in shape]))
+    return np.abs(apply_affine(first - second, corners)).max()
 
 
 def _check_same_grid(labels, scan):
@@ -271,8 +370,7 @@ def _check_same_grid(labels, scan):
             f"{labels.name}: expected the grid of its scan {scan.name}, {scan.data.shape} voxels "
             f"in RAS, got {labels.data.shape}; resample it to the scan."
         )
-    corners = list(itertools.product(*[(0, n - 1) for n in scan.data.shape]))
-    apart = np.abs(apply_affine(labels.affine - scan.affine, corners)).max()
+    apart = _apart_mm(labels.affine, scan.affine, scan.data.shape)
     if apart > GRID_TOLERANCE_MM:
         raise InputError(
             f"{labels.name}: expected the affine of its scan {scan.name}, but corners of the two "
