@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import train_gmvae
+from tf_lesion.files import InputError
 from tf_lesion.training import distribution
 from tf_lesion.training.distribution import make_placement
 
@@ -94,6 +96,22 @@ def test_a_killed_worker_is_reported_and_the_training_goes_on_from_the_checkpoin
     assert (run / "checkpoints" / f"ckpt-{reached + 5}.index").exists()
 
 
+@pytest.mark.slow
+def test_workers_stop_after_the_same_step_when_one_is_asked_to(cache_path, tmp_path):
+    run = tmp_path / "run"
+    argv = _arguments(cache_path, run, "--checkpoint-every", 5, "--distribute", "multi-worker")
+    chief, other = _start([*argv, "--steps", "100000"], tmp_path)
+    deadline = time.time() + 200
+    while not list(run.glob("checkpoints/*.index")):
+        assert time.time() < deadline, (tmp_path / "worker-0").read_text()[-2000:]
+        time.sleep(0.2)
+    other.send_signal(signal.SIGTERM)
+    codes = [process.wait(timeout=SECONDS_TO_NOTICE) for process in (chief, other)]
+    assert codes == [128 + signal.SIGTERM] * 2, (tmp_path / "worker-0").read_text()[-2000:]
+    said = (tmp_path / "worker-0").read_text()
+    assert "Stopped and saved at step" in said
+
+
 def test_workers_that_nobody_names_and_batches_that_do_not_split_are_refused(
     cache_path, tmp_path, monkeypatch, capsys
 ):
@@ -107,6 +125,8 @@ def test_workers_that_nobody_names_and_batches_that_do_not_split_are_refused(
 
 def test_a_step_of_slurm_names_its_workers(monkeypatch):
     step = {
+        "SLURM_JOB_ID": "4711",
+        "SLURM_STEP_ID": "0",
         "SLURM_PROCID": "2",
         "SLURM_STEP_NUM_TASKS": "3",
         "SLURM_STEP_NODELIST": "node[1-2]",
@@ -114,10 +134,30 @@ def test_a_step_of_slurm_names_its_workers(monkeypatch):
     }
     for name, value in step.items():
         monkeypatch.setenv(name, value)
-    assert distribution._slurm_config() == {
-        "cluster": {"worker": ["node1:8888", "node1:8889", "node2:8888"]},
+    config = distribution._slurm_config()
+    port = 10_000 + 4711 * 16 % 20_000
+    assert config == {
+        "cluster": {"worker": [f"node1:{port}", f"node1:{port + 1}", f"node2:{port}"]},
         "task": {"type": "worker", "index": 2},
     }
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    assert distribution._slurm_config()["cluster"]["worker"][0] == f"node1:{port + 16}"
+
+
+def _numbered(monkeypatch, cluster, kind, index):
+    task = {"cluster": cluster, "task": {"type": kind, "index": index}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+    return distribution._number(tf.distribute.cluster_resolver.TFConfigClusterResolver())
+
+
+def test_a_chief_of_tf_config_is_the_first_process_and_writes_alone(monkeypatch):
+    cluster = {"chief": ["a:1"], "worker": ["b:1", "c:1"]}
+    assert _numbered(monkeypatch, cluster, "chief", 0) == (0, 3)
+    assert _numbered(monkeypatch, cluster, "worker", 0) == (1, 3)
+    assert _numbered(monkeypatch, {"worker": ["b:1", "c:1"]}, "worker", 1) == (1, 2)
+    for wrong, kind in (({"ps": ["p:1"], "worker": ["b:1"]}, "worker"), ({"worker": ["b"]}, "ps")):
+        with pytest.raises(InputError, match="Expected workers, and a chief at most"):
+            _numbered(monkeypatch, wrong, kind, 0)
 
 
 def test_each_process_reads_its_part_of_the_batch():
@@ -142,6 +182,7 @@ from conftest import small_config
 from tf_lesion.training.distribution import Placement, make_placement
 from tf_lesion.files import InputError
 from tf_lesion.caches.slices import SliceCache
+from tf_lesion.baselines import METHODS
 from tf_lesion.training.update import Updater
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 config = small_config(training={{"batch_size": 4, "learning_rate": 1e-3}})
@@ -154,11 +195,23 @@ with SliceCache({str(cache_path)!r}, "Train") as cache:
         losses = [each(tf.constant(images), tf.constant(rows)) for each in (both, one)]
         for name in losses[0]:
             np.testing.assert_allclose(losses[0][name], losses[1][name], rtol=1e-4, atol=1e-3)
-try:
-    Updater(config.replace(training={{"batch_size": 3}}), Placement(strategy))
-except InputError as error:
-    print(error)
+asked = both(tf.constant(images), tf.constant(rows), stopping=True)
+assert (asked["stopping"], losses[0]["stopping"]) == (1, 0)
+refused = [config.replace(training={{"batch_size": 3}})]
+refused += [small_config(name, training={{"batch_size": 4}}) for name in METHODS]
+for config in refused:
+    try:
+        Updater(config, Placement(strategy))
+        print("accepted", config.network.model)
+    except InputError as error:
+        print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "that 2 devices share evenly, got 3" in done.stdout
+    said = done.stdout.splitlines()
+    assert [line for line in said if line.startswith("accepted")] == [
+        "accepted gmvae",
+        "accepted vae",
+    ]
+    assert "Expected one device for aae-128, got 2: its batch normalization" in done.stdout

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tf_lesion.caches.slices import CacheWriter, SliceCache
 from tf_lesion.config import Config
 from tf_lesion.files import InputError
 from tf_lesion.prior import load
+from tf_lesion.training import trainer
 from tf_lesion.training.runs import Run
 from tf_lesion.training.trainer import NonFiniteLossError, Trainer, batch_rows
 
@@ -202,6 +204,28 @@ def test_options_that_contradict_the_run_are_refused_on_resume(cache_path, train
     assert "was trained with --clusters 9, got 6" in capsys.readouterr().err
     assert _train(cache_path, trained, "--resume", "--model", "vae") == 2
     assert "was trained with --model gmvae, got vae" in capsys.readouterr().err
+
+
+def test_a_run_that_is_prolonged_keeps_its_schedules(cache_path, trained, tmp_path):
+    run = Run(shutil.copytree(trained, tmp_path / "run"))
+    first = run.read()[0].training
+    for steps in (25, 26):
+        assert _train(cache_path, run.folder, "--resume", "--steps", steps) == 0
+    longer = run.read()[0].training
+    assert (longer.steps, longer.length, first.length) == (26, 24, 24)
+    schedules = [
+        [(each.kl_weight(step), each.learning_rate_at(step)) for step in range(24)]
+        for each in (first, longer)
+    ]
+    assert schedules[0] == schedules[1]
+    assert len(set(schedules[0])) > 3
+
+
+def test_slow_steps_are_saved_by_the_clock(cache_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0)
+    assert _train(cache_path, tmp_path / "run", "--steps", 3, "--checkpoint-every", 100) == 0
+    steps = {path.stem for path in (tmp_path / "run" / "checkpoints").glob("*.index")}
+    assert steps == {"ckpt-1", "ckpt-2", "ckpt-3"}
 
 
 def test_an_existing_run_is_kept_without_force(cache_path, trained, capsys):

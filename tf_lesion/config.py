@@ -41,9 +41,10 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Adam and its schedules; fractions are of `steps`."""
+    """Adam and its schedules; fractions are of `length`."""
 
     steps: int = 1_600_000
+    planned_steps: int | None = None  # of the run at first, if it goes on to another number
     batch_size: int = 16
     learning_rate: float = 5e-5
     beta_1: float = 0.9
@@ -67,9 +68,14 @@ class TrainingConfig:
     checkpoints_kept: int = 30
     num_pictures: int = 16  # test slices
 
+    @property
+    def length(self) -> int:
+        """Steps of the schedules: a run that is prolonged keeps those it began with."""
+        return self.planned_steps or self.steps
+
     def kl_weight(self, step: int) -> float:
         """Weight of the KL terms at `step` (0-based)."""
-        start, end = (fraction * self.steps for fraction in self.kl_ramp)
+        start, end = (fraction * self.length for fraction in self.kl_ramp)
         if step >= end:
             return self.kl_weight_end
         risen = max(0.0, (step - start) / (end - start))
@@ -77,7 +83,7 @@ class TrainingConfig:
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate at `step` (0-based)."""
-        dropped = step >= self.drop_at * self.steps
+        dropped = step >= self.drop_at * self.length
         return self.learning_rate * (self.learning_rate_drop if dropped else 1.0)
 
 

@@ -90,7 +90,8 @@ def _resumed(given, run, cache):
                 f"{run.folder} was trained with {flag} {stored}, got {given[option]}; leave {flag} "
                 f"out to go on, or choose another --out."
             )
-    return presets.check(_changed(config, {k: v for k, v in given.items() if k in _MAY_CHANGE}))
+    changed = _changed(config, {k: v for k, v in given.items() if k in _MAY_CHANGE})
+    return presets.check(changed.replace(training={"planned_steps": config.training.length}))
 
 
 @command
@@ -128,9 +129,9 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(config.to_dict(), indent=2))
             return 0
         devices.start(tf32=config.network.precision == "tf32", **started)
-        if not options.resume:
-            _check_place(run, force=options.force)
         writes_new = placement.chief and not options.resume
+        if writes_new:
+            _check_place(run, force=options.force)
         how = {"resume": options.resume, "placement": placement}
         # The run that is replaced goes when the new one has taken a step.
         with set_aside(run.folder) if writes_new else nullcontext() as started:

@@ -28,7 +28,8 @@ WORKER_ERRORS = (
     tf.errors.DeadlineExceededError,
     tf.errors.InternalError,
 )
-SLURM_PORT = 8888
+# Each job, and each step of one, has ports of its own: two may share a machine.
+FIRST_PORT, PORTS, PORTS_OF_A_STEP = 10_000, 20_000, 16
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def make_placement(kind: str = "none") -> Placement:
     """The `Placement` of a kind; call it before anything else of TensorFlow.
 
     Raises:
-        InputError: if the other workers are not told.
+        InputError: if the other workers are not told, or are no workers.
     """
     if kind == "none":
         return Placement(tf.distribute.get_strategy())
@@ -80,11 +81,30 @@ def make_placement(kind: str = "none") -> Placement:
             )
         os.environ["TF_CONFIG"] = json.dumps(_slurm_config())
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    number, workers = _number(resolver)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    workers = len(resolver.cluster_spec().as_dict().get("worker", ()))
-    if workers == 0:
-        raise InputError("Expected all processes to be of the type worker in TF_CONFIG.")
-    return Placement(strategy, resolver.task_id, workers)
+    return Placement(strategy, number, workers)
+
+
+def _number(resolver):
+    """(number of this process, of all); the chief, if TF_CONFIG has one, is 0."""
+    try:
+        cluster = resolver.cluster_spec().as_dict()
+        kind, index = resolver.task_type, resolver.task_id
+        chiefs, workers = (len(cluster.get(name, ())) for name in ("chief", "worker"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"Expected TF_CONFIG as TensorFlow reads it: {error}.") from error
+    if cluster.keys() - {"chief", "worker"} or kind not in cluster or chiefs > 1:
+        raise InputError(
+            f"Expected workers, and a chief at most, in TF_CONFIG, and this process to be one; got "
+            f"{', '.join(cluster) or 'none'} and {kind}."
+        )
+    return index + (chiefs if kind == "worker" else 0), chiefs + workers
+
+
+def _slurm_port():
+    job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
+    return FIRST_PORT + (job + step) * PORTS_OF_A_STEP % PORTS
 
 
 def _slurm_config():
@@ -94,7 +114,7 @@ def _slurm_config():
     it is told of one device per task and used for the addresses only.
     """
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-        port_base=SLURM_PORT,
+        port_base=_slurm_port(),
         gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]),
         gpus_per_task=1,
         auto_set_gpu=False,

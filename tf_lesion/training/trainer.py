@@ -5,6 +5,7 @@ import csv
 import functools
 import itertools
 import signal
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -15,11 +16,12 @@ from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import Config
 from tf_lesion.training.distribution import WORKER_ERRORS, Placement, make_placement
 from tf_lesion.training.runs import Run, named_variables
-from tf_lesion.training.update import GRADIENT_NORM, Updater
+from tf_lesion.training.update import GRADIENT_NORM, STOPPING, Updater
 
 TEST_SLICES = 64  # fixed slices of `Test` on which the test losses are measured
 PREFETCHED_BATCHES = 4
 TERMS_SHOWN = 2  # in the progress bar
+SAVE_SECONDS = 600  # at most this long is lost when a process dies, however slow the steps are
 
 
 class NonFiniteLossError(RuntimeError):
@@ -107,7 +109,7 @@ class Trainer:
             self._checkpoint.restore(self._manager.latest_checkpoint).assert_consumed()
         self._evaluate = tf.function(self._test_step)
         self._reconstruct = tf.function(self.model.reconstruct)
-        self._stopped_by = None
+        self._stopped_by, self._all_stop, self._saved_at = None, False, time.monotonic()
 
     def fit(self, *, started: Callable[[], None] | None = None) -> int | None:
         """Train to the end, or until Ctrl-C or SIGTERM; either way the last step is saved.
@@ -140,7 +142,7 @@ class Trainer:
                     self._one_step(rows, images, logs, progress)
                     if started is not None:
                         started, _ = None, started()
-                    if self._stopped_by:
+                    if self._all_stop or (self._stopped_by and self.placement.workers == 1):
                         break
         except WORKER_ERRORS as error:
             if self.placement.workers == 1:
@@ -161,6 +163,7 @@ class Trainer:
         newest = self._manager.latest_checkpoint
         if newest is None or not newest.endswith(f"-{step}"):
             self._manager.save(checkpoint_number=step)
+        self._saved_at = time.monotonic()
 
     def test_losses(self) -> dict[str, float]:
         """Terms of the loss on fixed test slices with fixed noise, means over slices, by name."""
@@ -179,7 +182,11 @@ class Trainer:
 
     def _one_step(self, rows, images, logs, progress):
         step = int(self.step.numpy())
-        losses = self.update(images, rows)
+        losses = self.update(images, rows, stopping=self._stopped_by is not None)
+        # Processes that work together stop after the same step, whichever was asked to.
+        self._all_stop = losses.pop(STOPPING) > 0
+        if self._all_stop:
+            self._stopped_by = self._stopped_by or signal.SIGTERM
         limited = self.config.training.gradient_norm_limit is not None  # a bad one was left out
         checked = [
             v for name, v in losses.items() if not (limited and name.startswith(GRADIENT_NORM))
@@ -206,7 +213,8 @@ class Trainer:
             logs.write("test_losses", done, self.test_losses())
         if done % training.picture_every == 0 or last:
             logs.picture(done, *self._reconstructions())
-        if done % training.checkpoint_every == 0:
+        late = time.monotonic() - self._saved_at > SAVE_SECONDS
+        if done % training.checkpoint_every == 0 or late:
             self.save()
 
     def _test_step(self, images, rows):

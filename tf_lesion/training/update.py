@@ -14,6 +14,8 @@ from tf_lesion.noise import slice_noise
 from tf_lesion.training.distribution import Placement
 
 GRADIENT_NORM = "gradient_norm"
+STOPPING = "stopping"  # among the losses: above 0 if a process was asked to stop
+MOVING_MEAN = "moving_mean"  # weight of a batch normalization
 
 
 def _adam(name, training, variables):
@@ -62,24 +64,35 @@ class Updater:
                 for name, variables in self.model.trained.items()
             }
             self.step = tf.Variable(0, dtype=tf.int64, name="step")
+        names = {weight.name for weight in self.model.non_trainable_weights}
+        if placement.replicas > 1 and MOVING_MEAN in names:
+            raise InputError(
+                f"Expected one device for {config.network.model}, got {placement.replicas}: its "
+                f"batch normalization would see a part of the batch only, which is another "
+                f"training; leave distribute out."
+            )
         self._compiled = tf.function(self._everywhere)
 
-    def __call__(self, images: tf.Tensor, rows: tf.Tensor) -> dict[str, tf.Tensor]:
+    def __call__(
+        self, images: tf.Tensor, rows: tf.Tensor, *, stopping: bool = False
+    ) -> dict[str, tf.Tensor]:
         """Take one step.
 
         Args:
             images: [B, H, W, 1], the batch of this process.
             rows: [B] integers that identify the slices, for their noise.
+            stopping: whether this process was asked to stop: all are told of it.
 
         Returns:
-            {name: scalar} losses before the step, means over the global batch.
+            {name: scalar} losses before the step, means over the global batch, and `STOPPING`.
         """
         training, step = self.config.training, int(self.step.numpy())
         for optimizer in self.optimizers.values():
             optimizer.learning_rate.assign(training.learning_rate_at(step))
         if self.placement.replicas > 1:
             images, rows = self.placement.spread(images), self.placement.spread(rows)
-        losses = self._compiled(images, rows, tf.constant(training.kl_weight(step), tf.float32))
+        scalars = [tf.constant(float(x)) for x in (training.kl_weight(step), stopping)]
+        losses = self._compiled(images, rows, *scalars)
         return {name: float(value) for name, value in losses.items()}
 
     def noise(
@@ -89,8 +102,8 @@ class Updater:
         shapes = {**self.model.noise_shapes, **(extra or {})}
         return slice_noise(shapes, seed=self.config.seed, step=step, slices=rows, stream=stream)
 
-    def _everywhere(self, images, rows, kl_weight):
-        inputs, strategy = (images, rows, kl_weight), self.placement.strategy
+    def _everywhere(self, images, rows, kl_weight, stopping):
+        inputs, strategy = (images, rows, kl_weight, stopping), self.placement.strategy
         if self.placement.replicas == 1:
             losses = self._losses(*inputs)
         else:
@@ -99,15 +112,16 @@ class Updater:
         self.step.assign_add(1)
         return losses
 
-    def _losses(self, images, rows, kl_weight):
+    def _losses(self, images, rows, kl_weight, stopping):
         training = self.config.training
         shapes = augmentation.noise_shapes(training, images.shape[1:3])
         noise = self.noise(rows, self.step, "training", extra=shapes)
         images, shown, noise = augmentation.augment(images, noise, training)
         options = {"shown": shown} if training.coarse_noise else {}
-        return self.model.update(
+        losses = self.model.update(
             images, noise, step=self.step, kl_weight=kl_weight, descend=self.descend, **options
         )
+        return losses | {STOPPING: stopping}
 
     def descend(self, tape: tf.GradientTape, objectives: dict) -> dict[str, tf.Tensor]:
         """One step of each optimizer that has an objective; all gradients are taken before."""
