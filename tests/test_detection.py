@@ -19,9 +19,10 @@ from tf_lesion import restoration
 from tf_lesion.calibration import Calibration, Threshold
 from tf_lesion.calibration.file import FILE_NAME
 from tf_lesion.cli import detect, report
-from tf_lesion.detection.layout import layout_of, one_scan
+from tf_lesion.detection.layout import is_map, layout_of, name_of, one_scan
 from tf_lesion.detection.lesions import find_lesions
 from tf_lesion.detection.maps import Detector
+from tf_lesion.evaluation.results import find_results
 from tf_lesion.files import InputError
 from tf_lesion.scans.intensity import histogram_distance
 from tf_lesion.scans.prepare import ScanSettings, prepare_scan
@@ -393,6 +394,25 @@ def test_a_scan_with_any_name_becomes_a_bids_subject(tmp_path):
         "sub-Brats17X1t2/anat/sub-Brats17X1t2_label-lesion_desc-fpr10_mask.nii.gz"
     )
     assert layout.volume("fpr_0.005").name.endswith("desc-fpr005_mask.nii.gz")
+
+
+def test_entities_of_bids_names_are_kept_and_there_is_one_description(tmp_path):
+    path = tmp_path / "sub-01_ses-2_acq-a+b_desc-preproc_T2w.nii.gz"
+    layout = layout_of(one_scan(path), tmp_path, bids=True)
+    start = "sub-01/ses-2/anat/sub-01_ses-2_acq-a+b"
+    files = (layout.facts, layout.volume("residual"), layout.volume("fpr_0.05"))
+    assert [file.relative_to(tmp_path).as_posix() for file in files] == [
+        f"{start}_desc-preprocrestored_T2w.json",
+        f"{start}_desc-preprocresidual_T2w.nii.gz",
+        f"{start}_label-lesion_desc-preprocfpr05_mask.nii.gz",
+    ]
+    assert name_of(tmp_path / "sub-01_ses-2_FLAIR.nii.gz") == "sub-01_ses-2"
+    for name in (layout.facts, layout.volume("residual")):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.touch()
+    assert find_results(tmp_path) == [layout.facts]
+    assert is_map(layout.volume("residual"))
+    assert not is_map(path)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_linked_folders_are_followed_once_and_loops_end(tmp_path):
     data = tmp_path / "data"
     touch(bids(data, "01"))
     (data / "sub-02").symlink_to(tmp_path / "elsewhere" / "sub-02")
-    for name in ("all", "again"):  # two loops are 2^40 folders to whoever walks on
+    for name in ("all", "again", "sub-01/others"):  # 3^40 folders to whoever walks on
         (data / name).symlink_to(data)
     assert problems(find_scans(data)) == {"sub-01": "", "sub-02": ""}
 
@@ -133,3 +133,32 @@ def test_a_cohort_skips_what_is_not_here_and_says_so(tmp_path, capsys):
     assert "its content is not here" in said
     with cohort.h5py.File(tmp_path / "c.h5") as file:
         assert set(json.loads(file.attrs["settings"])["skipped"]) == {"c"}
+
+
+def test_a_patient_is_called_after_the_folder_where_the_file_says_t2_alone(tmp_path):
+    touch(tmp_path / "p7" / "T2.nii.gz")
+    (subject,) = find_scans(tmp_path, pattern="**/T2.nii.gz")
+    assert subject.name == "p7"
+    (subject,) = find_scans(tmp_path / "p7", pattern="T2.nii.gz")
+    assert subject.name == "p7"
+    touch(tmp_path / "p8" / "t2.nii.gz")
+    found = find_scans(tmp_path, pattern="**/[tT]2.nii.gz")
+    assert [subject.name for subject in found] == ["p7", "p8"]
+    touch(tmp_path / "other" / "t2_t2.nii.gz")
+    (subject,) = find_scans(tmp_path / "other")
+    assert subject.name == "t2"
+
+
+def test_sessions_and_labels_with_a_plus_are_scans_of_their_own(tmp_path):
+    for name in ("sub-a+1_ses-1", "sub-a+1_ses-2", "sub-a+2_ses-1"):
+        touch(tmp_path / name.replace("_", "/") / "anat" / f"{name}_T2w.nii.gz")
+    names = [subject.name for subject in find_scans(tmp_path)]
+    assert names == ["sub-a+1_ses-1", "sub-a+1_ses-2", "sub-a+2_ses-1"]
+
+
+def test_maps_among_the_scans_are_no_scans(tmp_path):
+    for name in ("sub-01_T2w.nii.gz", "sub-01_desc-restored_T2w.nii.gz"):
+        touch(tmp_path / name)
+    assert len(find_scans(tmp_path)) == 2  # of another program, to judge by what is there
+    touch(tmp_path / "sub-01_desc-restored_T2w.json")
+    assert [subject.name for subject in find_scans(tmp_path)] == ["sub-01"]

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -306,3 +307,15 @@ def test_chromium_opens_it_without_an_error_or_a_request(request, tmp_path, name
     # The browser's own requests (updates, time) have no page that they come from.
     requests = re.findall(r'"initiator":"([^"]*)"', (tmp_path / "net.json").read_text())
     assert set(requests) <= {"not an origin"}
+
+
+def test_links_of_odd_names_lead_to_their_pages(tmp_path):
+    for name in ("50% #1", "a?b"):
+        (tmp_path / name).mkdir()
+        _results(tmp_path / name, name)
+    assert report.main(["--results", str(tmp_path)]) == 0
+    links = [urlsplit(link) for link in _Addresses((tmp_path / "index.html").read_text()).links]
+    assert len(links) == 2
+    for link in links:
+        assert (link.query, link.fragment) == ("", "")
+        assert (tmp_path / unquote(link.path)).exists(), link

@@ -15,6 +15,7 @@ from tf_lesion.detection.layout import (
     SKIPPED,
     SUMMARY,
     Layout,
+    is_map,
     layout_of,
     name_of,
     read_facts,
@@ -89,9 +90,10 @@ def _participants(subjects, labels):
 
 
 def _is_result(scan, folder, out):
-    """Whether a scan lies in the folder of results `out`, if that is inside of `folder`."""
+    """Whether it is a map, or lies in the folder of results `out` inside of `folder`."""
     place, out = Path(folder).resolve(), Path(out or folder).resolve()
-    return place in out.parents and scan.parent.resolve().is_relative_to(out)
+    inside = place in out.parents and scan.parent.resolve().is_relative_to(out)
+    return inside or is_map(scan)
 
 
 def refuse_other_dataset(out: str | Path, *, force: bool) -> None:

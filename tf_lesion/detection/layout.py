@@ -13,10 +13,16 @@ from tf_lesion.scans.discovery import Subject
 from tf_lesion.scans.volumes import ScanSource, save_like
 
 SUMMARY = "summary.json"
-FACTS_ENDINGS = ("_restoration.json", "_desc-restored_T2w.json")  # plain, BIDS
+FACTS_PATTERNS = ("*_restoration.json", "*_desc-*restored_T2w.json")  # plain, BIDS
+# A map among the scans, and the JSON that proves it one.
+PLAIN_MAP = re.compile(r"(?P<start>.+)_(restored|residual|score|lesions_fpr_[0-9.]+)")
+BIDS_MAP = re.compile(r"(?P<start>.+_desc-[A-Za-z0-9+]*?)(restored|residual|score)_T2w")
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
-BIDS_SCAN = re.compile(r"(?P<entities>(?P<sub>sub-[A-Za-z0-9]+)(_[a-z]+-[A-Za-z0-9]+)*)_T2w")
-BIDS_SESSION = re.compile(r"_(ses-[A-Za-z0-9]+)")
+BIDS_SCAN = re.compile(
+    r"(?P<entities>sub-[A-Za-z0-9+]+(_[a-z]+-[A-Za-z0-9+]+)*)_[A-Za-z0-9]+"  # sub-01_ses-1_T2w
+)
+BIDS_SESSION = re.compile(r"_(ses-[A-Za-z0-9+]+)")
+BIDS_DESC = re.compile(r"_desc-([A-Za-z0-9+]+)")
 
 
 @dataclass(frozen=True)
@@ -27,23 +33,27 @@ class Layout:
         folder: of all of them.
         prefix: what their names begin with.
         bids: names as in BIDS derivatives.
+        desc: what the scan's own name describes it as; a name has one description.
     """
 
     folder: Path
     prefix: str
     bids: bool = False
+    desc: str = ""
 
     @property
     def facts(self) -> Path:
         """The JSON; in BIDS it is the sidecar of the restored scan."""
-        return self.folder / f"{self.prefix}{FACTS_ENDINGS[self.bids]}"
+        ending = f"desc-{self.desc}restored_T2w.json" if self.bids else "restoration.json"
+        return self.folder / f"{self.prefix}_{ending}"
 
     def volume(self, name: str) -> Path:
         """The NIfTI file of a volume: `restored`, `residual`, `score` or a threshold's name."""
         is_mask = name.startswith("fpr_")
         if self.bids:
             rate = name.removeprefix("fpr_0.").ljust(2, "0")
-            label = f"label-lesion_desc-fpr{rate}_mask" if is_mask else f"desc-{name}_T2w"
+            mask = f"label-lesion_desc-{self.desc}fpr{rate}_mask"
+            label = mask if is_mask else f"desc-{self.desc}{name}_T2w"
         else:
             label = f"lesions_{name}" if is_mask else name
         return self.folder / f"{self.prefix}_{label}.nii.gz"
@@ -99,6 +109,15 @@ def one_scan(path: str | Path, *, mask: str | Path | None = None) -> Subject:
     return Subject(readable(name_of(path)), path, mask=mask, label=label, problem=problem)
 
 
+def is_map(path: Path) -> bool:
+    """Whether a file is a map that `save_maps` wrote, to judge by its name and the JSON beside."""
+    plain, bids = (form.fullmatch(stem_of(path)) for form in (PLAIN_MAP, BIDS_MAP))
+    return bool(
+        (plain and path.with_name(f"{plain['start']}_restoration.json").exists())
+        or (bids and path.with_name(f"{bids['start']}restored_T2w.json").exists())
+    )
+
+
 def name_of(scan: Path, otherwise: str | None = None) -> str:
     """The BIDS entities of a scan's name, all of them: a subject may have many scans."""
     bids = BIDS_SCAN.fullmatch(stem_of(scan))
@@ -115,9 +134,10 @@ def layout_of(
     entities = subject.name
     if not BIDS_SCAN.fullmatch(f"{entities}_T2w"):
         entities = "sub-" + re.sub(r"[^A-Za-z0-9]", "", entities)
-    session = BIDS_SESSION.search(entities)
+    session, desc = BIDS_SESSION.search(entities), BIDS_DESC.search(entities)
     folder = out / entities.split("_")[0] / (session[1] if session else "") / "anat"
-    return Layout(folder, entities, bids=True)
+    own = desc[1] if desc else ""
+    return Layout(folder, BIDS_DESC.sub("", entities), bids=True, desc=own)
 
 
 def absolute(path: ScanSource | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from tf_lesion.detection.layout import FACTS_ENDINGS, FAILED, read_facts, read_summary
+from tf_lesion.detection.layout import FACTS_PATTERNS, FAILED, read_facts, read_summary
 from tf_lesion.detection.lesions import Lesion, find_lesions
 from tf_lesion.evaluation.scans import LabeledScan, Mask, Scans, equalized
 from tf_lesion.files import InputError, content_identity
@@ -232,11 +232,11 @@ def find_results(folder: Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"No folder of results at {folder}.")
-    found = sorted(path for end in FACTS_ENDINGS for path in folder.glob(f"**/*{end}"))
+    found = sorted(path for form in FACTS_PATTERNS for path in folder.glob(f"**/{form}"))
     if not found:
         raise InputError(
             f"Expected maps of restore_brats.py in {folder}, found no "
-            f"*{' or *'.join(FACTS_ENDINGS)}."
+            f"{' or '.join(FACTS_PATTERNS)}."
         )
     return found
 

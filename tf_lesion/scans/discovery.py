@@ -20,7 +20,8 @@ from tf_lesion.files import InputError, readable
 # T2 suffix -> segmentation suffix: BRATS 2017 to 2021, BraTS 2023.
 SUFFIXES = {"_t2": "_seg", "-t2w": "-seg"}
 ENDINGS = (".nii.gz", ".nii")
-BIDS_SUBJECT = re.compile(r"\b(sub-[A-Za-z0-9]+)")
+BIDS_SUBJECT = re.compile(r"\b(sub-[A-Za-z0-9+]+)")
+CONTRASTS = ("t2", "t2w")  # such a file is called after its folder
 NO_SUBJECTS = ("derivatives", "sourcedata", "code")  # folders of a BIDS dataset
 
 
@@ -127,26 +128,38 @@ def _glob(folder, pattern):
         place, parts = place / "..", parts[1:]
     if not parts or Path(pattern).is_absolute():
         raise InputError(f"Expected a glob relative to {folder}, got {pattern!r}.")
-    return set(_matches(place, parts, above=(place.resolve(),)))
+    return set(_matches(place, parts))
 
 
-def _matches(folder: Path, parts: Sequence[str], above: Sequence[Path]) -> Iterator[Path]:
-    """Files below a folder for the parts of a glob, and folders on the way that hide theirs.
-
-    `above` are the folders it lies in: a link back to one of them has no end.
-    """
+def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Files below a folder for the parts of a glob, and folders on the way that hide theirs."""
     first, *rest = parts
-    deep = first == "**"
-    if deep:
-        yield from _matches(folder, rest or ["*"], above)
+    if first == "**":
+        for place in _folders_below(folder):
+            yield from [place] if _is_lost_folder(place) else _matches(place, rest or ["*"])
+        return
     for child in _children(folder, first):
-        if not (deep or rest):
-            if not child.is_dir():
-                yield child
-        elif _is_lost_folder(child):
+        if rest and _is_lost_folder(child):
             yield child
-        elif child.is_dir() and not (deep and child.resolve() in above):
-            yield from _matches(child, parts if deep else rest, (*above, child.resolve()))
+        elif rest and child.is_dir():
+            yield from _matches(child, rest)
+        elif not rest and not child.is_dir():
+            yield child
+
+
+def _folders_below(root: Path) -> Iterator[Path]:
+    """A folder and all below, each once: first without links, then what links alone lead to."""
+    seen, waiting, linked = set(), [root], []
+    while waiting or linked:
+        folder = (waiting or linked).pop()
+        if _is_lost_folder(folder):
+            yield folder
+        elif (real := folder.resolve()) not in seen:
+            seen.add(real)
+            yield folder
+            for child in _children(folder, "*"):
+                if child.is_dir() or _is_lost_folder(child):
+                    (linked if child.is_symlink() else waiting).append(child)
 
 
 def _children(folder, pattern):
@@ -167,11 +180,15 @@ def scan_names(
 ) -> list[str]:
     """One name for each scan: its BIDS subject, or its file without ending and suffix.
 
-    Where all files have the same name (`patient07/T2.nii.gz`), the folders tell them apart.
+    Where all files have the same name, or say nothing but T2 (`patient07/T2.nii.gz`), the folders
+    tell them apart.
     """
-    names = [functools.reduce(str.removesuffix, suffixes, _stem(scan)) for scan in scans]
-    if len(names) > 1 and len(set(names)) == 1:
-        names = [scan.parent.relative_to(folder).as_posix() for scan in scans]
+    stems = [_stem(scan) for scan in scans]
+    names = [functools.reduce(str.removesuffix, suffixes, stem) or stem for stem in stems]
+    same = len(set(names)) == 1 < len(names)
+    if same or {*map(str.lower, stems)} <= {*CONTRASTS}:
+        folders = [scan.parent.relative_to(folder).as_posix() for scan in scans]
+        names = [Path(folder).resolve().name if name == "." else name for name in folders]
     entities = [BIDS_SUBJECT.search(scan.relative_to(folder).as_posix()) for scan in scans]
     return [bids[1] if bids else name for bids, name in zip(entities, names, strict=True)]
 
