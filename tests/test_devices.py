@@ -151,18 +151,36 @@ def test_all_lines_are_shown_where_tensorflow_cannot_be_imported_or_is_asked_to(
 
 def test_the_stamp_of_an_output_is_json_with_device_commit_and_versions():
     stamp = json.loads(json.dumps(provenance.stamp()))
-    assert list(stamp) == ["tf_lesion_version", "commit", "versions", "device"]
+    assert list(stamp) == ["tf_lesion_version", "commit", "changed", "versions", "device"]
     assert list(stamp["device"]) == ["name", "products", "threads"]
     assert {"python", "tensorflow", "keras"} <= set(stamp["versions"])
 
 
-def test_the_commit_is_that_of_our_checkout_alone(tmp_path, monkeypatch):
-    package = tmp_path / "venv" / "tf_lesion"
-    package.mkdir(parents=True)
-    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+def test_the_commit_is_that_of_our_checkout_alone_and_changes_are_told(tmp_path, monkeypatch):
+    def git(*command):
         name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
         subprocess.run(["git", *name, *command], cwd=tmp_path, check=True)
-    provenance.commit.cache_clear()
-    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
-    assert provenance.commit() is None
-    provenance.commit.cache_clear()
+
+    def told(file):
+        monkeypatch.setattr(provenance, "__file__", str(file))
+        return provenance.checkout.__wrapped__()
+
+    inside, top = (tmp_path / name / "tf_lesion" for name in ("venv", ""))
+    for package in (inside, top):
+        package.mkdir(parents=True)
+        (package / "provenance.py").touch()
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "theirs")
+    nothing = {"commit": None, "changed": None}
+    for package in (inside, top):  # neither is theirs: installed, and not in their repository
+        assert told(package / "provenance.py") == nothing
+    git("add", "tf_lesion")
+    git("commit", "-q", "-m", "ours")
+    (inside / "provenance.py").unlink()
+    assert told(top / "provenance.py")["changed"] is False
+    assert len(told(top / "provenance.py")["commit"]) == 40
+    (top / "provenance.py").write_text("edited")
+    assert told(top / "provenance.py")["changed"] is True
+    git("checkout", "-q", "--", ".")
+    (top / "new_method.py").touch()
+    assert told(top / "provenance.py")["changed"] is True

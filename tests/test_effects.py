@@ -49,6 +49,6 @@ def test_an_option_without_effect_is_refused(
 ):
     monkeypatch.chdir(tmp_path)
     assert command.main([*given, *option.split()]) == 2
-    said = f"error: Expected {option.split()[0]} only with {wanted}, it has no effect; leave it out"
+    said = f"error: Expected {option.split()[0]} only with {wanted}: it has no effect, leave it out"
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

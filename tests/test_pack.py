@@ -1,5 +1,8 @@
 """An exported run restores as the run did, without options, and names no folder of this machine."""
 
+import json
+import shutil
+
 import h5py
 import numpy as np
 import pytest
@@ -66,6 +69,36 @@ def test_a_run_on_a_cache_of_the_released_layout_is_packed(tmp_path, cache_path)
     run = make_run(tmp_path / "run", tmp_path / "released.h5", steps=1)
     assert _pack(run, tmp_path / "p", "--align", "rigid") == 0
     assert tf_lesion.load(tmp_path / "p").data["preprocessing"] == {"scan": {"align": "rigid"}}
+
+
+@pytest.mark.parametrize("kind", ["run", "savedmodel"])
+def test_an_export_names_no_folder_and_no_subject(run, tmp_path, kind):
+    named = shutil.copytree(run, tmp_path / "clinic-7" / "gmvae")
+    stored = json.loads((named / "config.json").read_text())
+    stored["data"]["preprocessing"] |= {
+        "reference": "sub-Meier",
+        "test_subjects": ["sub-Meier", "sub-Huber"],
+        "skipped": {"sub-Moser": "/home/ward/sub-Moser_T2w.nii.gz is truncated"},
+        "matched_to": "ward/healthy.h5",
+    }
+    (named / "config.json").write_text(json.dumps(stored))
+    for source, out in ((named, tmp_path / "p"), (tmp_path / "p", tmp_path / "again")):
+        assert _pack(source, out, "--as", kind) == 0
+        for path in out.rglob("*"):
+            content = b"" if path.is_dir() else path.read_bytes()
+            for name in (
+                b"Meier",
+                b"Huber",
+                b"Moser",
+                b"ward",
+                b"clinic-7",
+                str(tmp_path).encode(),
+            ):
+                assert name not in content, (path, name)
+        if kind != "run":
+            break  # a SavedModel is no run to export again
+        told = tf_lesion.load(out).data["preprocessing"]
+        assert (told["test_subjects"], told["skipped"], told["matched_to"]) == (2, 1, "healthy.h5")
 
 
 @pytest.mark.parametrize("option", [["--solver", "huber"], ["--steps", "3"], ["--verify"]])

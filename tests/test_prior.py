@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import make_run, phantom_slices
+from conftest import make_run, phantom_slices, write_cache
 
 import tf_lesion
 from tf_lesion.caches.slices import SliceCache
@@ -163,3 +163,14 @@ def test_the_size_of_a_cache_is_checked(prior, cache_path):
         pytest.raises(InputError, match=r"restores 38 x 42 slices.*has 34 x 42"),
     ):
         prior.check_size(cache)
+
+
+def test_a_cache_with_its_axes_exchanged_and_slices_in_scanner_units_are_told_apart(
+    prior, tmp_path
+):
+    path = write_cache(tmp_path / "turned.h5", shape=(42, 38), train=0)
+    with SliceCache(path) as cache, pytest.raises(InputError, match="its axes are exchanged"):
+        prior.check_size(cache)
+    observed = 1000 * phantom_slices(1)
+    with pytest.raises(InputError, match="observed: expected normalized intensities"):
+        prior.restore(observed, observed > 0)

@@ -139,7 +139,7 @@ def test_a_tf1_checkpoint_restores_a_cache_in_the_released_layout(tmp_path):
         (("--postprocess", "auto"), "--postprocess auto: .* has no calibration"),
         (("--postprocess", "sharp"), "got 'sharp'"),
         (("--calibration", "none.h5"), "No calibration at none.h5"),
-        (("--pattern", "*.nii"), "--seg-pattern need a folder"),
+        (("--pattern", "*.nii"), "Expected --pattern only with --input"),
         (("--crop", 0, 34, 0, 42), "restores 38 x 42 slices.*has 34 x 42"),
     ],
 )
@@ -211,7 +211,9 @@ def test_what_a_kill_left_of_another_version_is_one_line(run, cache_path, tmp_pa
 
 
 def test_a_file_that_another_process_writes_is_said_to_be_in_use(run, cache_path, tmp_path, capsys):
-    program = "import h5py, sys; h5py.File(sys.argv[1], 'a'); print('held', flush=True); input()"
+    program = (
+        "import h5py, sys; f = h5py.File(sys.argv[1], 'a'); print('held', flush=True); input()"
+    )
     cache, out = write_cache(tmp_path / "c.h5"), tmp_path / "r.h5"
     with RestoredWriter(out, rows=[0], shape=(38, 42), settings={}):
         pass

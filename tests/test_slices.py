@@ -121,6 +121,18 @@ def test_non_finite_slices_are_named_by_row(tmp_path):
         cache.read([0, 1])
 
 
+def test_a_cache_in_the_scanners_units_is_said_to_be_not_normalized(tmp_path):
+    path = _released_file(tmp_path / "c.h5", Test=1200 * np.ones((3, 38, 42)))
+    with SliceCache(path) as cache, pytest.raises(InputError, match="got 1200; normalize"):
+        cache.read([0, 1])
+
+
+def test_axes_in_another_order_are_not_blamed_on_the_crop(tmp_path):
+    path = _released_file(tmp_path / "c.h5", Test=np.ones((197, 233, 5)))
+    with pytest.raises(InputError, match=r"put the axes in order if they are not \[N, X, Y\]"):
+        SliceCache(path)
+
+
 def test_masks_of_another_shape_are_refused(tmp_path):
     path = _released_file(tmp_path / "c.h5", Test=np.ones((3, 38, 42)), Mask=np.ones((2, 38, 42)))
     with SliceCache(path) as cache, pytest.raises(InputError, match="they must be equal"):

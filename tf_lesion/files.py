@@ -7,10 +7,13 @@ import json
 import os
 import shutil
 import tempfile
+import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# What NumPy raises, by where in the file the damage is.
+UNREADABLE_ARRAY = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError, MemoryError)
 IDENTITY_DIGITS = 12  # of a hash that tells contents apart
 
 
@@ -31,6 +34,18 @@ def content_identity(path: str | Path) -> str:
     """Short hash of a file's content: what it was is told from what has taken its name."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:IDENTITY_DIGITS]
+
+
+def read_array(path: str | Path, *, what: str) -> Any:
+    """The array of a `.npy` file; what is damaged or of another kind is an `InputError`."""
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except UNREADABLE_ARRAY as error:
+        raise InputError(f"Expected {what} (.npy) in {path}: {error}") from error
 
 
 def refuse_existing(path: str | Path, *, force: bool) -> None:
@@ -60,14 +75,17 @@ def require_space(folder: Path, num_bytes: int) -> None:
 
 
 def refuse_other_folder(path: str | Path, marker: str) -> None:
-    """Raise `InputError` if `path` is a folder with content, but without the file `marker`.
+    """Raise `InputError` if something else is there than a folder with the file `marker`.
 
-    What is replaced with --force is a result of the same kind, never somebody's folder.
+    Without a marker, a file is expected. What is replaced with --force is a result of the same
+    kind, never somebody's folder.
     """
     path = Path(path)
-    if path.is_dir() and any(path.iterdir()) and not (marker and (path / marker).exists()):
+    empty = path.is_dir() and not any(path.iterdir())
+    other = not (path / marker).exists() if marker else path.is_dir()
+    if path.exists() and other and not empty:
         what = f"a folder with {marker} to replace" if marker else "a file to replace"
-        raise InputError(f"Expected {what} at {path}, got another folder; choose another name.")
+        raise InputError(f"Expected {what} at {path}, found something else; choose another name.")
 
 
 @contextlib.contextmanager

@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 
 from tf_lesion import devices
+from tf_lesion.caches.slices import check_normalized
 from tf_lesion.calibration.file import FILE_NAME, Calibration
 from tf_lesion.calibration.legacy import read_legacy
 from tf_lesion.config import AUTO, Config, RestorationConfig
-from tf_lesion.files import IDENTITY_DIGITS, InputError, refuse_existing, written_whole
+from tf_lesion.files import (
+    IDENTITY_DIGITS,
+    InputError,
+    read_array,
+    refuse_existing,
+    written_whole,
+)
+from tf_lesion.provenance import anonymous
 
 PACKAGE = Path(__file__).parent / "pretrained"
 PRETRAINED = {"pretrained": "gmvae", "pretrained-vae": "vae"}  # name -> folder in the package
@@ -143,11 +151,14 @@ class Prior:
     def check_size(self, cache: Any) -> None:
         """Raise `InputError` unless it restores slices of the cache's size."""
         network = self.config.network
-        if cache.shape != (network.height, network.width):
+        size = (network.height, network.width)
+        if cache.shape != size:
+            advice = "make it with the voxel size of the training cache, or give a crop"
+            if cache.shape == size[::-1]:
+                advice = "its axes are exchanged: store [N, X, Y], X from left to right"
             raise InputError(
-                f"{self.path} restores {network.height} x {network.width} slices, {cache.path} has "
-                f"{cache.shape[0]} x {cache.shape[1]}; make the cache with the voxel size of the "
-                f"training cache, or give a crop."
+                f"{self.path} restores {size[0]} x {size[1]} slices, {cache.path} has "
+                f"{cache.shape[0]} x {cache.shape[1]}; {advice}."
             )
 
     # Work ---------------------------------------------------------------------------------------
@@ -176,7 +187,8 @@ class Prior:
             [n, H, W] float32.
 
         Raises:
-            InputError: if shapes are not those, a number is below 1, or the restoration diverges.
+            InputError: if shapes are not those, intensities not normalized, a number is below 1,
+                or the restoration diverges.
         """
         from tf_lesion.restoration import restore
 
@@ -187,6 +199,7 @@ class Prior:
                 f"Expected observed and mask of [n, {size[0]}, {size[1]}], got {observed.shape} "
                 f"and {mask.shape}."
             )
+        check_normalized(observed, where="observed")
         numbers = np.arange(len(observed)) if slices is None else np.asarray(slices)
         if len(numbers) != len(observed) or batch_size < 1:
             raise InputError(
@@ -221,7 +234,8 @@ class Prior:
     def save(self, folder: str | Path, *, align: str | None = None, force: bool = False) -> int:
         """Write what detection needs as a run: weights, configuration, reference, calibration.
 
-        No optimizer, no absolute path. The run's own restoration becomes the calibrated one.
+        No optimizer, no folder of this machine, no name of a subject. The run's own restoration
+        becomes the calibrated one.
 
         Args:
             folder: to make.
@@ -242,17 +256,18 @@ class Prior:
         config = self.config.replace(
             network={"precision": precision}, restoration=self.calibrated()
         )
-        data = _without_paths(self.data)
+        data = anonymous(self.data)
         if align is not None:
             data.setdefault("preprocessing", {}).setdefault("scan", {})["align"] = align
         with written_whole(folder, force=force, marker=RUN_MARKER) as temporary:
             target = Run(temporary)
-            content = {**config.to_dict(), "commit": stored.get("commit"), "data": data}
+            made = {name: stored.get(name) for name in ("commit", "changed")}
+            content = {**config.to_dict(), **made, "data": data}
             target.write_content(content, self.reference)
             step = Run(Path(self.path)).step()
             save_weights(self.model, target, step=step)
             if self.calibration is not None:
-                _without_paths_in(self.calibration).save(temporary / FILE_NAME)
+                anonymous_calibration(self.calibration).save(temporary / FILE_NAME)
         return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
@@ -313,15 +328,23 @@ def calibration_file(path: str | Path) -> Path:
 
 
 def _load_run(path, precision):
+    import tensorflow as tf
+
     from tf_lesion.baselines import make_model
     from tf_lesion.training.runs import Run, restore_weights
 
     run = Run(path)
     config, data = run.read()
     config = config.replace(network={"precision": precision})
-    model = make_model(config)
+    try:
+        model = make_model(config)
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, tf.errors.OpError) as error:
+        raise InputError(f"{run.config_path} describes no model: {error!r}.") from error
     restore_weights(model, run)
-    reference = np.load(run.reference_path) if run.reference_path.exists() else None
+    there = run.reference_path.exists()
+    reference = read_array(run.reference_path, what="a reference") if there else None
     return model, config, data, reference
 
 
@@ -339,15 +362,7 @@ def _stored(path):
     return json.loads(file.read_text())
 
 
-def _without_paths(value):
-    """The same with every absolute path replaced by its last part."""
-    if isinstance(value, dict):
-        return {key: _without_paths(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _without_paths_in(calibration):
-    told = {name: _without_paths(getattr(calibration, name)) for name in ("restoration", "cohort")}
+def anonymous_calibration(calibration: Calibration) -> Calibration:
+    """A calibration to be handed on, see `provenance.anonymous`."""
+    told = {name: anonymous(getattr(calibration, name)) for name in ("restoration", "cohort")}
     return dataclasses.replace(calibration, **told)

@@ -4,7 +4,7 @@ Its kernels have the layouts of ours: [kh, kw, in, out], and [kh, kw, out, in] w
 """
 
 import sys
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +14,7 @@ from tf_lesion.baselines import make_model
 from tf_lesion.config import Config
 from tf_lesion.files import InputError
 from tf_lesion.presets import preset
+from tf_lesion.training.runs import intact_checkpoint, newest_checkpoint
 
 _TRUNK = "q_wz_x/3x3convlayer"
 _VAE_MARK = "q_zx/z_mean/kernel/Variable"
@@ -27,24 +28,8 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def _newest(folder):
-    """Prefix of the newest checkpoint in the folder or its `model` subfolder, or None.
-
-    The newest is that which the file `checkpoint` names, wherever the folder was when it was
-    written; without it, that of the highest step. The time of a file says nothing: copies lose it.
-    """
-    for place in (folder, folder / "model"):
-        prefixes = {path.with_suffix("").name for path in place.glob("*.index")}
-        if prefixes:
-            state = tf.train.get_checkpoint_state(str(place))
-            named = PureWindowsPath(state.model_checkpoint_path).name if state else None
-            return str(place / (named if named in prefixes else max(prefixes, key=_step)))
-    return None
-
-
-def _step(name):
-    """Step of a checkpoint called model.ckpt-STEP; -1 if its name says none."""
-    digits = name.rpartition("-")[2]
-    return int(digits) if digits.isdigit() else -1
+    """Prefix of the newest checkpoint in the folder or its `model` subfolder, or None."""
+    return newest_checkpoint(folder) or newest_checkpoint(folder / "model")
 
 
 def _conv(scope, kernel="kernel", bias="convbiases"):
@@ -94,7 +79,8 @@ def read_config(folder: str | Path) -> tuple[str, Config]:
     prefix = _newest(Path(folder))
     if prefix is None:
         raise InputError(f"Expected a TF1 checkpoint (model.ckpt-STEP.index) in {folder}.")
-    shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+    with intact_checkpoint(prefix):
+        shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
     if _VAE_MARK in shapes:
         network = {"dim_z": shapes[_VAE_MARK][-1]}
         return prefix, preset("released", "vae").replace(network=network)
@@ -127,11 +113,13 @@ def load(folder: str | Path, *, config: Config | None = None) -> tuple[keras.Mod
         print(f"Of several checkpoints: {prefix}", file=sys.stderr)
     config = config or found
     model = make_model(config)
-    reader = tf.train.load_checkpoint(prefix)
+    with intact_checkpoint(prefix):
+        reader = tf.train.load_checkpoint(prefix)
     for name, variable in variable_names(model).items():
         if not reader.has_tensor(name):
             raise InputError(f"{prefix}: no variable {name}; it is no {config.network.model}.")
-        value = reader.get_tensor(name)
+        with intact_checkpoint(prefix):
+            value = reader.get_tensor(name)
         if value.shape != tuple(variable.shape):
             raise InputError(
                 f"{prefix}: {name} has shape {value.shape}, expected {tuple(variable.shape)}; "

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tf_lesion.caches.slices import SliceCache, open_hdf5
+from tf_lesion.caches.slices import SliceCache, intact, open_hdf5
 from tf_lesion.files import InputError, refuse_existing, require_space, written_whole
 from tf_lesion.provenance import MADE_BY, stamp
 
@@ -107,7 +107,8 @@ class RestoredWriter:
 
     def _reopened(self):
         file = open_hdf5(self._partial, **BEGUN, mode="r+")
-        begun = json.loads(file.attrs.get("settings", "{}"))
+        with intact(self._partial):
+            begun = json.loads(file.attrs.get("settings", "{}"))
         differing = different_settings(begun, self._settings)
         same_rows = "rows" in file and np.array_equal(file["rows"][:], self.rows)
         if not differing and same_rows and all(name in file for name in self._kinds):
@@ -171,10 +172,14 @@ class RestoredReader:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._file = open_hdf5(path, what="file of restored slices", made_by="restore_brats.py")
+        with intact(path):
+            self._read_layout()
+
+    def _read_layout(self):
         stored = self._file.get("Restore")
         if not isinstance(stored, h5py.Dataset) or stored.ndim != 3:
             found = ", ".join(sorted(self._file)) or "nothing"
-            raise InputError(f"{path}: expected a dataset Restore [N, H, W]; it has {found}.")
+            raise InputError(f"{self.path}: expected a dataset Restore [N, H, W]; it has {found}.")
         self.settings = json.loads(self._file.attrs.get("settings", "{}"))
         self.shape = tuple(stored.shape[1:])
         self.rows = self._file["rows"][:] if "rows" in self._file else np.arange(len(stored))
@@ -224,8 +229,9 @@ class RestoredReader:
 
     def read(self, positions: Iterable[int], name: str = "Restore") -> NDArray:
         """Slices [n, H, W, 1] float32 at the given positions, of `Restore` or another dataset."""
-        stored = self._file[name]
-        return np.stack([stored[int(p)] for p in positions]).astype(np.float32)[..., None]
+        with intact(self.path):
+            stored = self._file[name]
+            return np.stack([stored[int(p)] for p in positions]).astype(np.float32)[..., None]
 
 
 def shard_path(path: Path | str, shard: tuple[int, int]) -> Path:

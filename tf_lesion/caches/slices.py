@@ -20,7 +20,7 @@ the same whenever and wherever the cache is made. What is made of a cache carrie
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tf_lesion import __version__
-from tf_lesion.files import IDENTITY_DIGITS, InputError, readable, require_space, written_whole
+from tf_lesion.files import (
+    IDENTITY_DIGITS,
+    InputError,
+    read_array,
+    readable,
+    require_space,
+    written_whole,
+)
 
 RELEASED_SLICE_SHAPE = (197, 233)
 RELEASED_CROP = (22, 180, 17, 215)  # x0, x1, y0, y1, applied when a released slice is read
@@ -43,6 +50,7 @@ LOWEST_PERCENTILE, HIGHEST_PERCENTILE = 0.1, 99.9
 BRAIN_FLOOR = 1e-3  # least intensity inside the brain, so that `observed > 0` is the brain
 STORED_AS = {"Train": "<f4", "Test": "<f4", "Mask": "u1", "Label": "u1"}
 CACHE = {"what": "slice cache", "made_by": "preprocessing.camcan"}
+LARGEST_NORMALIZED = 10.0  # normalized slices end near 1; a scanner's units are far above
 SAMPLED_SLICES = 64  # of each dataset, for the identity of a cache that does not say its own
 
 
@@ -56,7 +64,18 @@ def check_slice_shape(shape: Sequence[int], *, where: Path | str) -> None:
     if not all(is_legal_size(pixels) for pixels in shape):
         raise InputError(
             f"Expected slices of 30 + 4k pixels (34, 38, ... 158, ... 198), got "
-            f"{shape[0]} x {shape[1]} in {where}; give a crop (x0, x1, y0, y1)."
+            f"{shape[0]} x {shape[1]} in {where}; give a crop (x0, x1, y0, y1), or put the axes in "
+            f"order if they are not [N, X, Y]."
+        )
+
+
+def check_normalized(images: NDArray, *, where: str) -> None:
+    """Raise `InputError` for slices in a scanner's units: whatever is made of them diverges."""
+    largest = np.abs(images).max(initial=0)
+    if largest > LARGEST_NORMALIZED:
+        raise InputError(
+            f"{where}: expected normalized intensities, about 0 to 1, got {largest:g}; normalize "
+            f"each subject, as preprocessing.camcan and preprocessing.brats do."
         )
 
 
@@ -257,10 +276,17 @@ class SliceCache:
     ) -> None:
         self.path, self.dataset = Path(path), dataset
         self._file = self._label_file = open_hdf5(path, **CACHE)
-        self._slices = _dataset(self._file, dataset)
+        with intact(path):
+            self._read_layout(crop, counts)
+        if label_path:
+            self._label_file = open_hdf5(label_path, **CACHE)
+        self.has_label = "Label" in self._label_file
+
+    def _read_layout(self, crop, counts):
+        self._slices = _dataset(self._file, self.dataset)
         self.slice_shape = self._slices.shape[1:]
         self.crop = tuple(int(edge) for edge in (crop or self._stored_crop()))
-        _check_crop(self.crop, self.slice_shape, where=path)
+        _check_crop(self.crop, self.slice_shape, where=self.path)
         x0, x1, y0, y1 = self.crop
         self._window = (slice(x0, x1), slice(y0, y1))
         self.shape = (x1 - x0, y1 - y0)
@@ -269,9 +295,6 @@ class SliceCache:
         affine = self._file.attrs.get("grid_affine")
         self.grid_affine = None if affine is None else np.asarray(affine, dtype=float)
         self.reference = self._file["Reference"][:] if "Reference" in self._file else None
-        if label_path:
-            self._label_file = open_hdf5(label_path, **CACHE)
-        self.has_label = "Label" in self._label_file
 
     def __len__(self) -> int:
         return len(self._slices)
@@ -289,15 +312,21 @@ class SliceCache:
 
         The latter for released caches, and those of before there were identities.
         """
-        return self._file.attrs.get("identity") or _sampled_identity(self._file)
+        with intact(self.path):
+            return self._file.attrs.get("identity") or _sampled_identity(self._file)
 
     def read(self, rows: Iterable[int]) -> NDArray:
-        """Slices [n, H, W, 1] float32 of the given rows; non-finite values are an `InputError`."""
+        """Slices [n, H, W, 1] float32 of the given rows.
+
+        Raises:
+            InputError: if there are non-finite values, or they are not normalized.
+        """
         images = self._stack(self._slices, rows).astype(np.float32)
         bad = ~np.isfinite(images).all(axis=(1, 2, 3))
         if bad.any():
             row = np.asarray(rows)[bad][0]
             raise InputError(f"{self.path}: {self.dataset} row {row} holds NaN or infinite values.")
+        check_normalized(images, where=f"{self.path}: {self.dataset}")
         return images
 
     def mask(self, rows: Iterable[int]) -> NDArray:
@@ -311,10 +340,12 @@ class SliceCache:
         return self._aligned(self._label_file, "Label", rows) > 0
 
     def _stack(self, stored, rows):
-        return np.stack([stored[(int(row), *self._window)] for row in rows])[..., None]
+        with intact(stored.file.filename):
+            return np.stack([stored[(int(row), *self._window)] for row in rows])[..., None]
 
     def _aligned(self, file, name, rows):
-        stored = _dataset(file, name)
+        with intact(file.filename):
+            stored = _dataset(file, name)
         if stored.shape != self._slices.shape:
             raise InputError(
                 f"{file.filename}: {name} has shape {stored.shape}, {self.dataset} has "
@@ -354,12 +385,7 @@ class SliceCache:
 
 def read_counts(path: str | Path) -> np.ndarray:
     """Slices per subject from the released code's `BraTSLGGindeces.npy`."""
-    try:
-        counts = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(
-            f"Expected the number of slices of each subject (.npy) in {path}: {error}"
-        ) from error
+    counts = read_array(path, what="the number of slices of each subject")
     if counts.size == 0 or (counts < 1).any() or not np.equal(np.mod(counts, 1), 0).all():
         raise InputError(f"Expected positive whole numbers of slices in {path}, got {counts}.")
     return counts.astype(int).ravel()
@@ -378,6 +404,19 @@ def open_hdf5(path: Path | str, *, what: str, made_by: str, mode: str = "r") -> 
     except OSError as error:
         raise InputError(
             f"Expected an HDF5 {what}, got {path} ({error}); make one with {made_by}."
+        ) from error
+
+
+@contextlib.contextmanager
+def intact(path: Path | str) -> Iterator[None]:
+    """Whatever HDF5 raises on reading a damaged file becomes an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is damaged, or was not written to its end ({error}); make it again."
         ) from error
 
 

@@ -57,7 +57,7 @@ def check_effect(
     for name, (wanted, there) in needs.items():
         kept = name.removeprefix("--").replace("-", "_")
         if not there and getattr(options, kept) != parser.get_default(kept):
-            raise InputError(f"Expected {name} only with {wanted}, it has no effect; leave it out.")
+            raise InputError(f"Expected {name} only with {wanted}: it has no effect, leave it out.")
 
 
 def _options_in(message):

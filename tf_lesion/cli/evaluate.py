@@ -30,8 +30,10 @@ MOST_SCANS = 50  # rows for each of so many scans in table.md
 UNKNOWN = "unknown"  # the model of a released file
 LOST_SHARE = 0.02  # of the lesion, outside the restored brain; above it a warning says so
 
-OF_CACHE = ("--cache", "--labels", "--subjects", "--crop", "--calibration", "--postprocess")
-OF_CACHE = (*OF_CACHE, "--compare", "--all-combinations")
+OF_CACHE = (
+    *("--cache", "--labels", "--subjects", "--crop", "--calibration"),
+    *("--postprocess", "--compare", "--all-combinations"),
+)
 
 EXAMPLE = """examples:
   tf-lesion evaluate --results maps --out evaluation

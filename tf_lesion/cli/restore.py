@@ -28,8 +28,11 @@ from tf_lesion.files import InputError, refuse_existing
 # Options that mean something to slices, to scans, and to both, but not to --merge.
 OF_CACHE = ("--save-every", "--shard", "--max-slices", "--crop")
 OF_SCANS = ("--bids-out", "--mask", *detect.patterns(), "--align", "--slice-step")
-OF_BOTH = ("--model", "--calibration", *detect.restoring(), "--postprocess", "--batch-size")
-OF_BOTH = (*OF_BOTH, "--precision", "--seed", *detect.DEVICE)
+OF_BOTH = (
+    *("--model", "--calibration", "--postprocess", "--batch-size", "--precision", "--seed"),
+    *detect.restoring(),
+    *detect.DEVICE,
+)
 
 
 def parser() -> Any:

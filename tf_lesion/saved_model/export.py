@@ -23,7 +23,8 @@ from tf_lesion.files import (
     write_json,
     written_whole,
 )
-from tf_lesion.provenance import stamp
+from tf_lesion.prior import anonymous_calibration
+from tf_lesion.provenance import anonymous, stamp
 from tf_lesion.saved_model import exported
 from tf_lesion.saved_model.signatures import DETECTION_SEED, lesion_output, signatures
 
@@ -36,7 +37,7 @@ def export(
     thresholds: Sequence[Threshold] = (),
     force: bool = False,
 ) -> None:
-    """Write a prior as a SavedModel, whole or not at all.
+    """Write a prior as a SavedModel, whole or not at all, without names of folders and subjects.
 
     Args:
         prior: `Prior` of a run or a TF1 checkpoint.
@@ -68,7 +69,7 @@ def export(
         if prior.reference is not None:
             np.save(files / exported.REFERENCE, np.asarray(prior.reference, np.float32))
         if thresholds:
-            prior.calibration.save(files / exported.CALIBRATION)
+            anonymous_calibration(prior.calibration).save(files / exported.CALIBRATION)
         module.files = {path.name: tf.saved_model.Asset(str(path)) for path in files.iterdir()}
         tf.saved_model.save(module, str(folder), signatures=made)
 
@@ -89,7 +90,7 @@ def describe(
     return {
         **stamp(),
         "model_identity": prior.identity,
-        "model_path": prior.path,
+        "model_path": Path(prior.path).name,
         "restoration_settings": sorted(prior.uses),
         "preset": config.preset,
         "tv_weight": restoration.tv_weight,
@@ -106,7 +107,7 @@ def describe(
         },
         "signatures": {name: _described(signature) for name, signature in made.items()},
         "config": config.to_dict(),
-        "data": prior.data,
+        "data": anonymous(prior.data),
     }
 
 

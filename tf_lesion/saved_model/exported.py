@@ -12,11 +12,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
 from tf_lesion.config import Config, Solver
-from tf_lesion.files import InputError
+from tf_lesion.files import InputError, read_array
 from tf_lesion.restoration import stops
 
 GRAPH = "saved_model.pb"
@@ -49,7 +48,7 @@ def read_assets(path: str | Path) -> dict:
         reference = folder / REFERENCE
         return {
             "model": json.loads((folder / SETTINGS).read_text()),
-            "reference": np.load(reference) if reference.exists() else None,
+            "reference": read_array(reference, what="a reference") if reference.exists() else None,
             "calibration": folder / CALIBRATION if (folder / CALIBRATION).exists() else None,
         }
     except (OSError, ValueError) as error:

@@ -6,9 +6,10 @@ RUN/checkpoints/        weights and optimizer, TensorFlow checkpoints `ckpt-STEP
 RUN/losses.csv, RUN/test_losses.csv, RUN/tensorboard/, RUN/pictures/
 """
 
+import contextlib
 import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -71,11 +72,41 @@ class Run:
 
     def latest_checkpoint(self) -> str | None:
         """Prefix of the newest checkpoint, or None."""
-        return tf.train.latest_checkpoint(str(self.checkpoints))
+        return newest_checkpoint(self.checkpoints)
 
     def step(self) -> int:
         """Training step of the newest checkpoint."""
-        return int(self.latest_checkpoint().rsplit("-", 1)[1])
+        return _step(self.latest_checkpoint())
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """Prefix of the newest checkpoint in a folder, or None.
+
+    The newest is that which the file `checkpoint` names, wherever the folder was when it was
+    written; without it, that of the highest step. The time of a file says nothing: copies lose it.
+    """
+    prefixes = {path.with_suffix("").name for path in folder.glob("*.index")}
+    if not prefixes:
+        return None
+    state = tf.train.get_checkpoint_state(str(folder))
+    named = PureWindowsPath(state.model_checkpoint_path).name if state else None
+    return str(folder / (named if named in prefixes else max(prefixes, key=_step)))
+
+
+def _step(name):
+    """Step of a checkpoint called NAME-STEP; -1 if its name says none."""
+    digits = name.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
+
+
+@contextlib.contextmanager
+def intact_checkpoint(prefix: str) -> Iterator[None]:
+    """Whatever TensorFlow raises on reading a damaged checkpoint becomes an `InputError`."""
+    try:
+        yield
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{prefix} cannot be read as a checkpoint: {reason}.") from error
 
 
 def named_variables(variables: Iterable) -> dict[str, tf.Variable]:
@@ -98,11 +129,11 @@ def restore_weights(model: Any, run: Run) -> None:
     try:
         status = tf.train.Checkpoint(model=named_variables(model.weights)).restore(prefix)
         status.expect_partial().assert_existing_objects_matched()
-    except (ValueError, AssertionError) as error:
+    except (ValueError, AssertionError, RuntimeError, tf.errors.OpError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{prefix} does not fit {run.config_path}: {reason}; is it a checkpoint of another "
-            f"model or num_clusters?"
+            f"{prefix} does not fit {run.config_path}: {reason}; is it damaged, or a checkpoint of "
+            f"another model or num_clusters?"
         ) from error
 
 

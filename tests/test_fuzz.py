@@ -1,0 +1,158 @@
+"""Damaged files: every one is read or refused in one line, whatever byte of it is wrong."""
+
+import functools
+import gzip
+import json
+import shutil
+import signal
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import GOLDEN, make_run, write_cache
+
+from tf_lesion.caches.restored import RestoredReader, RestoredWriter
+from tf_lesion.caches.slices import SliceCache
+from tf_lesion.detection.layout import read_facts, read_summary
+from tf_lesion.files import InputError
+from tf_lesion.prior import load
+from tf_lesion.saved_model.exported import read_assets
+from tf_lesion.scans.volumes import load_labels, load_scan
+
+SECONDS = 20  # of processor time for one file; a hang is a failure
+FEW, MANY = 12, 1300  # damaged files of a kind; of all kinds many are more than 10,000
+EXTREMES = (b"\x00", b"\xff", b"\x7f", b"\x80")
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+
+
+def damaged(content, rng):
+    """A copy with bytes changed, cut, doubled or left out; the first ones, a header, most often."""
+    content = bytearray(content)
+    for _ in range(rng.integers(1, 4)):
+        last = min(len(content), 400) if rng.random() < 0.6 else len(content)
+        place, size = int(rng.integers(0, max(1, last))), int(rng.integers(1, 9))
+        kind = rng.integers(0, 5)
+        if kind == 0:
+            content[place : place + size] = rng.bytes(size)
+        elif kind == 1:
+            content[place : place + size] = size * EXTREMES[rng.integers(0, len(EXTREMES))]
+        elif kind == 2:
+            del content[place : place + size]
+        elif kind == 3:
+            content[place:place] = content[place : place + size]
+        else:
+            del content[int(rng.integers(0, len(content) + 1)) :]
+    return bytes(content)
+
+
+def _volume():
+    values = np.random.default_rng(0).uniform(1, 100, (12, 13, 14)).astype(np.float32)
+    return nib.Nifti1Image(values, AFFINE).to_bytes()
+
+
+def _scan(path):
+    scan = load_scan(path)
+    assert np.isfinite(scan.data).all()
+    load_labels(nib.Nifti1Image(np.zeros(scan.data.shape, np.uint8), scan.affine), scan)
+
+
+def _cache(path):
+    with SliceCache(path, "Test") as cache:
+        cache.read(range(len(cache))), cache.mask([0]), cache.label([0]), cache.identity
+
+
+def _restored(path):
+    with RestoredReader(path) as reader:
+        reader.read(range(len(reader)))
+
+
+def _write_restored(path):
+    with RestoredWriter(path, rows=[0, 1], shape=(38, 42), settings={"model": "gmvae"}) as writer:
+        writer.write([0, 1], np.zeros((2, 38, 42, 1)))
+
+
+FACTS = {"name": "a", "input": "a.nii", "lesions": {}, "files": {}, "warnings": []}
+SUMMARY = {"scans": [{"name": "a", "reason": "", "status": "done", "facts": "a.json"}]}
+KINDS = {  # name -> (writes a whole file, reads a file)
+    "t2.nii": (lambda path: path.write_bytes(_volume()), _scan),
+    "t2.nii.gz": (lambda path: path.write_bytes(gzip.compress(_volume())), _scan),
+    "cache.h5": (functools.partial(write_cache, train=0, test=2), _cache),
+    "restored.h5": (_write_restored, _restored),
+    "facts.json": (lambda path: path.write_text(json.dumps(FACTS)), read_facts),
+    "summary.json": (
+        lambda path: path.write_text(json.dumps(SUMMARY)),
+        lambda path: read_summary(path.parent),
+    ),
+}
+
+
+@pytest.fixture
+def in_time():
+    """A function to call before each file: a test that hangs then fails."""
+
+    def late(*_):
+        raise AssertionError("a damaged file was read for too long")
+
+    before = signal.signal(signal.SIGPROF, late)
+    yield lambda: signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.signal(signal.SIGPROF, before)
+
+
+def _damage(path, read, *, count, in_time):
+    """Damage a file in `count` ways and read each; returns how many were refused."""
+    whole, refused = path.read_bytes(), 0
+    for seed in range(count):
+        path.write_bytes(damaged(whole, np.random.default_rng([seed, len(whole)])))
+        in_time()
+        try:
+            read(path)
+        except (InputError, FileNotFoundError):
+            refused += 1
+        except Exception as error:
+            kept = shutil.copy(path, path.with_name(f"seed-{seed}-{path.name}"))
+            pytest.fail(f"{kept}: {type(error).__name__}: {error}")
+    return refused
+
+
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_damaged_file_is_read_or_refused(tmp_path, in_time, name, count):
+    write, read = KINDS[name]
+    write(tmp_path / name)
+    read(tmp_path / name)
+    assert _damage(tmp_path / name, read, count=count, in_time=in_time) > count // 5
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, cache_path):
+    return make_run(tmp_path_factory.mktemp("fuzz") / "run", cache_path, steps=1)
+
+
+@pytest.mark.parametrize("count", [FEW // 4, pytest.param(MANY // 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("file", ["config.json", "checkpoints/checkpoint", "*.index", "*.npy"])
+def test_a_damaged_run_is_loaded_or_refused(run, tmp_path, in_time, file, count):
+    folder = shutil.copytree(run, tmp_path / "run")
+    (path,) = folder.rglob(file)
+    _damage(path, lambda _: load(folder), count=count, in_time=in_time)
+
+
+@pytest.mark.parametrize("count", [FEW // 4, pytest.param(MANY // 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("file", ["checkpoint", "model.ckpt-799.index"])
+def test_a_damaged_tf1_checkpoint_is_loaded_or_refused(tmp_path, in_time, file, count):
+    folder = shutil.copytree(GOLDEN / "vae_ckpt", tmp_path / "tf1")
+    _damage(folder / file, lambda _: load(folder), count=count, in_time=in_time)
+
+
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+def test_damaged_assets_are_read_or_refused(tmp_path, in_time, count):
+    (tmp_path / "saved_model.pb").touch()
+    (tmp_path / "assets").mkdir()
+    model = {"config": {}, "data": {}, "model_identity": "0", "restoration_settings": []}
+    (tmp_path / "assets" / "model.json").write_text(json.dumps(model))
+    np.save(tmp_path / "assets" / "reference.npy", np.linspace(0, 1, 50))
+    for name in ("model.json", "reference.npy"):
+        path = tmp_path / "assets" / name
+        whole = path.read_bytes()
+        _damage(path, lambda _: read_assets(tmp_path), count=count, in_time=in_time)
+        path.write_bytes(whole)
