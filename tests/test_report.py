@@ -8,6 +8,7 @@ import subprocess
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tiny_scans
@@ -15,7 +16,7 @@ import tiny_scans
 from tf_lesion.cli import report
 from tf_lesion.evaluation.measure import measure
 from tf_lesion.evaluation.results import Result
-from tf_lesion.report import pages
+from tf_lesion.report import pages, pictures
 
 LIMIT = 0.15
 AFFINE_ML = (tiny_scans.VOXEL_MM / 10) ** 3
@@ -319,3 +320,24 @@ def test_links_of_odd_names_lead_to_their_pages(tmp_path):
     for link in links:
         assert (link.query, link.fragment) == ("", "")
         assert (tmp_path / unquote(link.path)).exists(), link
+
+
+def test_the_page_shows_the_map_that_the_masks_were_made_from(tmp_path):
+    """A threshold of a score says nothing about the residual, whose unit is another."""
+    folder = _results(tmp_path)
+    facts = json.loads((folder / "P_1_restoration.json").read_text())
+    volume = nib.load(folder / "P_1_residual.nii.gz")
+    score = np.asarray(volume.dataobj, np.float32) * 10
+    tiny_scans.write(folder / "P_1_score.nii.gz", score, volume.affine)
+    facts["files"]["score"] = "P_1_score.nii.gz"
+    for point in facts["lesions"].values():
+        point |= {"threshold": 10 * point["threshold"], "of": "score", "unit": "multiples"}
+    (folder / "P_1_restoration.json").write_text(json.dumps(facts))
+    result = Result.read(folder / "P_1_restoration.json")
+    lowest, highest = pictures.shown_range(result)
+    assert lowest == 10 * LIMIT < highest
+    assert ((result.thresholded > lowest) == result.mask).all()
+    assert result.mask.any()
+    text = _text(pages.page(result)[0])
+    assert f"Color: score above {lowest:.3f} (multiples)" in text
+    assert "Scan and score" in text

@@ -10,6 +10,7 @@ import math
 
 import tensorflow as tf
 
+from tf_lesion import corruption
 from tf_lesion.caches.slices import BRAIN_FLOOR
 from tf_lesion.config import TrainingConfig
 from tf_lesion.noise import Tensors
@@ -27,6 +28,8 @@ def noise_shapes(training: TrainingConfig, size: tuple[int, int]) -> dict[str, t
         narrowest = training.coarse_noise_width[0]
         shapes["coarse"] = (*(math.ceil(length / narrowest) + 2 for length in size), 1)
         shapes["coarse_draws"] = (_DRAWS,)
+    if training.corruption:
+        shapes |= corruption.noise_shapes(size)
     return shapes
 
 
@@ -43,6 +46,10 @@ def augment(
         (images to reproduce [B, H, W, 1], what the encoder sees [B, H, W, 1], the other noise).
     """
     noise = dict(noise)
+    if training.corruption:
+        names = corruption.noise_shapes(images.shape[1:3])
+        images, shown = corruption.corrupted(images, {name: noise.pop(name) for name in names})
+        return images, shown, noise
     if training.image_noise:
         images = _on_brain(images, training.image_noise * noise.pop("image"))
     shown = images

@@ -1,6 +1,7 @@
 """Settings as data: frozen dataclasses, to and from JSON. No TensorFlow."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,12 +56,14 @@ class TrainingConfig:
     kl_ramp: tuple = (0.0, 0.0)  # the KL weight rises from start to end between these fractions
     learning_rate_drop: float = 1.0  # factor on the learning rate after `drop_at`
     drop_at: float = 1.0  # fraction
+    learning_rate_cosine: bool = False  # it falls to 0 along half a cosine
     # The gradient is scaled down to this global norm, and left out if it is not finite.
     gradient_norm_limit: float | None = None
     # Standard deviations of noise on the slices, and pixels: see `tf_lesion.augmentation`.
     image_noise: float = 0.0
     coarse_noise: float = 0.0
     coarse_noise_width: tuple = (6.0, 24.0)
+    corruption: bool = False  # see `tf_lesion.corruption`
     log_every: int = 50  # steps
     test_every: int = 500
     checkpoint_every: int = 5_000
@@ -73,6 +76,11 @@ class TrainingConfig:
         """Steps of the schedules: a run that is prolonged keeps those it began with."""
         return self.planned_steps or self.steps
 
+    @property
+    def shows_others(self) -> bool:
+        """Whether networks see other slices than those they are to reproduce."""
+        return self.coarse_noise > 0 or self.corruption
+
     def kl_weight(self, step: int) -> float:
         """Weight of the KL terms at `step` (0-based)."""
         start, end = (fraction * self.length for fraction in self.kl_ramp)
@@ -83,8 +91,10 @@ class TrainingConfig:
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate at `step` (0-based)."""
-        dropped = step >= self.drop_at * self.length
-        return self.learning_rate * (self.learning_rate_drop if dropped else 1.0)
+        factor = self.learning_rate_drop if step >= self.drop_at * self.length else 1.0
+        if self.learning_rate_cosine:  # its end is that of the run, prolonged or not
+            factor *= 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * factor
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,16 @@ SOLVERS = {
             step_sizes=((0, 5e-3), (100, 2e-3), (499, 1e-3)),
         ),
         Solver("huber", steps=50, step_sizes=((0, 0.026),), step="proximal"),
+        # One step to where a denoiser points.
+        Solver(
+            "denoiser",
+            steps=1,
+            step_sizes=((0, 1.0),),
+            gradient_clip=None,
+            schedule="denoiser",
+        ),
+        # The same length in shorter steps, each looked at anew.
+        Solver("red", steps=4, step_sizes=((0, 0.5),), step="proximal", schedule="denoiser"),
     )
 }
 _SOLVER_FIELDS = ("steps", "steps_per_gradient", "step_sizes", "gradient_clip")

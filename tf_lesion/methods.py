@@ -46,7 +46,7 @@ class Method(keras.Model):
     settings: ClassVar[dict[str, dict]] = {}
     # Fields of the sections of `Config` that mean something to it, of those that not all share.
     network_settings: ClassVar[frozenset] = frozenset()  # of num_clusters
-    training_settings: ClassVar[frozenset] = frozenset()  # of coarse_noise
+    training_settings: ClassVar[frozenset] = frozenset()  # shown: corrupted slices
     restoration_settings: ClassVar[frozenset] = frozenset()  # of tv_weight, steps, solver
     grid = (1, 1)  # latent positions (h, w)
 

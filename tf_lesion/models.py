@@ -20,7 +20,7 @@ class _VariationalModel(Method):
     """What GMVAE and VAE share. Subclasses give `latents` and `kl_terms`."""
 
     drawn = ("omega", "z")  # the latents, in the order in which they draw their noise
-    training_settings = frozenset({"coarse_noise"})
+    training_settings = frozenset({"shown"})
     restoration_settings = frozenset({"tv_weight", "steps", "solver"})
 
     def __init__(
@@ -86,6 +86,10 @@ class _VariationalModel(Method):
             image, y_mean=self.decoder.mean(outputs["z"])
         )
         return {"log_likelihood": log_likelihood, **self.kl_terms(outputs)}
+
+    def log_prior_gradient(self, image: tf.Tensor, noise: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
+        """The ELBO [B] of images [B, H, W, 1], and its gradient."""
+        return restoration.elbo_gradient(self, image, noise)
 
     def stretch(self, solver: Any, image: tf.Tensor, **inputs: tf.Tensor) -> tuple:
         """Steps `start` to `stop` of Algorithm 1."""

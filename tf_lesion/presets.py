@@ -81,7 +81,7 @@ def check(config: Config) -> Config:
         (restoration.seeds >= 1, f"seeds of 1 or more, got {restoration.seeds}"),
         (restoration.tv_weight >= 0, f"a tv_weight of 0 or more, got {restoration.tv_weight}"),
         (
-            not training.coarse_noise or "coarse_noise" in METHODS[network.model].training_settings,
+            not training.shows_others or "shown" in METHODS[network.model].training_settings,
             f"the preset denoising for gmvae or vae alone, got {network.model}",
         ),
         (config.seed >= 0, f"a seed of 0 or more, got {config.seed}"),

@@ -26,7 +26,12 @@ from tf_lesion.files import (
 from tf_lesion.provenance import anonymous
 
 PACKAGE = Path(__file__).parent / "pretrained"
-PRETRAINED = {"pretrained": "gmvae", "pretrained-vae": "vae"}  # name -> folder in the package
+PRETRAINED = {  # name -> folder in the package
+    "pretrained": "gmvae",
+    "pretrained-vae": "vae",
+    "pretrained-denoiser": "denoiser",
+}
+DETECTOR = "pretrained-denoiser"  # what detects best, and so the default
 RUN_MARKER = "config.json"
 OF_ASCENT = ("steps_per_gradient", "step_sizes", "gradient_clip", "tv_weight", "solver")
 
@@ -271,9 +276,7 @@ class Prior:
         return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
-def load(
-    path: str | Path = "pretrained", *, precision: str = "float32", device: str = "auto"
-) -> Prior:
+def load(path: str | Path = DETECTOR, *, precision: str = "float32", device: str = "auto") -> Prior:
     """Load a prior.
 
     Args:

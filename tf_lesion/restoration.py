@@ -188,7 +188,7 @@ def ascend(
     stepping: Tuckerman, Berne and Martyna 1992).
 
     Args:
-        model: gives `restoration_terms` and `noise_shapes`: a GMVAE or VAE.
+        model: gives `log_prior_gradient` and `noise_shapes`.
         solver: its schedule and step.
         image, observed, mask: [B, H, W, 1] float32.
         slices: [B] int64 identities, which seed the noise.
@@ -203,7 +203,7 @@ def ascend(
         noise = slice_noise(
             model.noise_shapes, seed=seed, step=step, slices=slices, stream="restoration"
         )
-        values, gradient = elbo_gradient(model, image, noise)
+        values, gradient = model.log_prior_gradient(image, noise)
         values -= tv_weight * total_variation(observed - image)
         for small in range(solver.steps_per_gradient):
             image = STEPS[solver.step](

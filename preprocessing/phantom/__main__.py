@@ -3,6 +3,7 @@
 Files:
     OUT/healthy/sub-CC110033/anat/sub-CC110033_T2w.nii.gz   as in Cam-CAN (BIDS)
     OUT/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz, ..._seg.nii.gz   as in BRATS 2017
+        ..._twin.nii.gz   the same scan without its tumors, but with what they push
     OUT/heads/head-0000_T2w.nii.gz, ..._mask.nii.gz, ..._seg.nii.gz, head-0000.json   scans with
         skull, of any contrast, pose and acquisition, and the truth about them (--heads)
     OUT/test_subjects.txt   the healthy of the anatomies held out, for camcan --test-list
@@ -113,14 +114,14 @@ def write_cohort(
     return json.loads(text)
 
 
-def subject_files(kind: int, number: int) -> tuple[Path, Path | None]:
-    """Paths of a subject's scan and segmentation (None if healthy), relative to the cohort."""
+def subject_files(kind: int, number: int) -> tuple[Path, ...]:
+    """Paths of a scan, and of a patient's segmentation and twin, relative to the cohort."""
     if kind != PATIENT:
         name = _camcan_name(kind, number)
-        return Path("healthy", name, "anat", f"{name}_T2w.nii.gz"), None
+        return (Path("healthy", name, "anat", f"{name}_T2w.nii.gz"),)
     name = f"Brats17_PHA_{number}_1"
     folder = Path("patients", GRADES[number % len(GRADES)], name)
-    return folder / f"{name}_t2.nii.gz", folder / f"{name}_seg.nii.gz"
+    return tuple(folder / f"{name}_{part}.nii.gz" for part in ("t2", "seg", "twin"))
 
 
 def _camcan_name(kind, number):
@@ -168,11 +169,10 @@ def _write_subject(folder, kind, number, label_maps, seed, voxel_size):
 
     phantom = make_phantom(seed, kind, number, voxel_size=voxel_size, label_maps=label_maps)
     entry = {"kind": KIND_NAMES[kind]}
-    volumes = {"scan": phantom.image, "segmentation": phantom.label}
-    for (name, values), path in zip(volumes.items(), subject_files(kind, number), strict=True):
-        if path:
-            write_nifti(folder / path, values, phantom.affine)
-            entry[name] = path.as_posix()
+    volumes = {"scan": phantom.image, "segmentation": phantom.label, "twin": phantom.twin}
+    for (name, values), path in zip(volumes.items(), subject_files(kind, number), strict=False):
+        write_nifti(folder / path, values, phantom.affine)
+        entry[name] = path.as_posix()
     return {**entry, **phantom.facts}
 
 

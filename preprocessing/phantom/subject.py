@@ -1,5 +1,6 @@
 """One synthetic subject: an anatomy deformed, painted, given tumors, and seen by a scanner."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ class Phantom:
     """One synthetic scan."""
 
     image: np.ndarray  # [X, Y, Z] int16, scanner units, 0 outside the brain and only there
+    twin: np.ndarray | None  # `image` without its tumors, but pushed alike; None if healthy
     label: np.ndarray  # [X, Y, Z] uint8, BRATS labels 0, 1, 2, 4; 0 throughout in the healthy
     affine: np.ndarray  # [4, 4], voxel -> mm
     facts: dict[str, Any]  # what was drawn, JSON-serializable
@@ -133,14 +135,19 @@ def make_phantom(
     brain = largest_part(outside < ragged)
     label = np.zeros(grid.shape, np.uint8)
     room = brain & (outside < -SKULL_GAP_MM)
+
+    def seen(image, rng):
+        image = image * _edge(rng, outside, grid, settings)
+        return _scan(rng, image, brain, grid, settings)
+
+    twin = seen(image, copy.deepcopy(scan_rng))[0] if tumors else None
     for tumor in tumors:
         lesions.grow(tumor_rng, tumor, image=image, label=label, brain=room, grid=grid)
-    image *= _edge(scan_rng, outside, grid, settings)
-    scan, facts = _scan(scan_rng, image, brain, grid, settings)
+    scan, facts = seen(image, scan_rng)
     facts = {"anatomy": anatomy.name, **facts}
     if tumors:
         facts |= _lesion_facts(tumors, label, voxel_size)
-    return Phantom(image=scan, label=label, affine=grid.affine, facts=facts)
+    return Phantom(image=scan, twin=twin, label=label, affine=grid.affine, facts=facts)
 
 
 def default_settings(label_maps: Sequence[Path]) -> PhantomSettings:

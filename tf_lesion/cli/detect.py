@@ -28,7 +28,7 @@ def parser() -> Any:
     made.add_argument("scan", help="T2 scan (NIfTI), a folder of scans, or a BIDS dataset")
     made.add_argument("out", type=Path, help="folder to write to")
     made.add_argument("level", nargs="?", choices=["participant"], help="the form of BIDS Apps")
-    add(made, "--model", default="pretrained")
+    add(made, "--model", default="pretrained-denoiser")
     add(made, "--participant-label", "--calibration", "--mask", *patterns(), "--align")
     add(made, *restoring(), "--slice-step", "--batch-size", "--precision", "--seed", *DEVICE)
     add(made, "--bids-out", "--force")

@@ -13,9 +13,9 @@ from typing import Any
 
 from tf_lesion.scans import ALIGN_MODES
 
-METHOD_NAMES = "gmvae, vae, vae-256, vae-128, aae-128 or anogan"
+METHOD_NAMES = "gmvae, vae, vae-256, vae-128, aae-128, anogan or denoiser"
 PRESET_NAMES = ("released", "paper", "practical", "denoising")
-SOLVER_NAMES = ("released", "multirate", "huber")
+SOLVER_NAMES = ("released", "multirate", "huber", "denoiser", "red")
 PRECISION_NAMES = ("float32", "bfloat16", "tf32")
 GRADE_NAMES = ("LGG", "HGG")  # in the order of the paper's evaluation
 CROP = ("X0", "X1", "Y0", "Y1")
@@ -109,7 +109,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--solver": {
         "choices": SOLVER_NAMES,
         "help": "released: 500 steps; multirate: the same with 100 gradients of the ELBO; huber: "
-        "50 long steps without jitter; default: the preset's (gmvae, vae)",
+        "50 long steps without jitter; denoiser: one step; red: several, with total variation; "
+        "default: the preset's",
     },
     "--postprocess": {
         "metavar": "STEPS",

@@ -195,7 +195,7 @@ def _write_sidecars(paths, facts):
         "score": {"Description": "the residual, post-processed", "SkullStripped": True},
     }
     for name, lesions in facts["lesions"].items():
-        about = "residual above the threshold that a share of healthy voxels exceeds"
+        about = f"{lesions['of']} above the threshold that a share of healthy voxels exceeds"
         what[name] = {"Type": "Lesion", "Description": about, **lesions}
     for name in list(paths)[1:]:
         sidecar = paths[name].with_name(f"{stem_of(paths[name])}.json")

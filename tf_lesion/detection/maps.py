@@ -137,6 +137,11 @@ class Detector:
         return ("restored", "residual", *score, *self.points)
 
     @property
+    def thresholded(self) -> str:
+        """The map that the masks are made from: `score`, or `residual` without post-processing."""
+        return "score" if self._scored else "residual"
+
+    @property
     def _scored(self):
         return self.postprocessing != Postprocessing()
 
@@ -157,12 +162,10 @@ class Detector:
         volumes = {"restored": restored, "residual": residual}
         if self._scored:
             volumes["score"] = self.score_volume(prepared, restored)
+        volumes = {name: to_scan_grid(volume, prepared) for name, volume in volumes.items()}
         for name, point in self.points.items():
-            volumes[name] = volumes.get("score", residual) > np.float64(point.threshold)
-        volumes = {
-            name: to_scan_grid(volume, prepared, order=0 if volume.dtype == bool else 1)
-            for name, volume in volumes.items()
-        }
+            above = volumes[self.thresholded] > np.float64(point.threshold)
+            volumes[name] = above.astype(np.uint8)
         facts = {**told_of("brain_mask", mask), **self._facts(prepared, volumes, slices)}
         return ScanMaps(prepared, volumes, facts, self.points)
 
@@ -256,6 +259,8 @@ class Detector:
         largest = found[0] if found else None
         point = self.points[name]
         return {
+            "of": self.thresholded,
+            "unit": self.postprocessing.unit,
             "threshold": point.threshold,
             "target_fpr": point.target_fpr,
             "healthy_fpr": point.fpr,

@@ -31,6 +31,7 @@ MIRROR_SHARE = 0.5  # the rest is the healthy share
 MIRROR_LEAST = 0.05  # share of brain around a mirrored place below which the healthy maps weigh in
 RELATIVE_FLOOR = 0.03  # normalized intensity, added to what is expected
 NONE = "none"
+NORMALIZED = "normalized intensity"  # unit of images and residuals
 SHARED_VARIANCE = 1.0  # share of the whole brain's variance added to the local one
 
 
@@ -78,6 +79,13 @@ class Postprocessing:
         default = asdict(Postprocessing())
         chosen = {name: value for name, value in asdict(self).items() if value != default[name]}
         return ",".join(n if value is True else f"{n}={value}" for n, value in chosen.items())
+
+    @property
+    def unit(self) -> str:
+        """What the score is in."""
+        if self.normalize:
+            return "healthy standard deviations"
+        return "multiples of what is expected" if self.relative else NORMALIZED
 
     @property
     def needs_healthy(self) -> bool:

@@ -104,6 +104,17 @@ class Result:
         """Normalized intensity."""
         return self.volume("residual")
 
+    @property
+    def unit(self) -> str:
+        """Unit of that map."""
+        points = self.facts["lesions"].values()
+        return next((point["unit"] for point in points if "unit" in point), "")
+
+    @functools.cached_property
+    def thresholded(self) -> np.ndarray:
+        """The map that the masks were made from, in `unit`."""
+        return self.volume(self.made_from)
+
     @functools.cached_property
     def restored(self) -> np.ndarray:
         """Normalized intensity, 0 outside the brain."""

@@ -109,7 +109,7 @@ def _curves(result, truth, evaluation):
 
     series, shown, curve = {}, [], None
     if truth and not math.isnan(truth["auc"]):
-        scores = result.volume(result.made_from)[result.brain]
+        scores = result.thresholded[result.brain]
         curve = Curve.from_scores(scores, result.truth[result.brain])
         series[f"this scan (AUC {truth['auc']:.3f})"] = curve.fpr[::-1], curve.tpr[::-1]
     if evaluation:

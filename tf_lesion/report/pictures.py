@@ -48,7 +48,7 @@ def montage_figure(result: Result, chosen: np.ndarray) -> Figure:
     window = _window_around(result.brain, result.scan.voxel_sizes)
     rows = {"scan": result.scan.data, "restored": result.restored, "residual": result.residual}
     if result.made_from == "score":
-        rows["score"] = result.volume("score")
+        rows["score"] = result.thresholded
     sizes = result.scan.voxel_sizes
     width_mm, height_mm = result.brain[window][..., 0].shape * sizes[:2]
     height = MONTAGE_INCHES * height_mm / width_mm
@@ -180,7 +180,7 @@ def _thinned(values):
 
 
 def viewer(result: Result) -> str:
-    """HTML of nilearn's viewer: the scan, and over it the residual above the threshold."""
+    """HTML of nilearn's viewer: the scan, and over it what is above the threshold."""
     import nibabel as nib
     from nilearn.plotting import view_img
 
@@ -188,7 +188,7 @@ def viewer(result: Result) -> str:
     voxel_mm = float(max(result.scan.voxel_sizes.min(), np.cbrt(extent / VIEWER_VOXELS)))
     images = []
     scan = np.clip(result.scan.data, *_limits(result.scan.data[result.brain]))
-    for volume in (scan, result.residual):
+    for volume in (scan, result.thresholded):
         images.append(nib.Nifti1Image(*world_aligned(volume, result.scan.affine, voxel_mm)))
     lowest, highest = shown_range(result)
     view = view_img(
@@ -209,8 +209,8 @@ def viewer(result: Result) -> str:
 
 
 def shown_range(result: Result) -> tuple[float, float]:
-    """(least, largest) residual that the viewer colors: from the threshold, or the top percent."""
-    inside = result.residual[result.brain]
+    """(least, largest) value that the viewer colors: from the threshold, or the top percent."""
+    inside = result.thresholded[result.brain]
     if result.point:
         lowest = result.facts["lesions"][result.point]["threshold"]
     else:

@@ -218,7 +218,10 @@ class Trainer:
             self.save()
 
     def _test_step(self, images, rows):
-        return self.model.terms(images, self.update.noise(rows, 0, "test"))
+        if not self.config.training.corruption:  # else there would be nothing to undo
+            return self.model.terms(images, self.update.noise(rows, 0, "test"))
+        images, noise, shown = self.update.augmented(images, rows, 0, "test")
+        return self.model.terms(images, noise, **shown)
 
     def _reconstructions(self):
         rows = _fixed_rows(self.test_cache, self.config.training.num_pictures)

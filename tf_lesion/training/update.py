@@ -113,15 +113,21 @@ class Updater:
         return losses
 
     def _losses(self, images, rows, kl_weight, stopping):
-        training = self.config.training
-        shapes = augmentation.noise_shapes(training, images.shape[1:3])
-        noise = self.noise(rows, self.step, "training", extra=shapes)
-        images, shown, noise = augmentation.augment(images, noise, training)
-        options = {"shown": shown} if training.coarse_noise else {}
+        images, noise, options = self.augmented(images, rows, self.step, "training")
         losses = self.model.update(
             images, noise, step=self.step, kl_weight=kl_weight, descend=self.descend, **options
         )
         return losses | {STOPPING: stopping}
+
+    def augmented(
+        self, images: tf.Tensor, rows: tf.Tensor, step: Any, stream: str
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """Images to reproduce, noise of the model, and what its networks see: `shown`, or {}."""
+        training = self.config.training
+        shapes = augmentation.noise_shapes(training, images.shape[1:3])
+        noise = self.noise(rows, step, stream, extra=shapes)
+        images, shown, noise = augmentation.augment(images, noise, training)
+        return images, noise, {"shown": shown} if training.shows_others else {}
 
     def descend(self, tape: tf.GradientTape, objectives: dict) -> dict[str, tf.Tensor]:
         """One step of each optimizer that has an objective; all gradients are taken before."""

@@ -1,0 +1,145 @@
+"""Synthetic patients against their healthy twins: what a restoration ought to give is known.
+
+    python -m eval.twins --input cohort/patients --model pretrained-denoiser --out twins.csv
+
+The twin of a patient of preprocessing.phantom is the same scan without its tumors, pushed alike.
+Its intensities go through the patient's own map to normalized ones, so that the two differ in the
+lesion alone.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from skimage.metrics import structural_similarity
+from tqdm import tqdm
+
+from tf_lesion.cli.command import command
+from tf_lesion.cli.options import add, parser_for
+from tf_lesion.files import InputError, refuse_existing, written_whole
+from tf_lesion.scans.alignment import to_grid
+from tf_lesion.scans.prepare import PreparedScan, prepare_scan
+from tf_lesion.scans.volumes import load_scan
+
+SSIM_WINDOW = 7  # pixels of an axial slice
+PARTS = ("seg", "twin")  # beside the scan
+MOST_LEFT = 0.5  # of a lesion's contrast, in one that counts as removed
+
+
+def twin_on_grid(prepared: PreparedScan, twin: str | Path) -> np.ndarray:
+    """The twin of a prepared patient [X, Y, Z] float32, with the patient's map of intensities."""
+
+    def means(volume):
+        brain = prepared.scan_mask.astype(np.float32)
+        total, weight = (
+            to_grid(part, prepared.scan.affine, prepared.scan_from_grid, prepared.grid)
+            for part in (volume * brain, brain)
+        )
+        return total[prepared.mask] / weight[prepared.mask]
+
+    raw = means(prepared.scan.data)
+    order = np.argsort(raw)
+    image = np.zeros_like(prepared.image)
+    image[prepared.mask] = np.interp(
+        means(load_scan(twin).data), raw[order], prepared.image[prepared.mask][order]
+    )
+    return image
+
+
+def against_twin(
+    observed: np.ndarray,
+    restored: np.ndarray,
+    twin: np.ndarray,
+    *,
+    mask: np.ndarray,
+    lesion: np.ndarray,
+) -> dict[str, float]:
+    """How near a restored volume [X, Y, Z] comes to the twin, normalized intensity.
+
+    Returns:
+        `outside`, `inside`: mean absolute error out of the lesion and in it; `contrast`: that of
+        the observed scan in the lesion; `left`: share of it that is left; `ssim` of the brain.
+    """
+    error, contrast = np.abs(restored - twin), np.abs(observed - twin)
+    inside = mask & lesion
+    slices = np.flatnonzero(mask.any(axis=(0, 1)))
+    maps = [
+        structural_similarity(
+            twin[..., z], restored[..., z], win_size=SSIM_WINDOW, data_range=1.0, full=True
+        )[1]
+        for z in slices
+    ]
+    numbers = {
+        "outside": error[mask & ~lesion].mean(),
+        "inside": error[inside].mean(),
+        "contrast": contrast[inside].mean(),
+        "ssim": np.stack(maps, axis=2)[mask[..., slices]].mean(),
+    }
+    numbers["left"] = numbers["inside"] / numbers["contrast"]
+    return {name: float(value) for name, value in numbers.items()}
+
+
+def measure_twins(detector: Any, folder: str | Path) -> pd.DataFrame:
+    """A row of `against_twin` for each patient of a folder of preprocessing.phantom.
+
+    Raises:
+        InputError: if there is no patient with a twin.
+    """
+    scans = sorted(Path(folder).rglob("*_t2.nii.gz"))
+    rows = []
+    for scan in tqdm(scans, desc="twins", unit="patient"):
+        files = {part: scan.with_name(scan.name.replace("_t2", f"_{part}")) for part in PARTS}
+        if not all(file.exists() for file in files.values()):
+            continue
+        prepared = prepare_scan(
+            scan,
+            settings=detector.scan_settings,
+            label_path=files["seg"],
+            reference=detector.prior.reference,
+        )
+        restored, _ = detector.restore_volume(prepared)
+        twin = twin_on_grid(prepared, files["twin"])
+        lesion = prepared.label > 0
+        found = against_twin(prepared.image, restored, twin, mask=prepared.mask, lesion=lesion)
+        rows.append({"patient": scan.name.removesuffix("_t2.nii.gz"), **found})
+    if not rows:
+        raise InputError(
+            f"Expected patients of preprocessing.phantom with *_twin.nii.gz in {folder}, got none."
+        )
+    return pd.DataFrame(rows)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit status."""
+    parser = parser_for("python -m eval.twins", __doc__)
+    add(parser, "--input", required=True, help="folder of patients of preprocessing.phantom")
+    add(parser, "--model", default="pretrained-denoiser")
+    add(parser, "--align", default="none")
+    add(parser, "--slice-step", "--batch-size", "--precision", "--force")
+    add(parser, "--out", help="CSV with a row per patient")
+    options = parser.parse_args(argv)
+    if options.out:
+        refuse_existing(options.out, force=options.force)
+    from tf_lesion.detection.maps import Detector
+    from tf_lesion.prior import load
+
+    detector = Detector(
+        load(options.model, precision=options.precision),
+        align=options.align,
+        slice_step=options.slice_step,
+        batch_size=options.batch_size,
+    )
+    table = measure_twins(detector, options.input)
+    if options.out:
+        with written_whole(options.out, force=options.force) as temporary:
+            table.to_csv(temporary, index=False)
+    print(table.drop(columns="patient").describe(percentiles=[0.1, 0.5, 0.9]).round(4).to_string())
+    print(f"lesions of which half is gone: {(table['left'] <= MOST_LEFT).mean():.0%}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
