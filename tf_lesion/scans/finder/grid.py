@@ -3,17 +3,17 @@
 import numpy as np
 
 FINE_MM = 3.0  # voxels that the finder reads
-CUBE = 16  # voxels: axes are padded to whole multiples, because the networks halve them
+CUBE = 16  # voxels: axes are padded to whole multiples, because the network halves them
 DARK_PERCENTILE, BRIGHT_PERCENTILE = 1.0, 99.5  # become 0 and 1
 BRIGHTEST = 1.5
-POSE_SHAPE = (40, 40, 40)  # voxels of 2 FINE_MM that the pose network reads
+COARSE = 4  # of those in one of the coordinates
 MOST_SAMPLES = 1_000_000  # voxels that percentiles are taken of
 
 
 def network_input(
     data: np.ndarray, affine: np.ndarray, *, shape: tuple[int, int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, tuple]:
-    """A scan as the networks see it.
+    """A scan as the network sees it.
 
     Args:
         data: [X, Y, Z] float, nearest to RAS.
@@ -97,24 +97,15 @@ def grid_mm(count: int, size_mm: float) -> np.ndarray:
     return (np.arange(count) - (count - 1) / 2) * size_mm
 
 
-def pose_input(volume: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """What the pose network reads, [a, b, c, 12] at 12 mm, of volumes [2a, 2b, 2c] at 6 mm."""
-    shape = [n // 2 for n in volume.shape]
-    place = np.meshgrid(*[grid_mm(n, 4 * FINE_MM) / 100 for n in shape], indexing="ij")
-    parts = (to_channels(volume), halved(inside)[..., None], np.stack(place, -1))
+def coarse_places(shape: tuple[int, int, int]) -> np.ndarray:
+    """[a, b, c, 3] mm from the middle of a grid: the middles of cubes of COARSE voxels."""
+    axes = [grid_mm(n // COARSE, FINE_MM * COARSE) for n in shape]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
+
+def finder_input(volume: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """What the network reads, [a, b, c, 12] at 6 mm, of volumes [2a, 2b, 2c] at 3 mm."""
+    axes = [grid_mm(n // 2, 2 * FINE_MM) / 100 for n in volume.shape]
+    places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    parts = (to_channels(volume), halved(inside)[..., None], places)
     return np.concatenate(parts, axis=-1).astype(np.float32)
-
-
-def pose_grid_affine() -> np.ndarray:
-    """[4, 4], voxel of POSE_SHAPE -> mm from the middle."""
-    affine = np.diag([2 * FINE_MM] * 3 + [1.0])
-    affine[:3, 3] = [grid_mm(n, 2 * FINE_MM)[0] for n in POSE_SHAPE]
-    return affine
-
-
-def coarser(affine: np.ndarray, step: int) -> np.ndarray:
-    """Affine of the grid whose voxels are cubes of `step` voxels."""
-    result = np.array(affine, dtype=float)
-    result[:3, :3] *= step
-    result[:3, 3] += affine[:3, :3] @ np.full(3, (step - 1) / 2)
-    return result
