@@ -10,9 +10,9 @@ from scipy.spatial.transform import Rotation
 from preprocessing.finder.shards import INTENSITY_STEPS, OUTSIDE_STEPS, SIDE
 from tf_lesion.scans.finder.grid import (
     COARSE,
-    CUBE,
     FINE_MM,
     coarse_places,
+    covering_box,
     finder_input,
     halved,
     to_channels,
@@ -21,12 +21,11 @@ from tf_lesion.scans.finder.pose import apply
 
 GAMMA_SPREAD = 0.25  # of the logarithm
 OUTSIDE_RANGE_MM = 25.0  # distances are cut there
-NEAR_MM, FAR_WEIGHT = 20.0, 0.1  # coordinates count this far from the brain; less beyond
+NEAR_MM, FAR_WEIGHT = 20.0, 0.02  # coordinates count this far from the brain; less beyond
 SURFACE_MM, DISTANT_WEIGHT = 12.0, 0.2  # and distances more if this near
 # Of the examples, this share is moved once more; standard deviations: degrees, mm, logarithm.
 MOVED, DEGREES, SHIFT_MM, SCALE = 0.5, 15.0, 6.0, 0.08
 CUT, CUT_SHARE = 0.1, (0.05, 0.4)  # share of examples that lose a further part of an axis
-LEAST_INSIDE = 0.02  # share of the voxels of a plane, to keep it
 
 
 def source(shards):
@@ -49,7 +48,7 @@ def make_example(example, rng):
     if rng.random() < CUT:
         inside = _cut(rng, inside)
     volume = _intensities(volume, rng) * (inside > 0.5)
-    box = _box(inside > 0.5)
+    box = covering_box(inside > 0.5)
     middle = FINE_MM * (np.array([(b.start + b.stop - 1) / 2 for b in box]) - (SIDE - 1) / 2)
     volume, outside, inside = (np.ascontiguousarray(a[box]) for a in (volume, outside, inside))
     places = coarse_places(volume.shape) + middle
@@ -118,19 +117,6 @@ def _cut(rng, inside):
     inside = np.moveaxis(inside.copy(), axis, 0)
     inside[used] = 0
     return np.ascontiguousarray(np.moveaxis(inside, 0, axis))
-
-
-def _box(inside):
-    """Slices of whole CUBEs around what lies inside, as the finder pads a scan."""
-    box = []
-    for axis in range(3):
-        share = inside.mean(axis=tuple({0, 1, 2} - {axis}))
-        used = np.flatnonzero(share > LEAST_INSIDE)
-        first, last = (used[0], used[-1] + 1) if len(used) else (0, SIDE)
-        size = min(-(-(last - first) // CUBE) * CUBE, SIDE)
-        start = int(np.clip((first + last - size) // 2, 0, SIDE - size))
-        box.append(slice(start, start + size))
-    return tuple(box)
 
 
 def _intensities(volume, rng):

@@ -20,15 +20,12 @@ from preprocessing.finder.shards import SHARD, Shards, write_shard
 from preprocessing.phantom.heads.anatomy import HeadAnatomy, load_head
 from preprocessing.phantom.sources import find_label_maps
 from tf_lesion.scans.finder.canonical import CANONICAL_SHAPE, canonical_affine
-from tf_lesion.scans.finder.networks import (
-    LARGEST_LOG_SCALE,
-    LEAST_LOG_SCALE,
-    build_network,
-)
+from tf_lesion.scans.finder.networks import BIN_MM, BINS, build_network
 from tf_lesion.scans.finder.weights import pack
 
 LEARNING_RATE, WARM_UP, DECAY = 1.5e-3, 100, 0.4
 SOFT = 0.15  # 1.5 mm, of the soft mask
+PLACES = 0.3  # weight of the coordinates
 CLIP_NORM = 1.0
 SAVE_SECONDS, LOG_STEPS = 120, 50
 TEMPLATE, HEADS, NAME = "template.npy", "heads", "finder"  # in the working folder
@@ -55,31 +52,50 @@ class Trapezoid(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def losses(outputs, batch):
-    """{name: [B]}: distances in MNI space, 20 mm; of the logarithm of their scale; distances from
-    the surface, 10 mm; 1 - Dice of a soft mask."""
-    found, scale = outputs["coordinates"][..., :3], outputs["coordinates"][..., 3]
-    weight = batch["coordinates_weight"]
-    distance = 100 * tf.norm(found - batch["coordinates"] + 1e-6, axis=-1)  # mm
-    scale = tf.clip_by_value(scale, LEAST_LOG_SCALE, LARGEST_LOG_SCALE)
-    surprise = tf.stop_gradient(distance) * tf.exp(-scale) + scale
+    """{name: [B]}: of coordinates at 12 and 24 mm; distance from the surface, 10 mm; soft mask."""
+    places, weight = batch["coordinates"], batch["coordinates_weight"]
+    coarse, coarse_weight = _mean_of_cubes(places, weight)
     outside, true = outputs["outside"], batch["outside"]
     inside = tf.cast(batch["outside_weight"] > 0, tf.float32)
     soft, true_soft = (tf.sigmoid(-x / SOFT) * inside for x in (outside, true))
-
-    def mean(values, weight):
-        axes = tuple(range(1, len(weight.shape)))
-        return tf.reduce_sum(values * weight, axes) / (tf.reduce_sum(weight, axes) + 1.0)
 
     def total(values):
         return tf.reduce_sum(values, (1, 2, 3, 4))
 
     dice = (2 * total(soft * true_soft) + 1) / (total(soft) + total(true_soft) + 1)
     return {
-        "coordinates": mean(distance, weight) / 20,
-        "scale": 0.05 * mean(surprise, weight),
-        "outside": mean(tf.abs(outside - true), batch["outside_weight"]),
+        "coordinates": PLACES * coordinate_loss(outputs["coordinates"], places, weight),
+        "coarse": PLACES * coordinate_loss(outputs["coarse"], coarse, coarse_weight),
+        "outside": _mean(tf.abs(outside - true), batch["outside_weight"]),
         "dice": 1 - dice,
     }
+
+
+def coordinate_loss(logits, places, weight):
+    """[B], mean over weighted places of KL(true bins || found), nats, summed over the axes.
+
+    The true distribution lies on the two bins around a place, so that its mean is the place.
+    """
+    loss = 0.0
+    parts = tf.split(logits, [len(bins) for bins in BINS], axis=-1)
+    for part, bins, place in zip(parts, BINS, tf.unstack(100 * places, axis=-1), strict=True):
+        place = tf.clip_by_value(place, bins[0], bins[-1])[..., None]
+        true = tf.maximum(1 - tf.abs(place - tf.constant(bins, tf.float32)) / BIN_MM, 0)
+        entropy = -tf.reduce_sum(true * tf.math.log(true + 1e-9), -1)
+        loss += tf.nn.softmax_cross_entropy_with_logits(true, part) - entropy
+    return _mean(loss, weight)
+
+
+def _mean(values, weight):
+    axes = tuple(range(1, len(weight.shape)))
+    return tf.reduce_sum(values * weight, axes) / (tf.reduce_sum(weight, axes) + 1.0)
+
+
+def _mean_of_cubes(places, weight):
+    """Places [B, 2x, 2y, 2z, 3] and weights [B, 2x, 2y, 2z] at half the resolution."""
+    return tf.nn.avg_pool3d(places, 2, 2, "VALID"), tf.nn.avg_pool3d(
+        weight[..., None], 2, 2, "VALID"
+    )[..., 0]
 
 
 def train(folder: str | Path, *, steps: int, batch_size: int, seed: int) -> None:
@@ -113,7 +129,7 @@ def train(folder: str | Path, *, steps: int, batch_size: int, seed: int) -> None
             one = {name: tf.constant(value[None]) for name, value in example.items()}
             gradients, terms = gradient_of(one)
             logged.append({name: float(value) for name, value in terms.items()})
-            total = gradients if total is None else [a + b for a, b in zip(total, gradients)]
+            total = gradients if total is None else list(map(tf.add, total, gradients))
         apply_gradients([g / batch_size for g in total])
         done.assign_add(1)
         step = int(done)

@@ -35,6 +35,7 @@ def parser() -> Any:
     add(source, "--merge", "--input")
     add(made, "--out", required=True, help="HDF5 file (--cache) or folder (--input)")
     add(made, "--bids-out", "--mask", *detect.patterns(), "--align")
+    add(made, "--allow-poor-alignment")
     add(made, "--calibration", *detect.restoring())
     add(made, "--postprocess", default="")
     add(made, "--save-every", "--shard", "--max-slices", "--slice-step", "--crop", "--batch-size")

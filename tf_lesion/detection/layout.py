@@ -38,6 +38,11 @@ class Layout:
         """The JSON; in BIDS it is the sidecar of the restored scan."""
         return self.folder / f"{self.prefix}{FACTS_ENDINGS[self.bids]}"
 
+    @property
+    def doubt(self) -> Path:
+        """The picture of a scan that is not to be trusted."""
+        return self.folder / f"{self.prefix}_doubt.png"
+
     def volume(self, name: str) -> Path:
         """The NIfTI file of a volume: `restored`, `residual`, `score` or a threshold's name."""
         is_mask = name.startswith("fpr_")
