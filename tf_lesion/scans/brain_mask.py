@@ -5,7 +5,8 @@ brain. Where at least `STRIPPED_SHARE` of the voxels in a rim around that surfac
 hold nothing but a constant background, somebody stripped the skull, and the mask is what was left:
 the largest connected piece that differs from the background, holes filled. Its edge lies where the
 scan rises through half of its median (`EDGE_SHARE`), as it does in a scan of any voxel size:
-interpolation spreads a brain by a voxel, and splines ring around it.
+interpolation spreads a brain by a voxel or two, and splines ring around it. Deeper than
+`EDGE_VOXELS` nothing is cut off, however dark.
 """
 
 from typing import NamedTuple
@@ -23,7 +24,7 @@ STRIPPED, SKULL, GIVEN, ATLAS = "stripped", "with skull", "mask given", "mask of
 RIM_MM, STRIPPED_SHARE = (2.0, 8.0), 0.85
 NEAR_BACKGROUND = 1e-3  # of the 99.9th percentile of the distance to the background
 SMALLEST_BRAIN_LITERS = 0.2  # of a mask that is given; less is a fragment
-EDGE_SHARE = 0.5
+EDGE_SHARE, EDGE_VOXELS = 0.5, 2
 
 
 class Brain(NamedTuple):
@@ -95,7 +96,8 @@ def what_was_left(distance: np.ndarray) -> np.ndarray:
     """[X, Y, Z] bool, the brain in a stripped scan, from its intensities less the background."""
     piece = _largest_piece(distance > 0)
     edge = EDGE_SHARE * np.median(distance[piece]) if piece.any() else 0
-    return _largest_piece(piece & (distance >= edge))
+    deep = ndimage.binary_erosion(piece, iterations=EDGE_VOXELS, border_value=1)
+    return _largest_piece(deep | (piece & (distance >= edge)))
 
 
 def _check_volume(mask, affine, name):
