@@ -143,8 +143,6 @@ def seen(values, affine, distance):
         affine=affine,
         disagreement_mm=1.0,
         expected_mm=1.0,
-        overlap=0.95,
-        covered=1.0,
     )
 
 

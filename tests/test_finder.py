@@ -129,8 +129,8 @@ def test_logits_of_the_two_bins_around_a_place_mean_that_place():
     assert spread[1] == pytest.approx(0, abs=1e-5)
 
 
-def _perfect_finder(head, monkeypatch):
-    """A `Finder` that knows the truth about a head, in the places where it is asked."""
+def _perfect_network(head, monkeypatch):
+    """A network that knows the truth about a head, in the places where it is asked."""
     look, asked = finder._look, {}
 
     def recorded(network, volume, inside, affine):
@@ -162,7 +162,7 @@ def _perfect_finder(head, monkeypatch):
         }
 
     monkeypatch.setattr(finder, "_look", recorded)
-    return finder.Finder(network, -np.ones(canonical.CANONICAL_SHAPE, np.float32))
+    return network
 
 
 def test_with_a_perfect_network_pose_and_mask_are_right(anatomy, monkeypatch):
@@ -175,7 +175,7 @@ def test_with_a_perfect_network_pose_and_mask_are_right(anatomy, monkeypatch):
     for number in (1, 4):
         head = paint_head([anatomy], 5, number, fine_mm=PAINTED_MM)
         with monkeypatch.context() as patch:
-            found = finder.find(head.image, head.affine, _perfect_finder(head, patch))
+            found = finder.find(head.image, head.affine, _perfect_network(head, patch))
         assert write.landmark_errors(head, found.scan_from_grid).max() < 0.5
         mask, true = found.outside_on(head.image.shape, head.affine) < 0, write.true_mask(head)
         assert 2 * (mask & true).sum() / (mask.sum() + true.sum()) > 0.97
@@ -193,8 +193,7 @@ def test_the_training_command_goes_from_label_maps_to_weights(tmp_path, monkeypa
     assert command.main([*arguments, "--steps", "1"]) == 0
     assert command.main([*arguments, "--steps", "2"]) == 0  # goes on after the first step
     assert str(out / "finder.npz") in capsys.readouterr().out
-    network, template = weights.load(out / "finder.npz")
-    assert template.shape == canonical.CANONICAL_SHAPE
+    network = weights.load(out / "finder.npz")
     assert (out / "finder.npz").stat().st_size < LARGEST_FILE
     trained = networks.build_network()
     trained.load_weights(out / "finder.weights.h5")

@@ -11,15 +11,12 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # five times as fast in 3-D
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy import ndimage
 
 from preprocessing.cohort import in_processes
 from preprocessing.finder.examples import batches
 from preprocessing.finder.examples import source as heads_of
 from preprocessing.finder.shards import SHARD, Shards, write_shard
-from preprocessing.phantom.heads.anatomy import HeadAnatomy, load_head
 from preprocessing.phantom.sources import find_label_maps
-from tf_lesion.scans.finder.canonical import CANONICAL_SHAPE, canonical_affine
 from tf_lesion.scans.finder.networks import BIN_MM, BINS, build_network
 from tf_lesion.scans.finder.weights import pack
 
@@ -28,8 +25,7 @@ SOFT = 0.15  # 1.5 mm, of the soft mask
 PLACES = 0.3  # weight of the coordinates
 CLIP_NORM = 1.0
 SAVE_SECONDS, LOG_STEPS = 120, 50
-TEMPLATE, HEADS, NAME = "template.npy", "heads", "finder"  # in the working folder
-TEMPLATE_RANGE = 2.5  # 10 mm
+HEADS, NAME = "heads", "finder"  # in the working folder
 
 
 @keras.saving.register_keras_serializable("tf_lesion")
@@ -155,26 +151,13 @@ def paint(
     maps = find_label_maps(label_maps)
     paths = maps[: len(maps) - held_out]
     folder = Path(folder)
-    if not (folder / TEMPLATE).exists():
-        np.save(folder / TEMPLATE, mean_outside([load_head(path) for path in paths]))
     tasks = [(folder / HEADS, paths, seed, shard) for shard in range(-(-heads // SHARD))]
     for _ in in_processes(write_shard, tasks, jobs):
         yield SHARD
-
-
-def mean_outside(anatomies: list[HeadAnatomy]) -> np.ndarray:
-    """[X, Y, Z] float32 on the canonical grid: mean signed distance from the brain, 10 mm."""
-    total = np.zeros(CANONICAL_SHAPE)
-    for head in anatomies:
-        from_mni = np.linalg.inv(head.mni_from_head @ head.outside_affine) @ canonical_affine()
-        total += ndimage.affine_transform(
-            head.outside, from_mni, output_shape=CANONICAL_SHAPE, order=1, mode="nearest"
-        )
-    return np.clip(total / len(anatomies) / 10, -TEMPLATE_RANGE, TEMPLATE_RANGE).astype(np.float32)
 
 
 def pack_weights(folder: str | Path, out: str | Path, **facts: Any) -> None:
     """The trained network of a folder as the one file of the package."""
     folder, network = Path(folder), build_network()
     network.load_weights(folder / f"{NAME}.weights.h5")
-    pack(out, network, np.load(folder / TEMPLATE), **facts)
+    pack(out, network, **facts)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813, the usual name
-from nibabel.affines import apply_affine, from_matvec
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.spaces import vox2out_vox
 from nilearn import datasets
 from scipy import ndimage
@@ -25,6 +25,7 @@ REFINE_STEPS = 200
 LARGEST_STEP, SMALLEST_STEP, STEP_RELAXATION = 1.0, 0.01, 0.85  # 0.6 stops several degrees short
 SMALLEST_GRADIENT = 1e-8  # nats; so does the default of 1e-4
 MARGIN_MM = 8.0  # rim around the template's brain: its edge is part of what is matched
+COMPARED_MM = 2.0  # voxels of masks that are compared
 DARK_PERCENTILE = 1.0  # of the brain: what lies outside of it is made as dark
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world axes are LPS
 
@@ -33,6 +34,7 @@ class Alignment(NamedTuple):
     """Where a scan lies."""
 
     scan_from_grid: np.ndarray  # [4, 4], mm in MNI space -> mm in the scan's own space; rigid
+    scan_from_mni: np.ndarray  # the same with the scale of this brain
     mutual_information: float = np.nan  # nats, Mattes, inside the brain; NaN without registration
     moved_mm: float = 0.0  # mean over the atlas's brain, from the start to the result
 
@@ -150,15 +152,29 @@ def align(
     registration = _Registration(volume, affine, max(WORKING_MM, voxel_size))
     with itk.one_thread():
         best, information = registration.refine(start)
-    found = without_scale(best, center)
-    points = _brain_points()
-    moved = np.linalg.norm(apply_affine(found, points) - apply_affine(start, points), axis=1)
-    return Alignment(found, information, float(moved.mean()))
+    points = apply_affine(MniGrid().affine, np.argwhere(_atlas()[1])[::1009])
+    moved = np.linalg.norm(apply_affine(best, points) - apply_affine(start, points), axis=1)
+    return Alignment(without_scale(best, center), best, information, float(moved.mean()))
 
 
-def _brain_points():
-    """[N, 3] mm in MNI space, a few all over the atlas's brain."""
-    return apply_affine(MniGrid().affine, np.argwhere(_atlas()[1])[::1009])
+def agreement(
+    brain: np.ndarray, affine: np.ndarray, scan_from_mni: np.ndarray
+) -> tuple[float, float]:
+    """How well a brain mask [X, Y, Z] bool and that of the atlas agree.
+
+    Returns:
+        (Dice of the two within the field of view, share of the atlas's brain that lies in it).
+    """
+    steps = np.maximum(1, np.rint(COMPARED_MM / voxel_sizes(affine))).astype(int)
+    brain = brain[tuple(slice(None, None, step) for step in steps)]
+    affine = affine @ np.diag([*steps, 1.0])
+    whole = _atlas()[1].astype(np.uint8)
+    atlas = to_scan(whole, MniGrid(), scan_from_mni, brain.shape, affine, order=0) > 0
+    volume = np.count_nonzero(whole) * abs(np.linalg.det(scan_from_mni[:3, :3]))
+    covered = np.count_nonzero(atlas) * abs(np.linalg.det(affine[:3, :3])) / volume
+    both = np.count_nonzero(brain & atlas)
+    total = np.count_nonzero(brain) + np.count_nonzero(atlas)
+    return 2 * both / max(total, 1), min(float(covered), 1.0)
 
 
 class _Registration:

@@ -11,7 +11,7 @@ import numpy as np
 LEAST_OVERLAP = 0.8
 LARGEST_DISAGREEMENT_MM = 12.0
 LEAST_INFORMATION = 0.12  # nats
-WHOLE_BRAIN = 0.95  # of the average brain within the field of view; less is a part
+WHOLE_BRAIN = 0.95  # of the brain within the field of view; less is a part
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Confidence:
     """What was measured of a scan; NaN for what was not.
 
     Attributes:
-        overlap: Dice of the finder's mask and the average brain in the finder's pose, within the
-            field of view.
+        overlap: Dice of the mask and that of the atlas, which has the scale of this brain, within
+            the field of view.
         disagreement_mm: median distance between where the finder sees the places of the brain and
             where its pose puts them.
         mutual_information: nats, of the aligned brain and the atlas's.
-        moved_mm: how far the registration moved the brain from the finder's pose.
-        covered: share of the average brain within the field of view.
+        moved_mm: how far the registration moved the brain from where it began.
+        covered: share of the atlas's brain within the field of view.
         rim_share: share of a rim around the brain that is constant background.
     """
 
@@ -40,7 +40,7 @@ class Confidence:
         """Why the scan should not be used, if it should not."""
         if self.overlap < LEAST_OVERLAP:
             yield (
-                f"the brain found overlaps little with an average brain (Dice {self.overlap:.2f}, "
+                f"the brain mask overlaps little with that of the atlas (Dice {self.overlap:.2f}, "
                 f"at least {LEAST_OVERLAP})"
             )
         if self.disagreement_mm > LARGEST_DISAGREEMENT_MM:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from tf_lesion.files import InputError
 from tf_lesion.scans import ALIGN_MODES, MASK_MODES, alignment, brain_mask, intensity
 from tf_lesion.scans.brain_mask import Brain
-from tf_lesion.scans.confidence import WHOLE_BRAIN, Confidence
+from tf_lesion.scans.confidence import LARGEST_DISAGREEMENT_MM, WHOLE_BRAIN, Confidence
 from tf_lesion.scans.finder.find import FoundBrain, find
 from tf_lesion.scans.volumes import MniGrid, Scan, ScanSource, load_labels, load_scan
 
@@ -172,27 +172,31 @@ def _prepare(scan, found, brain, label, settings, reference):
 
 def _align(scan: Scan, found: FoundBrain | None, brain: Brain, settings: ScanSettings):
     """(`Alignment`, `Confidence`) of a scan."""
-    confidence = Confidence(rim_share=brain.rim_share)
-    if found is not None:
-        confidence = replace(
-            confidence,
-            overlap=found.overlap,
-            disagreement_mm=found.disagreement_mm,
-            covered=found.covered,
+    start = _start(scan, found, brain, settings)
+    placed = alignment.Alignment(start, start)
+    if settings.align == "rigid":
+        size = settings.voxel_size
+        placed = alignment.align(
+            scan.data, scan.affine, brain=brain.mask, start=start, voxel_size=size
         )
+    overlap, covered = alignment.agreement(brain.mask, scan.affine, placed.scan_from_mni)
+    return placed, Confidence(
+        overlap=overlap,
+        disagreement_mm=math.nan if found is None else found.disagreement_mm,
+        mutual_information=placed.mutual_information,
+        moved_mm=placed.moved_mm,
+        covered=covered,
+        rim_share=brain.rim_share,
+    )
+
+
+def _start(scan, found, brain, settings):
+    """[4, 4] mm in MNI space -> mm of the scan, before the registration."""
     if settings.align == "none":
-        return alignment.Alignment(np.eye(4)), confidence
-    start = alignment.center_start(brain.mask, scan.affine)
-    if settings.align == "center":
-        return alignment.Alignment(start), confidence
-    if not any(confidence.doubts()):
-        start = found.scan_from_mni
-    placed = alignment.align(
-        scan.data, scan.affine, brain=brain.mask, start=start, voxel_size=settings.voxel_size
-    )
-    return placed, replace(
-        confidence, mutual_information=placed.mutual_information, moved_mm=placed.moved_mm
-    )
+        return np.eye(4)
+    if settings.align == "rigid" and found.disagreement_mm < LARGEST_DISAGREEMENT_MM:
+        return found.scan_from_mni
+    return alignment.center_start(brain.mask, scan.affine)
 
 
 def _brain_means(volume, brain, resample):

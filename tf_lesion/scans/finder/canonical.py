@@ -1,11 +1,7 @@
-"""MNI space as the finder knows it: the grid of its average brain, and landmarks."""
+"""Landmarks in MNI space."""
 
 import numpy as np
 
-from tf_lesion.scans.finder.grid import FINE_MM
-
-CANONICAL_SHAPE = (56, 72, 64)  # voxels of FINE_MM
-CANONICAL_CENTER = (0.0, -18.0, 6.0)  # mm
 # Where `scans.alignment` puts the right centroids of tissues in MNI space, mm; the left are their
 # mirror images. Medians of 20 label maps (those SynthSeg was trained with). The pose from these
 # differs from the alignment of one anatomy by 1.1 degrees and 0.7 mm per axis (RMS).
@@ -21,13 +17,6 @@ LANDMARKS = {
     "cerebellar_white": (16.3, -51.3, -27.3),
     "cerebellar_cortex": (22.6, -60.5, -31.1),
 }
-
-
-def canonical_affine() -> np.ndarray:
-    """[4, 4], voxel -> mm in MNI space."""
-    affine = np.diag([FINE_MM] * 3 + [1.0])
-    affine[:3, 3] = np.array(CANONICAL_CENTER) - FINE_MM * (np.array(CANONICAL_SHAPE) - 1) / 2
-    return affine
 
 
 def landmarks() -> np.ndarray:

@@ -7,14 +7,14 @@ after the first pose; each time also at the mirror image. Distances are averaged
 that of both looks together.
 """
 
-import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-from tf_lesion.scans.finder.canonical import canonical_affine, landmarks
+from tf_lesion.scans.finder.canonical import landmarks
 from tf_lesion.scans.finder.grid import (
     COARSE,
     FINE_MM,
@@ -27,6 +27,7 @@ from tf_lesion.scans.finder.grid import (
 )
 from tf_lesion.scans.finder.networks import places_of
 from tf_lesion.scans.finder.pose import apply, fit_robustly, without_scale
+from tf_lesion.scans.finder.weights import load
 
 RIM_MM, SOFTNESS_MM = 5.0, 3.0  # coordinates count to this far outside of the brain; softly
 SMALLEST_WEIGHT = 1e-3
@@ -45,8 +46,6 @@ class FoundBrain:
         affine: [4, 4], voxel of `outside` (FINE_MM) -> mm of the scan.
         disagreement_mm: median distance between the places that the network gives and the fit.
         expected_mm: median of what the network expects of it.
-        overlap: Dice of the mask and the average brain, within the scan.
-        covered: share of the average brain that lies within the scan.
     """
 
     scan_from_mni: np.ndarray
@@ -55,8 +54,6 @@ class FoundBrain:
     affine: np.ndarray
     disagreement_mm: float
     expected_mm: float
-    overlap: float
-    covered: float
 
     def outside_on(self, shape: tuple, affine: np.ndarray) -> np.ndarray:
         """Signed distance [X, Y, Z] float32 from the brain, on the voxels of a scan, mm."""
@@ -83,38 +80,31 @@ class _Look(NamedTuple):
     scale_mm: np.ndarray
 
 
-class Finder(NamedTuple):
-    """The network, [B, x, y, z, 12] -> dictionary of arrays, and the average brain, 10 mm."""
-
-    network: Any
-    template: np.ndarray
-
-
-def find(data: np.ndarray, affine: np.ndarray, finder: Finder | None = None) -> FoundBrain:
+def find(data: np.ndarray, affine: np.ndarray, network: Callable | None = None) -> FoundBrain:
     """Find the brain of a scan.
 
     Args:
         data: [X, Y, Z] float, the axes nearest to RAS.
         affine: [4, 4], voxel -> mm.
-        finder: `Finder`; that of the package by default.
+        network: [B, x, y, z, 12] -> dictionary of arrays, as `networks.build_network`; that of the
+            package by default.
 
     Returns:
         A `FoundBrain`.
     """
-    finder = finder or load_finder()
+    network = network or load()
     volume, grid_affine, ends = network_input(data, affine)
     inside = np.zeros_like(volume)
     inside[tuple(slice(*pair) for pair in ends)] = 1
-    first = _look(finder.network, volume, inside, grid_affine)
+    first = _look(network, volume, inside, grid_affine)
     pose, _, _ = _fit([first])
-    second = _look(finder.network, *_upright(volume, inside, grid_affine, pose))
+    second = _look(network, *_upright(volume, inside, grid_affine, pose))
     pose, disagreement, expected = _fit([first, second])
     back = np.linalg.inv(second.affine) @ grid_affine
     outside = ndimage.affine_transform(
         second.outside, back, output_shape=volume.shape, order=1, mode="nearest"
     )
     outside = (first.outside + outside) / 2
-    average = _average_brain(finder.template, pose, grid_affine, volume.shape)
     return FoundBrain(
         scan_from_mni=pose,
         scan_from_grid=without_scale(pose, landmarks().mean(axis=0)),
@@ -122,8 +112,6 @@ def find(data: np.ndarray, affine: np.ndarray, finder: Finder | None = None) -> 
         affine=grid_affine,
         disagreement_mm=disagreement,
         expected_mm=expected,
-        overlap=_overlap(outside < 0, average, inside > 0),
-        covered=_covered(finder.template, pose, grid_affine, ends),
     )
 
 
@@ -191,27 +179,6 @@ def _median(values, weights):
     return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
-def _average_brain(template, pose, affine, shape):
-    """[A, B, C] bool, the average brain in a pose."""
-    matrix = np.linalg.inv(pose @ canonical_affine()) @ affine
-    outside = ndimage.affine_transform(
-        template, matrix, output_shape=shape, order=1, mode="constant", cval=1
-    )
-    return outside < 0
-
-
-def _overlap(mask, other, inside):
-    both = np.count_nonzero(mask & other & inside)
-    return 2 * both / max(np.count_nonzero(mask & inside) + np.count_nonzero(other & inside), 1)
-
-
-def _covered(template, pose, affine, ends):
-    """Share of the average brain whose voxels fall into the scan."""
-    points = apply(np.linalg.inv(affine) @ pose @ canonical_affine(), np.argwhere(template < 0))
-    low, high = np.array(ends).T
-    return float(((points > low - 0.5) & (points < high - 0.5)).all(axis=1).mean())
-
-
 def _along_axes(volume, matrix, shape):
     """Linear interpolation of a volume at voxels of a grid with the same axes; edges go on."""
     for axis, count in enumerate(shape):
@@ -221,11 +188,3 @@ def _along_axes(volume, matrix, shape):
         share = (place - low).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(3)])
         volume = volume.take(low, axis) * (1 - share) + volume.take(low + 1, axis) * share
     return volume
-
-
-@functools.lru_cache(maxsize=1)
-def load_finder() -> Finder:
-    """The `Finder` of the package."""
-    from tf_lesion.scans.finder.weights import load
-
-    return Finder(*load())

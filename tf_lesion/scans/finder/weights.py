@@ -1,5 +1,6 @@
 """The finder's weights in one small file: kernels of 8 bits, with a scale for each filter."""
 
+import functools
 from pathlib import Path
 
 import keras
@@ -11,9 +12,9 @@ FILE = Path(__file__).with_name("finder.npz")
 STEPS = 127
 
 
-def pack(path: str | Path, network: keras.Model, template: np.ndarray, **facts: str) -> None:
-    """Write the network and the average brain to `path`; kernels lose the bits beyond 8."""
-    arrays = {"template": template.astype(np.float16)}
+def pack(path: str | Path, network: keras.Model, **facts: str) -> None:
+    """Write the network to `path`; kernels lose the bits beyond 8."""
+    arrays = {}
     for number, value in enumerate(network.get_weights()):
         key = f"weight_{number:03d}"
         if value.ndim > 1:  # a kernel
@@ -24,8 +25,9 @@ def pack(path: str | Path, network: keras.Model, template: np.ndarray, **facts: 
     np.savez_compressed(path, **arrays, **{f"fact_{k}": np.array(v) for k, v in facts.items()})
 
 
-def load(path: str | Path = FILE) -> tuple[keras.Model, np.ndarray]:
-    """(network, template [X, Y, Z] float32, 10 mm) of a file that `pack` wrote."""
+@functools.lru_cache(maxsize=1)
+def load(path: str | Path = FILE) -> keras.Model:
+    """The network of a file that `pack` wrote."""
     network = build_network()
     with np.load(path) as file:
         values = []
@@ -33,5 +35,5 @@ def load(path: str | Path = FILE) -> tuple[keras.Model, np.ndarray]:
             key = f"weight_{number:03d}"
             value = file[key].astype(np.float32)
             values.append(value * file.get(f"{key}_scale", np.float32(1)))
-        network.set_weights(values)
-        return network, file["template"].astype(np.float32)
+    network.set_weights(values)
+    return network
