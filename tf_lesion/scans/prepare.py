@@ -181,7 +181,7 @@ def _align(scan: Scan, found: FoundBrain | None, brain: Brain, settings: ScanSet
         )
     overlap, covered = alignment.agreement(brain.mask, scan.affine, placed.scan_from_mni)
     return placed, Confidence(
-        overlap=overlap,
+        overlap=overlap if settings.align == "rigid" else math.nan,  # else nothing was fitted
         disagreement_mm=math.nan if found is None else found.disagreement_mm,
         mutual_information=placed.mutual_information,
         moved_mm=placed.moved_mm,
