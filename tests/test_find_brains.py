@@ -98,7 +98,7 @@ def test_a_lesion_at_the_surface_stays_in_the_mask(intensity, radius, brain, hea
 @pytest.mark.parametrize("what", ["noise", "ball", "upside down"])
 def test_what_is_no_upright_head_is_refused(what, brain):
     rng = np.random.default_rng(0)
-    values, affine, mask = brain
+    values, affine, _ = brain
     if what == "noise":
         values = ndimage.gaussian_filter(rng.random(values.shape), 2)
     elif what == "ball":

@@ -21,7 +21,7 @@ from tf_lesion.scans.finder.grid import background_of
 from tf_lesion.scans.volumes import Scan, ScanSource, load_labels, name_of
 
 STRIPPED, SKULL, GIVEN, ATLAS = "stripped", "with skull", "mask given", "mask of the atlas"
-RIM_MM, STRIPPED_SHARE = (2.0, 8.0), 0.85
+RIM_MM, STRIPPED_SHARE = (2.0, 8.0), 0.75
 NEAR_BACKGROUND = 1e-3  # of the 99.9th percentile of the distance to the background
 SMALLEST_BRAIN_LITERS = 0.2  # of a mask that is given; less is a fragment
 EDGE_SHARE, EDGE_VOXELS = 0.5, 2
