@@ -61,6 +61,24 @@ def atlas_mask_in(
     return to_scan(mask, MniGrid(), scan_from_mni, shape, affine) >= 0.5
 
 
+def atlas_distance_in(
+    scan_from_mni: np.ndarray, shape: Sequence[int], affine: np.ndarray
+) -> np.ndarray:
+    """[X, Y, Z] float32, signed distance from the ICBM152 brain on the voxels of a scan, mm."""
+    grid, distance = _atlas_distance()
+    scale = np.float32(np.cbrt(abs(np.linalg.det(scan_from_mni[:3, :3]))))
+    return scale * to_scan(distance, grid, scan_from_mni, shape, affine)
+
+
+@functools.lru_cache(maxsize=1)
+def _atlas_distance():
+    """(`MniGrid`, signed distance [X, Y, Z] float32 from the atlas's brain, mm)."""
+    grid = MniGrid(COMPARED_MM)
+    mask = atlas_mask_on(grid)
+    inside, outside = (ndimage.distance_transform_edt(part) for part in (mask, ~mask))
+    return grid, np.float32(COMPARED_MM) * (outside - inside).astype(np.float32)
+
+
 def to_grid(
     volume: np.ndarray,
     affine: np.ndarray,

@@ -21,7 +21,8 @@ from tf_lesion.scans.finder.grid import background_of
 from tf_lesion.scans.volumes import Scan, ScanSource, load_labels, name_of
 
 STRIPPED, SKULL, GIVEN, ATLAS = "stripped", "with skull", "mask given", "mask of the atlas"
-RIM_MM, STRIPPED_SHARE = (2.0, 8.0), 0.75
+RIM_MM, STRIPPED_SHARE = (4.0, 10.0), 0.75
+BACKGROUND_SHARE = 0.3  # of the faces of a scan, if there is a constant background at all
 NEAR_BACKGROUND = 1e-3  # of the 99.9th percentile of the distance to the background
 SMALLEST_BRAIN_LITERS = 0.2  # of a mask that is given; less is a fragment
 EDGE_SHARE, EDGE_VOXELS = 0.5, 2
@@ -37,6 +38,28 @@ class Brain(NamedTuple):
     mask: np.ndarray
     kind: str
     rim_share: float = np.nan
+
+
+def within_bounds(
+    brain: Brain, scan: Scan, scan_from_mni: np.ndarray, *, deep_mm: float, far_mm: float
+) -> Brain:
+    """The finder's mask with what lies deep in the atlas's brain, without what lies far from it.
+
+    So a large lesion, which the network may leave out, stays in the mask. Masks that were given or
+    left by skull stripping stay as they are.
+
+    Args:
+        brain: `Brain`.
+        scan: `Scan`.
+        scan_from_mni: [4, 4], from the registration, with the scale of this brain.
+        deep_mm: from the surface of the atlas's brain, inwards, as large as this brain.
+        far_mm: outwards.
+    """
+    if brain.kind != SKULL:
+        return brain
+    outside = alignment.atlas_distance_in(scan_from_mni, scan.data.shape, scan.affine)
+    mask = (brain.mask | (outside < -deep_mm)) & (outside < far_mm)
+    return brain._replace(mask=_largest_piece(mask))
 
 
 def liters(mask: np.ndarray, affine: np.ndarray) -> float:
@@ -66,21 +89,22 @@ def brain_of(
     if mode == "atlas":
         shape, pose = scan.data.shape, found.scan_from_mni
         return Brain(alignment.atlas_mask_in(pose, shape, scan.affine), ATLAS)
-    distance = _from_background(scan.data)
+    background, share = background_of(scan.data)
+    distance = _distance_from(background, scan.data)
     if mode == "nonzero":
         mask = what_was_left(distance)
         _check_volume(mask, scan.affine, scan.name)
         return Brain(mask, STRIPPED)
     outside = found.outside_on(scan.data.shape, scan.affine)
-    share = _background_share(distance, outside)
+    share = _background_share(distance, outside) if share > BACKGROUND_SHARE else 0.0
     if share >= STRIPPED_SHARE:
         return Brain(what_was_left(distance), STRIPPED, share)
     return Brain(_largest_piece(outside < 0), SKULL, share)
 
 
-def _from_background(data):
+def _distance_from(background, data):
     """[X, Y, Z], distance of intensities from the background; 0 where there is hardly any."""
-    distance = np.abs(data - np.float32(background_of(data)[0]))
+    distance = np.abs(data - np.float32(background))
     distance[distance <= NEAR_BACKGROUND * np.percentile(distance, 99.9)] = 0
     return distance
 

@@ -8,9 +8,9 @@ import numpy as np
 
 # Limits set on painted heads of anatomies that the finder was not trained on; see
 # `scans/finder/README.md`.
-LEAST_OVERLAP = 0.8
+LEAST_OVERLAP = 0.83
 LARGEST_DISAGREEMENT_MM = 12.0
-LEAST_INFORMATION = 0.12  # nats
+LEAST_INFORMATION = 0.28  # nats
 WHOLE_BRAIN = 0.95  # of the brain within the field of view; less is a part
 
 

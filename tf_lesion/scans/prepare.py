@@ -15,6 +15,7 @@ from tf_lesion.scans.finder.find import FoundBrain, find
 from tf_lesion.scans.volumes import MniGrid, Scan, ScanSource, load_labels, load_scan
 
 HALF = 0.5  # a voxel is brain when half of it is
+DEEP_MM, FAR_MM = 6.0, 10.0  # in the atlas's brain, or away from it, whatever the finder says
 USUAL_BRAIN_LITERS = (0.7, 2.1)
 LOST_SHARE = 0.02  # of the brain, outside the crop
 SMALLEST_OVERLAP = 0.65  # Dice of the brain mask with the atlas's; see `_warnings`
@@ -135,6 +136,10 @@ def prepare_scan(
 def _prepare(scan, found, brain, label, settings, reference):
     grid = settings.grid
     placed, confidence = _align(scan, found, brain, settings)
+    if settings.align == "rigid" and not any(confidence.doubts()):
+        brain = brain_mask.within_bounds(
+            brain, scan, placed.scan_from_mni, deep_mm=DEEP_MM, far_mm=FAR_MM
+        )
     transform = placed.scan_from_grid
     atlas = alignment.atlas_mask_on(grid)
     data = scan.data
