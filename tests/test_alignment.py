@@ -176,7 +176,7 @@ def test_a_head_gets_the_mask_of_the_finder_also_where_its_air_is_zero(brain, tm
     head, _ = tiny_scans.head(2.0)
     for values in (head, np.where(head > 5 * tiny_scans.AIR_NOISE, head, 0)):
         found = found_in(values, affine, distance, tmp_path)
-        np.testing.assert_array_equal(found.mask, distance < 0)
+        np.testing.assert_array_equal(found.mask, distance < brain_mask.EDGE_MM)
         assert found.kind == brain_mask.SKULL
 
 
@@ -184,7 +184,7 @@ def test_a_partly_stripped_head_gets_the_mask_of_the_finder(brain, tmp_path):
     _, affine, distance = brain
     head, _ = tiny_scans.head(2.0)
     found = found_in(np.where(distance < 8, head, 0), affine, distance, tmp_path)
-    np.testing.assert_array_equal(found.mask, distance < 0)
+    np.testing.assert_array_equal(found.mask, distance < brain_mask.EDGE_MM)
 
 
 def test_specks_negative_values_and_holes_do_not_change_the_brain(brain, tmp_path):

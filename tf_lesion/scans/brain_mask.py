@@ -24,6 +24,7 @@ STRIPPED, SKULL, GIVEN, ATLAS = "stripped", "with skull", "mask given", "mask of
 RIM_MM, STRIPPED_SHARE = (4.0, 10.0), 0.75
 BACKGROUND_SHARE = 0.3  # of the faces of a scan, if there is a constant background at all
 NEAR_BACKGROUND = 1e-3  # of the 99.9th percentile of the distance to the background
+EDGE_MM = 1.0  # brains of real scans end this much further out than the network says
 SMALLEST_BRAIN_LITERS = 0.2  # of a mask that is given; less is a fragment
 EDGE_SHARE, EDGE_VOXELS = 0.5, 2
 
@@ -99,7 +100,7 @@ def brain_of(
     share = _background_share(distance, outside) if share > BACKGROUND_SHARE else 0.0
     if share >= STRIPPED_SHARE:
         return Brain(what_was_left(distance), STRIPPED, share)
-    return Brain(_largest_piece(outside < 0), SKULL, share)
+    return Brain(_largest_piece(outside < EDGE_MM), SKULL, share)
 
 
 def _distance_from(background, data):
