@@ -27,6 +27,7 @@ NEAR_BACKGROUND = 1e-3  # of the 99.9th percentile of the distance to the backgr
 EDGE_MM = 1.0  # brains of real scans end this much further out than the network says
 SMALLEST_BRAIN_LITERS = 0.2  # of a mask that is given; less is a fragment
 EDGE_SHARE, EDGE_VOXELS = 0.5, 2
+WITHIN_SHARE = 0.05  # of the brain darker than the background, which then lies in its intensities
 
 
 class Brain(NamedTuple):
@@ -92,14 +93,15 @@ def brain_of(
         return Brain(alignment.atlas_mask_in(pose, shape, scan.affine), ATLAS)
     background, share = background_of(scan.data)
     distance = _distance_from(background, scan.data)
+    within = np.mean(scan.data[distance > 0] < background) > WITHIN_SHARE
     if mode == "nonzero":
-        mask = what_was_left(distance)
+        mask = what_was_left(distance, trimmed=not within)
         _check_volume(mask, scan.affine, scan.name)
         return Brain(mask, STRIPPED)
     outside = found.outside_on(scan.data.shape, scan.affine)
     share = _background_share(distance, outside) if share > BACKGROUND_SHARE else 0.0
     if share >= STRIPPED_SHARE:
-        return Brain(what_was_left(distance), STRIPPED, share)
+        return Brain(what_was_left(distance, trimmed=not within), STRIPPED, share)
     return Brain(_largest_piece(outside < EDGE_MM), SKULL, share)
 
 
@@ -117,9 +119,16 @@ def _background_share(distance, outside):
     return float((distance[rim] == 0).mean()) if rim.any() else 0.0
 
 
-def what_was_left(distance: np.ndarray) -> np.ndarray:
-    """[X, Y, Z] bool, the brain in a stripped scan, from its intensities less the background."""
+def what_was_left(distance: np.ndarray, *, trimmed: bool = True) -> np.ndarray:
+    """[X, Y, Z] bool, the brain in a stripped scan.
+
+    Args:
+        distance: [X, Y, Z], of intensities from the background.
+        trimmed: cut the faint edge off; not where the background lies within the intensities.
+    """
     piece = _largest_piece(distance > 0)
+    if not trimmed:
+        return piece
     edge = EDGE_SHARE * np.median(distance[piece]) if piece.any() else 0
     deep = ndimage.binary_erosion(piece, iterations=EDGE_VOXELS, border_value=1)
     return _largest_piece(deep | (piece & (distance >= edge)))
