@@ -327,7 +327,7 @@ def test_a_scan_that_is_no_head_fails_with_a_picture_unless_that_is_allowed(
     assert "--allow-poor-alignment" in rows[1]["reason"]
     written = [path.name for path in (out / "noise").iterdir()]
     assert written == ["noise_t2_doubt.png"]
-    facts = _facts(out / "good")
+    facts = json.loads((out / rows[0]["facts"]).read_text())
     assert facts["brain"]["kind"] == "stripped"
     assert facts["brain"]["overlap"] > 0.9
     capsys.readouterr()
