@@ -243,7 +243,10 @@ def _warnings(prepared):
     """
     covered = prepared.confidence.covered
     if covered < WHOLE_BRAIN:
-        yield f"only about {covered:.0%} of a brain lie in the field of view of this scan."
+        yield (
+            f"only about {covered:.0%} of a brain lie in the field of view; the alignment is as sure "
+            "as that allows."
+        )
     if prepared.atlas_overlap < SMALLEST_OVERLAP:
         yield (
             f"the brain mask and the atlas's overlap little (Dice {prepared.atlas_overlap:.2f}, "
