@@ -244,8 +244,8 @@ def _warnings(prepared):
     covered = prepared.confidence.covered
     if covered < WHOLE_BRAIN:
         yield (
-            f"only about {covered:.0%} of a brain lie in the field of view; the alignment is as sure "
-            "as that allows."
+            f"only about {covered:.0%} of a brain lie in the field of view; the alignment is as "
+            "sure as that allows."
         )
     if prepared.atlas_overlap < SMALLEST_OVERLAP:
         yield (
