@@ -112,10 +112,10 @@ def test_what_is_no_upright_head_is_refused(what, brain):
 
 def test_a_slab_is_aligned_as_its_slices_allow_and_says_so(head):
     values, affine = head
-    low, high = 28, 40  # 36 mm
+    low, high = 22, 44  # 66 mm
     first = np.eye(4)
     first[2, 3] = low
     prepared = prepare_scan(scan_of(values[:, :, low:high], affine @ first), settings=RIGID)
     assert moved_mm(prepared.scan_from_grid, np.eye(4)) < 8
-    assert prepared.confidence.covered < 0.6
+    assert prepared.confidence.covered < 0.8
     assert any("lie in the field of view" in warning for warning in prepared.warnings)

@@ -9,8 +9,9 @@ import numpy as np
 # Limits set on painted heads of anatomies that the finder was not trained on; see
 # `scans/finder/README.md`.
 LEAST_OVERLAP = 0.83
-LARGEST_DISAGREEMENT_MM = 12.0
-LEAST_INFORMATION = 0.28  # nats
+LARGEST_DISAGREEMENT_MM = 8.0
+LEAST_INFORMATION = 0.3  # nats
+LEAST_COVERED = 0.4  # of the brain within the field of view: slabs of less were misplaced
 WHOLE_BRAIN = 0.95  # of the brain within the field of view; less is a part
 
 
@@ -47,6 +48,11 @@ class Confidence:
             yield (
                 f"the parts of the brain do not agree on where it lies (by "
                 f"{self.disagreement_mm:.0f} mm, at most {LARGEST_DISAGREEMENT_MM:.0f})"
+            )
+        if self.covered < LEAST_COVERED and not math.isnan(self.overlap):  # after a registration
+            yield (
+                f"too little of the brain in the field of view to align it (about "
+                f"{self.covered:.0%}, at least {LEAST_COVERED:.0%})"
             )
         if self.mutual_information < LEAST_INFORMATION:
             yield (
