@@ -1,6 +1,7 @@
 # make demo   the whole job on synthetic scans: lesion maps, a table and a picture (about 10 minutes)
 # make test   the tests; make test-slow adds those that take more than a minute each
 # make pretrained LABEL_MAPS=DIR   the shipped prior again, from label maps of heads
+# make finder LABEL_MAPS=DIR   the shipped brain finder again, from the same
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: demo test test-slow lint clean pretrained
+.PHONY: demo test test-slow lint clean pretrained finder
 
 $(VENV)/installed: setup.py constraints.txt tf_lesion/__init__.py
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
@@ -68,3 +69,8 @@ prior-%:
 	$(BIN)/tf-lesion train --cache $(WORK)/healthy.h5 --out $(RUN) --preset denoising --model $* --force
 	$(BIN)/tf-lesion calibrate --model $(RUN) --cache $(WORK)/healthy.h5 --tv-weight $(LAMBDA) $(FAST) --postprocess $(SCORE) --chosen-by "$(CHOSEN_BY)"
 	$(BIN)/tf-lesion export --as run --model $(RUN) --out $(SHIPPED)/$* --align rigid --force
+
+FINDER := finder
+finder: $(VENV)/installed
+	$(BIN)/python -m preprocessing.finder --label-maps $(LABEL_MAPS) --held-out 4 --out $(FINDER) --seed 1 --jobs $(CORES)
+	cp $(FINDER)/finder.npz tf_lesion/scans/finder/finder.npz

@@ -48,6 +48,8 @@ setup(
             "pretrained/*/checkpoints/*",
             "report/*.html",
             "report/*.css",
+            "scans/finder/*.npz",
+            "scans/finder/*.md",
         ]
     },
     entry_points={"console_scripts": ["tf-lesion = tf_lesion.cli.main:main"]},

@@ -65,9 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--out", required=True, help="the cache to write, .h5")
     text = "glob of each scan's brain mask, with {subject} for its name and {folder} for its folder"
     add(parser, "--mask-pattern", help=f"{text}, relative to --input; default: see --mask")
-    text = "without mask files: non-zero voxels, or the atlas for scans with a skull"
+    text = "without mask files: as the brain finder sees it, non-zero voxels, or the atlas"
     add(parser, "--mask", type=str, choices=MASK_MODES, default="auto", help=text)
     add(parser, "--align", default="rigid", help="none: scans are in MNI mm already")
+    add(parser, "--allow-poor-alignment")
     add(parser, "--n4", "--slice-step", "--min-brain", "--limit")
     add(parser, "--jobs", help="subjects at the same time, one core and 1 GB each")
     add(parser, "--force")
@@ -82,7 +83,13 @@ def settings_from(args: argparse.Namespace, voxel_size: float) -> CohortSettings
     """The `CohortSettings` of parsed arguments."""
     from tf_lesion.scans.prepare import ScanSettings
 
-    scan = ScanSettings(voxel_size=voxel_size, align=args.align, mask=args.mask, n4=args.n4)
+    scan = ScanSettings(
+        voxel_size=voxel_size,
+        align=args.align,
+        mask=args.mask,
+        n4=args.n4,
+        allow_poor_alignment=args.allow_poor_alignment,
+    )
     return CohortSettings(scan=scan, slice_step=args.slice_step, min_brain=args.min_brain)
 
 

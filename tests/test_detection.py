@@ -353,6 +353,29 @@ def test_a_scan_or_mask_replaced_under_its_name_is_not_done(model, tmp_path, cap
     assert "made with another brain_mask_identity" in capsys.readouterr().err
 
 
+def test_a_scan_that_is_no_head_fails_with_a_picture_unless_that_is_allowed(
+    model, tmp_path, capsys
+):
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    shutil.copytree(model["scan"].parent, folder / "good", ignore=shutil.ignore_patterns("run"))
+    rng = np.random.default_rng(0)
+    values = ndimage.gaussian_filter(rng.random((50, 60, 45)), 3)
+    tiny_scans.write(folder / "noise" / "noise_t2.nii.gz", values.astype(np.float32), OBLIQUE)
+    options = ("--align", "rigid", "--pattern", "**/*_t2.nii.gz")
+    assert _restore(model, folder, out, *options) == 1
+    rows = json.loads((out / "summary.json").read_text())["scans"]
+    assert [row["status"] for row in rows] == ["done", "failed"]
+    assert "--allow-poor-alignment" in rows[1]["reason"]
+    written = [path.name for path in (out / "noise").iterdir()]
+    assert written == ["noise_t2_doubt.png"]
+    facts = json.loads((out / rows[0]["facts"]).read_text())
+    assert facts["brain"]["kind"] == "stripped"
+    assert facts["brain"]["overlap"] > 0.9
+    capsys.readouterr()
+    assert _restore(model, folder, out, *options, "--allow-poor-alignment") == 0
+    assert "look at the result" in capsys.readouterr().err
+
+
 def test_bids_derivatives_have_valid_names_sidecars_and_a_description(model, tmp_path):
     source = tmp_path / "bids"
     names = ("sub-01/ses-a/anat/sub-01_ses-a_T2w", "sub-02/anat/sub-02_acq-hi_T2w")

@@ -1,4 +1,4 @@
-"""The brain finder: its grids, its fits, and what perfect networks would make of it."""
+"""The brain finder: its grids, its fits, and what a perfect network would make of it."""
 
 import dataclasses
 
@@ -13,9 +13,8 @@ from preprocessing.finder import shards, training
 from preprocessing.phantom.heads import geometry, write
 from preprocessing.phantom.heads.anatomy import load_head
 from preprocessing.phantom.heads.paint import paint_head
-from tf_lesion.scans.finder import canonical, grid, pose, weights
+from tf_lesion.scans.finder import canonical, grid, networks, pose, weights
 from tf_lesion.scans.finder import find as finder
-from tf_lesion.scans.finder.networks import build_pose_network, build_surface_network
 
 LARGEST_FILE = 3_000_000  # bytes, of the weights
 
@@ -80,6 +79,18 @@ def test_any_linear_scale_of_intensities_gives_one_input(gain, offset):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+def test_a_constant_background_within_the_intensities_counts_as_dark():
+    rng = np.random.default_rng(0)
+    data = np.zeros((30, 40, 20), np.float32)
+    data[8:22, 8:30, 5:15] = rng.normal(10, 1, (14, 22, 10))
+    affine = np.diag([4.0, 4, 4, 1])
+    inside = data != 0
+    scored = np.where(inside, (data - data[inside].mean()) / data[inside].std(), 0)
+    expected, _, _ = grid.network_input(data - np.percentile(data[inside], 1) * inside, affine)
+    found, _, _ = grid.network_input(scored.astype(np.float32), affine)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (0.5, 0.5, 4), (6.5, 1, 1)])
 def test_network_input_keeps_places(sizes):
     """A ramp in mm stays that ramp, in voxels of any size."""
@@ -106,54 +117,55 @@ def test_channels_are_the_voxels_in_cubes():
     np.testing.assert_allclose(channels.mean(-1), grid.halved(volume), rtol=1e-6)
 
 
-def _perfect_networks(head, volume_affine, monkeypatch):
-    """`Networks` that know the truth about a head, in the places where they are asked."""
-    asked = {}
-    look = finder._second_look
-
-    def recorded(networks, volume, inside, grid_affine, poses):
-        asked["poses"] = poses
-        return look(networks, volume, inside, grid_affine, poses)
-
-    monkeypatch.setattr(finder, "_second_look", recorded)
-    monkeypatch.setattr(finder, "LOOKS", 1)
-    truth = np.linalg.inv(pose.fit_similarity(head.landmarks, canonical.landmarks()))
-    points = pose.apply(truth, canonical.brain_points())
-    middle = pose.apply(volume_affine, (np.array(asked_shape(head)) - 1) / 2)
-
-    def find_points(_):
-        expected = canonical.brain_points() - canonical.CANONICAL_CENTER
-        return ((points - middle - expected) / 100)[None]
-
-    def find_surface(inputs):
-        outside, coordinates = [], []
-        for each in asked["poses"]:
-            voxels = np.stack(
-                np.meshgrid(*map(np.arange, canonical.CANONICAL_SHAPE), indexing="ij"), -1
-            )
-            places = pose.apply(each @ canonical.canonical_affine(), voxels)
-            seen = pose.apply(np.linalg.inv(head.outside_affine), places)
-            distance = ndimage.map_coordinates(
-                head.outside, np.moveaxis(seen, -1, 0), order=1, mode="nearest"
-            )
-            outside.append(grid.to_channels(distance.astype(np.float32) / 10))
-            place = canonical.places(4)
-            true = head.geometry.mni(pose.apply(each, place).reshape(-1, 3)).reshape(place.shape)
-            coordinates.append(
-                np.concatenate([(true - place) / 10, np.zeros((*place.shape[:3], 1))], -1)
-            )
-        return {"outside": np.stack(outside), "coordinates": np.stack(coordinates)}
-
-    return finder.Networks(
-        find_points, find_surface, -np.ones(canonical.CANONICAL_SHAPE, np.float32)
-    )
+def test_logits_of_the_two_bins_around_a_place_mean_that_place():
+    place = np.array([[-33.0, 17, 60], [0, 0, 0]])
+    logits = []
+    for axis, bins in enumerate(networks.BINS):
+        share = np.maximum(1 - np.abs(place[:, axis, None] - bins) / networks.BIN_MM, 0)
+        logits.append(np.log(share + 1e-30))
+    found, spread = networks.places_of(np.concatenate(logits, axis=-1))
+    np.testing.assert_allclose(found, place, atol=1e-9)
+    assert spread[0] > 10
+    assert spread[1] == pytest.approx(0, abs=1e-5)
 
 
-def asked_shape(head):
-    return grid.network_input(head.image, head.affine)[0].shape
+def _perfect_network(head, monkeypatch):
+    """A network that knows the truth about a head, in the places where it is asked."""
+    look, asked = finder._look, {}
+
+    def recorded(network, volume, inside, affine):
+        asked.update(affine=affine, shape=volume.shape, mirrored=False)
+        return look(network, volume, inside, affine)
+
+    def network(inputs):
+        shape, mirrored = asked["shape"], asked["mirrored"]
+        asked["mirrored"] = True
+        voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+        places = pose.apply(asked["affine"], voxels)
+        seen = pose.apply(np.linalg.inv(head.outside_affine), places)
+        outside = ndimage.map_coordinates(
+            head.outside, np.moveaxis(seen, -1, 0), order=1, mode="nearest"
+        )
+        coarse = pose.apply(
+            grid.coarser(asked["affine"], grid.COARSE), voxels[tuple(slice(n // 4) for n in shape)]
+        )
+        true = head.geometry.mni(coarse.reshape(-1, 3)).reshape(coarse.shape)
+        if mirrored:
+            outside, true = outside[::-1], true[::-1] * [-1, 1, 1]
+        shares = [
+            np.maximum(1 - np.abs(true[..., axis, None] - bins) / networks.BIN_MM, 0)
+            for axis, bins in enumerate(networks.BINS)
+        ]
+        return {
+            "outside": grid.to_channels(outside.astype(np.float32) / 10)[None],
+            "coordinates": np.log(np.concatenate(shares, -1) + 1e-30)[None],
+        }
+
+    monkeypatch.setattr(finder, "_look", recorded)
+    return network
 
 
-def test_with_perfect_networks_pose_and_mask_are_right(anatomy, monkeypatch):
+def test_with_a_perfect_network_pose_and_mask_are_right(anatomy, monkeypatch):
     """Of heads that are turned and scaled, but neither sheared nor bent."""
     for name, value in {"BEND_MM": (0, 1e-9), "SHEAR": 0, "AXIS_SCALE": 0}.items():
         monkeypatch.setattr(geometry, name, value)
@@ -162,14 +174,12 @@ def test_with_perfect_networks_pose_and_mask_are_right(anatomy, monkeypatch):
     anatomy = dataclasses.replace(anatomy, mni_from_head=similar, landmarks=placed)
     for number in (1, 4):
         head = paint_head([anatomy], 5, number, fine_mm=PAINTED_MM)
-        _, affine, _ = grid.network_input(head.image, head.affine)
         with monkeypatch.context() as patch:
-            networks = _perfect_networks(head, affine, patch)
-            found = finder.find(head.image, head.affine, networks)
-        assert write.landmark_errors(head, found.scan_from_grid).max() < 0.2
-        mask, true = found.mask_on(head.image.shape, head.affine), write.true_mask(head)
+            found = finder.find(head.image, head.affine, _perfect_network(head, patch))
+        assert write.landmark_errors(head, found.scan_from_grid).max() < 0.5
+        mask, true = found.outside_on(head.image.shape, head.affine) < 0, write.true_mask(head)
         assert 2 * (mask & true).sum() / (mask.sum() + true.sum()) > 0.97
-        assert found.disagreement_mm < 0.2
+        assert found.disagreement_mm < 0.5
 
 
 @pytest.mark.slow
@@ -183,11 +193,9 @@ def test_the_training_command_goes_from_label_maps_to_weights(tmp_path, monkeypa
     assert command.main([*arguments, "--steps", "1"]) == 0
     assert command.main([*arguments, "--steps", "2"]) == 0  # goes on after the first step
     assert str(out / "finder.npz") in capsys.readouterr().out
-    networks, template = weights.load(out / "finder.npz")
-    assert template.shape == canonical.CANONICAL_SHAPE
+    network = weights.load(out / "finder.npz")
     assert (out / "finder.npz").stat().st_size < LARGEST_FILE
-    for name, network in networks.items():
-        trained = {"pose": build_pose_network, "surface": build_surface_network}[name]()
-        trained.load_weights(out / f"{name}.weights.h5")
-        for kept, value in zip(network.get_weights(), trained.get_weights(), strict=True):
-            np.testing.assert_allclose(kept, value, atol=np.abs(value).max() / 250)
+    trained = networks.build_network()
+    trained.load_weights(out / "finder.weights.h5")
+    for kept, value in zip(network.get_weights(), trained.get_weights(), strict=True):
+        np.testing.assert_allclose(kept, value, atol=np.abs(value).max() / 250)

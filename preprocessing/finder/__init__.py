@@ -1,3 +1,3 @@
 """Training of the brain finder, `tf_lesion.scans.finder`, on painted heads."""
 
-STAGES = ("paint", "pose", "surface", "pack")
+STAGES = ("paint", "train", "pack")

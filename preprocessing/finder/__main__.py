@@ -1,9 +1,8 @@
 """Train the brain finder on painted heads, stage by stage.
 
-    paint     OUT/heads/        heads painted from label maps, as examples
-    pose      OUT/pose.*        the network that finds where the head lies
-    surface   OUT/surface.*     the network that finds where the brain ends
-    pack      OUT/finder.npz    the weights of both, as in tf_lesion/scans/finder/finder.npz
+    paint   OUT/heads/                heads painted from label maps, as examples
+    train   OUT/finder.weights.h5     the network
+    pack    OUT/finder.npz            its weights, as in tf_lesion/scans/finder/finder.npz
 
 Stopped and called again, it goes on where it was.
 """
@@ -17,7 +16,7 @@ from tf_lesion import __version__
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
 
-STEPS, BATCH_SIZE, HEADS = 6000, 4, 3000
+STEPS, BATCH_SIZE, HEADS = 6000, 1, 1000
 EXAMPLE = """example:
   python -m preprocessing.finder --label-maps MAPS --held-out 4 --out work --jobs 2"""
 
@@ -34,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(parser, "--label-maps", required=True, help="folder of label maps of whole heads")
     add(parser, "--held-out", help="label maps, the last by name, never to paint")
     add(parser, "--heads", default=HEADS)
-    add(parser, "--steps", default=STEPS, help="of each network")
-    add(parser, "--batch-size", default=BATCH_SIZE, help="heads at once")
+    add(parser, "--steps", default=STEPS, help="of the training")
+    add(parser, "--batch-size", default=BATCH_SIZE, help="heads of a step")
     add(parser, "--seed", help="same seed, same heads")
     add(parser, "--jobs", help="processes that paint")
     add(parser, "--stages", choices=STAGES, default=list(STAGES))
@@ -55,15 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tqdm(desc="paint", unit="head", total=options.heads) as bar:
             for count in painted:
                 bar.update(count)
-    for kind in ("pose", "surface"):
-        if kind in options.stages:
-            training.train(
-                kind,
-                options.out,
-                steps=options.steps,
-                batch_size=options.batch_size,
-                seed=options.seed,
-            )
+    if "train" in options.stages:
+        training.train(
+            options.out, steps=options.steps, batch_size=options.batch_size, seed=options.seed
+        )
     if "pack" in options.stages:
         facts = {"version": __version__, "heads": options.heads, "steps": options.steps}
         training.pack_weights(options.out, options.out / "finder.npz", **facts)

@@ -1,4 +1,4 @@
-"""Painted heads as examples for the networks of the brain finder, kept in shards on disk."""
+"""Painted heads as examples for the network of the brain finder, kept in shards on disk."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from preprocessing.phantom.heads.acquisition import resample_bands
 from preprocessing.phantom.heads.anatomy import load_heads
 from preprocessing.phantom.heads.paint import paint_head
 from tf_lesion.scans.finder import canonical
-from tf_lesion.scans.finder.grid import FINE_MM, grid_mm, network_input
+from tf_lesion.scans.finder.grid import FINE_MM, coarse_places, network_input
 from tf_lesion.scans.finder.pose import fit_similarity
 
-SIDE, COARSE = 80, 4  # voxels of 3 mm; of those in one of 12 mm
+SIDE = 80  # voxels of 3 mm
 INTENSITY_STEPS, OUTSIDE_STEPS = 160, 4  # of the whole numbers kept: per unit, per mm
 SHARD = 100  # heads
 NAMES = ("volume", "outside", "coordinates", "inside", "mni_from_grid", "landmarks")
@@ -28,8 +28,7 @@ def make_example(anatomies, seed, number):
     volume, affine, inside = network_input(head.image, head.affine, shape=(SIDE,) * 3)
     outside = resample_bands(head.outside, head.outside_affine, affine, volume.shape)
     middle = affine[:3, :3] @ np.full(3, (SIDE - 1) / 2) + affine[:3, 3]
-    axis = grid_mm(SIDE // COARSE, FINE_MM * COARSE)
-    places = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
+    places = coarse_places((SIDE,) * 3)
     coordinates = head.geometry.mni(places.reshape(-1, 3) + middle).reshape(places.shape)
     landmarks = head.landmarks - middle
     limit = np.iinfo(np.int8).max

@@ -1,4 +1,4 @@
-"""The stages of training the brain finder: painted heads, two networks, one file of weights."""
+"""The stages of training the brain finder: painted heads, one network, one file of weights."""
 
 import json
 import os
@@ -11,27 +11,21 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # five times as fast in 3-D
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy import ndimage
 
 from preprocessing.cohort import in_processes
-from preprocessing.finder.examples import batches, pose_source, surface_source
+from preprocessing.finder.examples import batches
+from preprocessing.finder.examples import source as heads_of
 from preprocessing.finder.shards import SHARD, Shards, write_shard
-from preprocessing.phantom.heads.anatomy import HeadAnatomy, load_head
 from preprocessing.phantom.sources import find_label_maps
-from tf_lesion.scans.finder.canonical import CANONICAL_SHAPE, canonical_affine
-from tf_lesion.scans.finder.networks import (
-    LARGEST_LOG_SCALE,
-    LEAST_LOG_SCALE,
-    build_pose_network,
-    build_surface_network,
-)
+from tf_lesion.scans.finder.networks import BIN_MM, BINS, build_network
 from tf_lesion.scans.finder.weights import pack
 
-LEARNING_RATE, WARM_UP, DECAY = 1.5e-3, 50, 0.4
+LEARNING_RATE, WARM_UP, DECAY = 1.5e-3, 100, 0.4
+SOFT = 0.15  # 1.5 mm, of the soft mask
+PLACES = 0.3  # weight of the coordinates
 CLIP_NORM = 1.0
 SAVE_SECONDS, LOG_STEPS = 120, 50
-TEMPLATE, HEADS = "template.npy", "heads"  # in the working folder
-TEMPLATE_RANGE = 2.5  # 10 mm
+HEADS, NAME = "heads", "finder"  # in the working folder
 
 
 @keras.saving.register_keras_serializable("tf_lesion")
@@ -53,80 +47,97 @@ class Trapezoid(keras.optimizers.schedules.LearningRateSchedule):
         return {"top": self.top, "steps": self.steps}
 
 
-def pose_losses(outputs, batch):
-    """{name: [B]}: mean distance of the places of the brain, 10 mm."""
-    distance = tf.norm(outputs - batch["points"] + 1e-6, axis=-1)
-    return {"points": 10 * tf.reduce_mean(distance, axis=-1)}
+def losses(outputs, batch):
+    """{name: [B]}: of coordinates at 12 and 24 mm; distance from the surface, 10 mm; soft mask."""
+    places, weight = batch["coordinates"], batch["coordinates_weight"]
+    coarse, coarse_weight = _mean_of_cubes(places, weight)
+    outside, true = outputs["outside"], batch["outside"]
+    inside = tf.cast(batch["outside_weight"] > 0, tf.float32)
+    soft, true_soft = (tf.sigmoid(-x / SOFT) * inside for x in (outside, true))
 
+    def total(values):
+        return tf.reduce_sum(values, (1, 2, 3, 4))
 
-def surface_losses(outputs, batch):
-    """{name: [B]}: mean weighted distances, 10 mm; and of the logarithm of their scale."""
-    found, scale = outputs["coordinates"][..., :3], outputs["coordinates"][..., 3]
-    weight = batch["coordinates_weight"]
-    distance = 10 * tf.norm(found - batch["coordinates"] + 1e-6, axis=-1)  # mm
-    scale = tf.clip_by_value(scale, LEAST_LOG_SCALE, LARGEST_LOG_SCALE)
-    surprise = tf.stop_gradient(distance) * tf.exp(-scale) + scale
-    outside = tf.abs(outputs["outside"] - batch["outside"])
-
-    def mean(values, weight):
-        axes = tuple(range(1, len(weight.shape)))
-        return tf.reduce_sum(values * weight, axes) / (tf.reduce_sum(weight, axes) + 1.0)
-
+    dice = (2 * total(soft * true_soft) + 1) / (total(soft) + total(true_soft) + 1)
     return {
-        "coordinates": mean(distance, weight) / 10,
-        "scale": 0.1 * mean(surprise, weight),
-        "outside": mean(outside, batch["outside_weight"]),
+        "coordinates": PLACES * coordinate_loss(outputs["coordinates"], places, weight),
+        "coarse": PLACES * coordinate_loss(outputs["coarse"], coarse, coarse_weight),
+        "outside": _mean(tf.abs(outside - true), batch["outside_weight"]),
+        "dice": 1 - dice,
     }
 
 
-LOSSES = {"pose": pose_losses, "surface": surface_losses}
+def coordinate_loss(logits, places, weight):
+    """[B], mean over weighted places of KL(true bins || found), nats, summed over the axes.
+
+    The true distribution lies on the two bins around a place, so that its mean is the place.
+    """
+    loss = 0.0
+    parts = tf.split(logits, [len(bins) for bins in BINS], axis=-1)
+    for part, bins, place in zip(parts, BINS, tf.unstack(100 * places, axis=-1), strict=True):
+        place = tf.clip_by_value(place, bins[0], bins[-1])[..., None]
+        true = tf.maximum(1 - tf.abs(place - tf.constant(bins, tf.float32)) / BIN_MM, 0)
+        entropy = -tf.reduce_sum(true * tf.math.log(true + 1e-9), -1)
+        loss += tf.nn.softmax_cross_entropy_with_logits(true, part) - entropy
+    return _mean(loss, weight)
 
 
-def train(kind: str, folder: str | Path, *, steps: int, batch_size: int, seed: int) -> None:
-    """Train one network; weights at `folder`/KIND.weights.h5."""
+def _mean(values, weight):
+    axes = tuple(range(1, len(weight.shape)))
+    return tf.reduce_sum(values * weight, axes) / (tf.reduce_sum(weight, axes) + 1.0)
+
+
+def _mean_of_cubes(places, weight):
+    """Places [B, 2x, 2y, 2z, 3] and weights [B, 2x, 2y, 2z] at half the resolution."""
+    return tf.nn.avg_pool3d(places, 2, 2, "VALID"), tf.nn.avg_pool3d(
+        weight[..., None], 2, 2, "VALID"
+    )[..., 0]
+
+
+def train(folder: str | Path, *, steps: int, batch_size: int, seed: int) -> None:
+    """Train the network; weights at `folder`/finder.weights.h5."""
     folder = Path(folder)
-    shards, losses = Shards(folder / HEADS), LOSSES[kind]
-    if kind == "pose":
-        network, make = build_pose_network(), pose_source(shards)
-    else:
-        template = np.load(folder / TEMPLATE)
-        network, make = build_surface_network(), surface_source(shards, template)
-    schedule = Trapezoid(LEARNING_RATE, steps)
-    optimizer = keras.optimizers.Adam(schedule, clipnorm=CLIP_NORM)
+    shards, network = Shards(folder / HEADS), build_network()
+    optimizer = keras.optimizers.Adam(Trapezoid(LEARNING_RATE, steps), clipnorm=CLIP_NORM)
     optimizer.build(network.trainable_variables)
     done = tf.Variable(0, dtype=tf.int64)
     checkpoint = tf.train.Checkpoint(network=network, optimizer=optimizer, done=done)
-    manager = tf.train.CheckpointManager(checkpoint, str(folder / kind), max_to_keep=2)
+    manager = tf.train.CheckpointManager(checkpoint, str(folder / NAME), max_to_keep=2)
     checkpoint.restore(manager.latest_checkpoint)
 
-    @tf.function
-    def update(batch):
+    @tf.function(reduce_retracing=True)
+    def gradient_of(example):
         with tf.GradientTape() as tape:
-            terms = losses(network(batch["volume"], training=True), batch)
+            terms = losses(network(example["volume"], training=True), example)
             total = tf.reduce_mean(sum(terms.values()))
-        gradients = tape.gradient(total, network.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, network.trainable_variables, strict=True))
-        return {name: tf.reduce_mean(value) for name, value in terms.items()}
+        terms = {name: tf.reduce_mean(value) for name, value in terms.items()}
+        return tape.gradient(total, network.trainable_variables), terms
 
-    saved, logged = time.time(), []
-    began = time.time()
-    source = batches(shards, make, batch=batch_size, seed=[seed, int(done)])
+    @tf.function
+    def apply_gradients(gradients):
+        optimizer.apply_gradients(zip(gradients, network.trainable_variables, strict=True))
+
+    saved, began, logged = time.time(), time.time(), []
+    source = batches(shards, heads_of(shards), batch=batch_size, seed=[seed, int(done)])
     while int(done) < steps:
-        terms = update({name: tf.constant(value) for name, value in next(source).items()})
-        logged.append({name: float(value) for name, value in terms.items()})
+        total = None
+        for example in next(source):
+            one = {name: tf.constant(value[None]) for name, value in example.items()}
+            gradients, terms = gradient_of(one)
+            logged.append({name: float(value) for name, value in terms.items()})
+            total = gradients if total is None else list(map(tf.add, total, gradients))
+        apply_gradients([g / batch_size for g in total])
         done.assign_add(1)
         step = int(done)
         if step % LOG_STEPS == 0:
             means = {n: round(float(np.mean([t[n] for t in logged])), 4) for n in logged[0]}
             pace = (time.time() - began) / LOG_STEPS
-            print(
-                json.dumps({"step": step, **means, "s": round(pace, 2), "heads": len(shards)}),
-                flush=True,
-            )
+            line = {"step": step, **means, "s": round(pace, 2), "heads": len(shards)}
+            print(json.dumps(line), flush=True)
             began, logged = time.time(), []
         if time.time() - saved > SAVE_SECONDS or step == steps:
             manager.save()
-            network.save_weights(folder / f"{kind}.weights.h5")
+            network.save_weights(folder / f"{NAME}.weights.h5")
             saved = time.time()
 
 
@@ -140,28 +151,13 @@ def paint(
     maps = find_label_maps(label_maps)
     paths = maps[: len(maps) - held_out]
     folder = Path(folder)
-    if not (folder / TEMPLATE).exists():
-        np.save(folder / TEMPLATE, mean_outside([load_head(path) for path in paths]))
     tasks = [(folder / HEADS, paths, seed, shard) for shard in range(-(-heads // SHARD))]
     for _ in in_processes(write_shard, tasks, jobs):
         yield SHARD
 
 
-def mean_outside(anatomies: list[HeadAnatomy]) -> np.ndarray:
-    """[X, Y, Z] float32 on the canonical grid: mean signed distance from the brain, 10 mm."""
-    total = np.zeros(CANONICAL_SHAPE)
-    for head in anatomies:
-        from_mni = np.linalg.inv(head.mni_from_head @ head.outside_affine) @ canonical_affine()
-        total += ndimage.affine_transform(
-            head.outside, from_mni, output_shape=CANONICAL_SHAPE, order=1, mode="nearest"
-        )
-    return np.clip(total / len(anatomies) / 10, -TEMPLATE_RANGE, TEMPLATE_RANGE).astype(np.float32)
-
-
 def pack_weights(folder: str | Path, out: str | Path, **facts: Any) -> None:
-    """Both trained networks of a folder as the one file of the package."""
-    folder = Path(folder)
-    networks = {"pose": build_pose_network(), "surface": build_surface_network()}
-    for name, network in networks.items():
-        network.load_weights(folder / f"{name}.weights.h5")
-    pack(out, networks, np.load(folder / TEMPLATE), **facts)
+    """The trained network of a folder as the one file of the package."""
+    folder, network = Path(folder), build_network()
+    network.load_weights(folder / f"{NAME}.weights.h5")
+    pack(out, network, **facts)

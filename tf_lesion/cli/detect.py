@@ -30,6 +30,7 @@ def parser() -> Any:
     made.add_argument("level", nargs="?", choices=["participant"], help="the form of BIDS Apps")
     add(made, "--model", default="pretrained-denoiser")
     add(made, "--participant-label", "--calibration", "--mask", *patterns(), "--align")
+    add(made, "--allow-poor-alignment")
     add(made, *restoring(), "--slice-step", "--batch-size", "--precision", "--seed", *DEVICE)
     add(made, "--bids-out", "--force")
     add(made, "--postprocess", default="auto")
@@ -90,6 +91,7 @@ def detector_of(prior: Any, options: Any, *, calibrated: bool) -> Any:
         postprocess=options.postprocess,
         points=points,
         align=options.align,
+        allow_poor_alignment=options.allow_poor_alignment,
         seed=options.seed,
         batch_size=options.batch_size,
         slice_step=options.slice_step,

@@ -134,6 +134,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--mask": {"type": Path, "help": "brain mask of the one scan, NIfTI on its grid"},
     "--participant-label": {"nargs": "+", "help": "participants of a BIDS dataset; default: all"},
     "--align": {"choices": ALIGN_MODES, "help": "to MNI space; default: as the training scans"},
+    "--allow-poor-alignment": _flag(
+        "go on with a warning where the brain or its alignment is not to be trusted"
+    ),
     "--bids-out": _flag("write --out as BIDS derivatives"),
     "--voxel-size": {"type": float, "help": "mm of the grid"},
     # cohorts

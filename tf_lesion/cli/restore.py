@@ -27,7 +27,10 @@ from tf_lesion.files import InputError, refuse_existing
 
 # Options that mean something to slices, to scans, and to both, but not to --merge.
 OF_CACHE = ("--save-every", "--shard", "--max-slices", "--crop")
-OF_SCANS = ("--bids-out", "--mask", *detect.patterns(), "--align", "--slice-step")
+OF_SCANS = (
+    *("--bids-out", "--mask", *detect.patterns(), "--align", "--allow-poor-alignment"),
+    "--slice-step",
+)
 OF_BOTH = (
     *("--model", "--calibration", "--postprocess", "--batch-size", "--precision", "--seed"),
     *detect.restoring(),

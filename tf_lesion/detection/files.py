@@ -25,8 +25,9 @@ from tf_lesion.detection.layout import (
 )
 from tf_lesion.detection.maps import Detector
 from tf_lesion.files import InputError, refuse_existing, write_json
-from tf_lesion.scans import discovery
+from tf_lesion.scans import discovery, picture
 from tf_lesion.scans.discovery import Subject
+from tf_lesion.scans.prepare import PoorAlignmentError
 
 PATTERNS = ("**/*_T2w.nii*", *(f"**/*{suffix}.nii*" for suffix in discovery.SUFFIXES))
 BIDS_VERSION = "1.10.0"
@@ -147,13 +148,17 @@ def detect_one(
 
     Raises:
         FileExistsError, InputError, OSError: before anything is written, if the scan cannot be
-            used; or if a file is there.
+            used; or if a file is there. Of a scan that is not to be trusted a picture is written.
     """
     if subject.problem:
         raise InputError(subject.problem)
     for path in (*layout.volumes(detector.volume_names).values(), layout.facts):
         refuse_existing(path, force=force)
-    maps = detector.detect(subject.scan, mask=subject.mask)
+    try:
+        maps = detector.detect(subject.scan, mask=subject.mask)
+    except PoorAlignmentError as error:
+        picture.write_planes(layout.doubt, error.prepared, "; ".join(error.doubts))
+        raise InputError(f"{error} {layout.doubt}") from error
     return save_maps(maps, subject, layout, command=command, force=force)
 
 

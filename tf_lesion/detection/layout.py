@@ -47,6 +47,11 @@ class Layout:
         ending = f"desc-{self.desc}restored_T2w.json" if self.bids else "restoration.json"
         return self.folder / f"{self.prefix}_{ending}"
 
+    @property
+    def doubt(self) -> Path:
+        """The picture of a scan that is not to be trusted."""
+        return self.folder / f"{self.prefix}_doubt.png"
+
     def volume(self, name: str) -> Path:
         """The NIfTI file of a volume: `restored`, `residual`, `score` or a threshold's name."""
         is_mask = name.startswith("fpr_")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ class Detector:
         points: thresholds of the score, or of the residual where there is no post-processing; by
             default those of the calibration, if they hold for this restoration.
         align: "rigid", "center" or "none"; by default as the training scans.
+        allow_poor_alignment: go on with a scan whose brain or alignment is not to be trusted.
         seed: of the noise.
         batch_size: slices at once; it changes speed and memory, not the maps.
         slice_step: restore every n-th axial slice and interpolate the change in between.
@@ -104,6 +105,7 @@ class Detector:
         postprocess: str = AUTO,
         points: Sequence[Threshold] | None = None,
         align: str | None = None,
+        allow_poor_alignment: bool = False,
         seed: int = 0,
         batch_size: int = 16,
         slice_step: int = 1,
@@ -113,7 +115,9 @@ class Detector:
                 raise InputError(f"Expected {name} of 1 or more, got {value}.")
         self.prior, self.batch_size, self.slice_step = prior, batch_size, slice_step
         self.postprocessing = postprocessing_of(prior, postprocess)
-        self.scan_settings = scan_settings(prior, align=align)
+        self.scan_settings = replace(
+            scan_settings(prior, align=align), allow_poor_alignment=allow_poor_alignment
+        )
         restoration = self.postprocessing.restoration(restoration or prior.calibrated())
         described, self.unfit = prior.describe(restoration, seed=seed), ""
         if points is None:
@@ -124,7 +128,7 @@ class Detector:
             **described,
             "slice_step": slice_step,
             "postprocessing": str(self.postprocessing),
-            "scan_settings": asdict(self.scan_settings),
+            "scan_settings": self.scan_settings.decisive(),
             "training_cache_identity": prior.data.get("cache_identity"),
             "calibration_cache_identity": getattr(prior.calibration, "cache_identity", None),
             "points": {name: asdict(point) for name, point in self.points.items()},
@@ -149,7 +153,8 @@ class Detector:
         """The `ScanMaps` of a scan, a path or a nibabel image, optionally with its brain mask.
 
         Raises:
-            FileNotFoundError, InputError: if the scan cannot be used, or its restoration diverges.
+            FileNotFoundError, InputError: if the scan cannot be used, or its restoration diverges;
+                `PoorAlignmentError` if its brain or alignment is not to be trusted.
         """
         prepared = prepare_scan(
             scan,
@@ -239,6 +244,7 @@ class Detector:
             "examined_fraction": examined,
             "slices_restored": len(slices),
             "mutual_information": _number(prepared.mutual_information),
+            "brain": {"kind": prepared.brain_kind, **prepared.confidence.facts()},
             "atlas_overlap": prepared.atlas_overlap,
             "histogram_distance": _number(prepared.histogram_distance),
             "lesions": {

@@ -1,53 +1,42 @@
 """Rigid alignment of a scan to MNI space, and resampling between the scan and the MNI grid."""
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813, the usual name
-from nibabel.affines import from_matvec
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.spaces import vox2out_vox
 from nilearn import datasets
 from scipy import ndimage
 
-from tf_lesion.files import InputError
 from tf_lesion.scans import itk
+from tf_lesion.scans.finder.pose import without_scale
 from tf_lesion.scans.volumes import MniGrid
 
 WORKING_MM = 2.0  # registration runs on volumes of this voxel size; sub-voxel accurate
-SEARCH_MM = 8.0  # the multi-start search runs on these
-SHRINK = (2, 1)  # levels after the search: 4 mm, 2 mm
+SHRINK = (2, 1)  # levels: 4 mm, 2 mm
 SMOOTHING_MM = (2.0, 1.0)
 SAMPLED_SHARE = (1.0, 0.25)  # of the voxels in the fixed mask, at each level
 HISTOGRAM_BINS = 40
 SEED = 1  # for the sampling of the metric
-PITCH_STARTS = np.deg2rad([0.0, -20.0, 20.0])  # heads nod more than they roll
-SEARCH_ROUNDS, SEARCH_LINE_STEPS = 10, 20  # Powell: no gradient, reaches 20 degrees and more
-SEARCH_TOLERANCE = (1e-3, 1e-4)  # in steps; relative in the metric
-RADIANS_STEP, VERSOR_STEP, SCALE_STEP = 60.0, 120.0, 60.0  # 1 mm at 60 mm from the center
 REFINE_STEPS = 200
 LARGEST_STEP, SMALLEST_STEP, STEP_RELAXATION = 1.0, 0.01, 0.85  # 0.6 stops several degrees short
 SMALLEST_GRADIENT = 1e-8  # nats; so does the default of 1e-4
 MARGIN_MM = 8.0  # rim around the template's brain: its edge is part of what is matched
-SKULL_MARGIN_MM = 2.0  # with a skull the rim holds tissue that the template lacks
-HEAD_HEIGHT_MM = 125.0  # crown to the base of the cerebellum: the part of a head with brain in it
-AIR_SHARE = 0.15  # of the bright tissue: darker than this is air
-BRIGHT_PERCENTILE = 98
+COMPARED_MM = 2.0  # voxels of masks that are compared
+DARK_PERCENTILE = 1.0  # of the brain: what lies outside of it is made as dark
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world axes are LPS
 
 
 class Alignment(NamedTuple):
-    """Where a scan lies.
-
-    `atlas_from_grid` leads from MNI space after the rigid alignment to the atlas as fitted to this
-    head by an affine map, for the atlas's mask, which ought to have the size of this brain.
-    """
+    """Where a scan lies."""
 
     scan_from_grid: np.ndarray  # [4, 4], mm in MNI space -> mm in the scan's own space; rigid
-    atlas_from_grid: np.ndarray = np.eye(4)  # mm -> mm; the identity without a fit
+    scan_from_mni: np.ndarray  # the same with the scale of this brain
     mutual_information: float = np.nan  # nats, Mattes, inside the brain; NaN without registration
+    moved_mm: float = 0.0  # mean over the atlas's brain, from the start to the result
 
 
 @functools.lru_cache(maxsize=1)
@@ -58,11 +47,36 @@ def _atlas() -> tuple[np.ndarray, np.ndarray]:
     return template.get_fdata(dtype=np.float32), mask.get_fdata(dtype=np.float32) > 0
 
 
-def atlas_mask_on(grid: MniGrid, atlas_from_grid: np.ndarray | None = None) -> np.ndarray:
+def atlas_mask_on(grid: MniGrid) -> np.ndarray:
     """The ICBM152 brain mask [X, Y, Z] bool on a `MniGrid`."""
-    transform = np.eye(4) if atlas_from_grid is None else atlas_from_grid
-    mask = to_grid(_atlas()[1].astype(np.float32), MniGrid().affine, transform, grid)
+    mask = to_grid(_atlas()[1].astype(np.float32), MniGrid().affine, np.eye(4), grid)
     return mask >= 0.5  # half of the voxel is brain
+
+
+def atlas_mask_in(
+    scan_from_mni: np.ndarray, shape: Sequence[int], affine: np.ndarray
+) -> np.ndarray:
+    """The ICBM152 brain mask [X, Y, Z] bool on the voxels of a scan."""
+    mask = _atlas()[1].astype(np.float32)
+    return to_scan(mask, MniGrid(), scan_from_mni, shape, affine) >= 0.5
+
+
+def atlas_distance_in(
+    scan_from_mni: np.ndarray, shape: Sequence[int], affine: np.ndarray
+) -> np.ndarray:
+    """[X, Y, Z] float32, signed distance from the ICBM152 brain on the voxels of a scan, mm."""
+    grid, distance = _atlas_distance()
+    scale = np.float32(np.cbrt(abs(np.linalg.det(scan_from_mni[:3, :3]))))
+    return scale * to_scan(distance, grid, scan_from_mni, shape, affine)
+
+
+@functools.lru_cache(maxsize=1)
+def _atlas_distance():
+    """(`MniGrid`, signed distance [X, Y, Z] float32 from the atlas's brain, mm)."""
+    grid = MniGrid(COMPARED_MM)
+    mask = atlas_mask_on(grid)
+    inside, outside = (ndimage.distance_transform_edt(part) for part in (mask, ~mask))
+    return grid, np.float32(COMPARED_MM) * (outside - inside).astype(np.float32)
 
 
 def to_grid(
@@ -122,117 +136,91 @@ def _center_of(mask, affine):
     return (affine @ [*ndimage.center_of_mass(mask), 1.0])[:3]
 
 
+def center_start(brain: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """[4, 4] mm in MNI space -> mm of the scan: the center of a brain mask on the atlas's."""
+    shift = _center_of(brain, affine) - _center_of(_atlas()[1], MniGrid().affine)
+    return from_matvec(np.eye(3), shift)
+
+
 def align(
     volume: np.ndarray,
     affine: np.ndarray,
     *,
-    mode: str = "rigid",
-    brain: np.ndarray | None = None,
+    brain: np.ndarray,
+    start: np.ndarray,
     voxel_size: float = 1.0,
 ) -> Alignment:
-    """Find the rigid map from MNI space to a scan.
+    """Refine the rigid map from MNI space to a scan.
 
-    `rigid`: Mattes mutual information with the ICBM152 brain (contrasts may differ, so a T1
-    template serves T2 scans), from several tilts around the center of the brain at 8 mm, then
-    from the best one at 4 and 2 mm. A skull-stripped brain is matched with one scale as well,
+    Mattes mutual information with the ICBM152 brain (contrasts may differ, so a T1 template serves
+    T2 scans), at 4 and 2 mm, from where the finder saw the brain. It is matched with one scale,
     which is then dropped: otherwise a brain smaller than the template slides and tilts inside it
     (open_ms patient 19: by 9 degrees). One thread, fixed seed: the same scan, the same answer.
-    `center`: only the center of the brain. `none`: the scan is in MNI space.
 
     Args:
         volume: [X, Y, Z] in RAS.
         affine: [4, 4], voxel -> mm.
-        mode: "rigid", "center" or "none".
-        brain: [X, Y, Z] bool mask of the brain, or None if the scan has its skull. Then the
-            start is the center of the upper head, and an affine fit of the atlas is added.
+        brain: [X, Y, Z] bool mask of the brain.
+        start: [4, 4], mm in MNI space -> mm of the scan; rigid, or with a scale.
         voxel_size: mm of the cache's grid; a coarser one makes the registration coarser.
-
-    Raises:
-        InputError: if there is no head in the scan.
     """
-    if mode == "none":
-        return Alignment(np.eye(4))
-    skull, atlas_center = brain is None, _center_of(_atlas()[1], MniGrid().affine)
-    center = _head_center(volume, affine) if skull else _center_of(brain, affine)
-    starts = [center - atlas_center]
-    if mode == "center":
-        return Alignment(from_matvec(np.eye(3), starts[0]))
-    if skull:
-        starts.append(np.zeros(3))  # scans with a skull may well lie in MNI space already
-    else:
-        volume = np.where(brain, volume, 0)
-    registration = _Registration(volume, affine, max(WORKING_MM, voxel_size), skull=skull)
+    center = _center_of(_atlas()[1], MniGrid().affine)
+    dark = np.percentile(volume[brain], DARK_PERCENTILE) if brain.any() else 0
+    volume = np.where(brain, volume - np.float32(dark), 0)
+    registration = _Registration(volume, affine, max(WORKING_MM, voxel_size))
     with itk.one_thread():
-        best, information = registration.refine(registration.search(starts))
-        scan_from_grid = _rigid_part(_ras_matrix(best), atlas_center)
-        if not skull:
-            return Alignment(scan_from_grid, np.eye(4), information)
-        affine_fit, _ = registration.refine(_as(sitk.AffineTransform(3), best))
-    fit = np.linalg.inv(_ras_matrix(affine_fit)) @ scan_from_grid
-    return Alignment(scan_from_grid, fit, information)
+        best, information = registration.refine(start)
+    points = apply_affine(MniGrid().affine, np.argwhere(_atlas()[1])[::1009])
+    moved = np.linalg.norm(apply_affine(best, points) - apply_affine(start, points), axis=1)
+    return Alignment(without_scale(best, center), best, information, float(moved.mean()))
 
 
-def _head_center(volume, affine):
-    """[3] mm: center of the head above the skull base."""
-    head = volume > AIR_SHARE * np.percentile(volume, BRIGHT_PERCENTILE)
-    head = ndimage.binary_opening(head, iterations=2)
-    points = affine[:3, :3] @ np.argwhere(head).T + affine[:3, 3:]
-    if points.shape[1] == 0:
-        raise InputError("no head found in the scan; give a brain mask.")
-    crown = np.percentile(points[2], 99.9)
-    upper = points[:, points[2] > crown - HEAD_HEIGHT_MM]
-    return (upper.min(axis=1) + upper.max(axis=1)) / 2
+def agreement(
+    brain: np.ndarray, affine: np.ndarray, scan_from_mni: np.ndarray
+) -> tuple[float, float]:
+    """How well a brain mask [X, Y, Z] bool and that of the atlas agree.
 
-
-def _rigid_part(matrix, center):
-    """The map without its scale, that takes `center` [3] to where `matrix` takes it."""
-    left, _, right = np.linalg.svd(matrix[:3, :3])
-    rigid = from_matvec(left @ right, matrix[:3, :3] @ center + matrix[:3, 3])
-    return rigid @ from_matvec(np.eye(3), -center)
+    Returns:
+        (Dice of the two within the field of view, share of the atlas's brain that lies in it).
+    """
+    steps = np.maximum(1, np.rint(COMPARED_MM / voxel_sizes(affine))).astype(int)
+    brain = brain[tuple(slice(None, None, step) for step in steps)]
+    affine = affine @ np.diag([*steps, 1.0])
+    whole = _atlas()[1].astype(np.uint8)
+    atlas = to_scan(whole, MniGrid(), scan_from_mni, brain.shape, affine, order=0) > 0
+    volume = np.count_nonzero(whole) * abs(np.linalg.det(scan_from_mni[:3, :3]))
+    covered = np.count_nonzero(atlas) * abs(np.linalg.det(affine[:3, :3])) / volume
+    both = np.count_nonzero(brain & atlas)
+    total = np.count_nonzero(brain) + np.count_nonzero(atlas)
+    return 2 * both / max(total, 1), min(float(covered), 1.0)
 
 
 class _Registration:
     """Template (fixed) against one scan (moving), both as ITK images of `working_mm` voxels."""
 
-    def __init__(self, volume, affine, working_mm, *, skull):
+    def __init__(self, volume, affine, working_mm):
         grid = MniGrid(working_mm)
-        margin = SKULL_MARGIN_MM if skull else MARGIN_MM
         distance = ndimage.distance_transform_edt(~atlas_mask_on(grid)) * working_mm
         template = to_grid(_atlas()[0], MniGrid().affine, np.eye(4), grid)
         self.fixed = _itk_image(template, grid.affine)
-        self.mask = _itk_image((distance <= margin).astype(np.uint8), grid.affine)
+        self.mask = _itk_image((distance <= MARGIN_MM).astype(np.uint8), grid.affine)
         self.moving = _itk_image(*world_aligned(volume, affine, working_mm))
         self.center = _LPS_FROM_RAS[:3, :3] @ _center_of(_atlas()[1], MniGrid().affine)
-        self.shrink = max(1, round(SEARCH_MM / working_mm))
-        self.skull = skull
-
-    def _start(self, shift, pitch):
-        """(transform, step sizes of its parameters): rigid with a skull, with a scale without."""
-        euler = sitk.Euler3DTransform(self.center, pitch, 0.0, 0.0, _LPS_FROM_RAS[:3, :3] @ shift)
-        if self.skull:
-            return euler, [RADIANS_STEP] * 3 + [1.0] * 3
-        similarity = _as(sitk.Similarity3DTransform(), euler)
-        return similarity, [VERSOR_STEP] * 3 + [1.0] * 3 + [SCALE_STEP]
-
-    def search(self, shifts):
-        """The best transform at 8 mm from every shift [3] mm (RAS) and pitch."""
-        results = []
-        for shift, pitch in itertools.product(shifts, PITCH_STARTS):
-            start, scales = self._start(shift, pitch)
-            method = self._method([self.shrink], [SEARCH_MM / 2], [1.0])
-            method.SetOptimizerAsPowell(SEARCH_ROUNDS, SEARCH_LINE_STEPS, 1.0, *SEARCH_TOLERANCE)
-            method.SetOptimizerScales(scales)
-            results.append(self._run(method, start))
-        return max(results, key=lambda result: result[1])[0]
 
     def refine(self, start):
-        """(transform of the kind of `start`, its mutual information), at the finest level."""
+        """([4, 4] with a scale, its mutual information) from a start [4, 4]."""
         method = self._method(SHRINK, SMOOTHING_MM, SAMPLED_SHARE)
         method.SetOptimizerAsRegularStepGradientDescent(
             LARGEST_STEP, SMALLEST_STEP, REFINE_STEPS, STEP_RELAXATION, SMALLEST_GRADIENT
         )
         method.SetOptimizerScalesFromPhysicalShift()
-        return self._run(method, start)
+        transform = _similarity(start, self.center)
+        method.SetInitialTransform(transform, inPlace=True)
+        try:
+            method.Execute(self.fixed, self.moving)
+        except RuntimeError:  # the scan left the template's brain: no overlap from this start
+            return start, -np.inf
+        return _ras_matrix(transform), -method.GetMetricValue()
 
     def _method(self, shrink, smoothing_mm, shares):
         method = sitk.ImageRegistrationMethod()
@@ -246,22 +234,18 @@ class _Registration:
         method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
         return method
 
-    def _run(self, method, start):
-        """(transform, mutual information in nats) that `method` reaches from `start`."""
-        transform = type(start)(start)
-        method.SetInitialTransform(transform, inPlace=True)
-        try:
-            method.Execute(self.fixed, self.moving)
-        except RuntimeError:  # the scan left the template's brain: no overlap from this start
-            return start, -np.inf
-        return transform, -method.GetMetricValue()
 
-
-def _as(transform, other):
-    """`transform` with the center, matrix and translation of `other`."""
-    transform.SetCenter(other.GetCenter())
-    transform.SetMatrix(other.GetMatrix())
-    transform.SetTranslation(other.GetTranslation())
+def _similarity(matrix, center):
+    """ITK similarity about `center` [3] (LPS) that does what a map [4, 4] (RAS) does."""
+    lps = _LPS_FROM_RAS @ matrix @ _LPS_FROM_RAS
+    scale = np.cbrt(np.linalg.det(lps[:3, :3]))
+    transform = sitk.Similarity3DTransform()
+    transform.SetCenter(center.tolist())
+    transform.SetScale(scale)
+    left, _, right = np.linalg.svd(lps[:3, :3])
+    transform.SetMatrix((scale * left @ right).ravel().tolist())
+    shift = lps[:3, 3] + lps[:3, :3] @ center - center
+    transform.SetTranslation(shift.tolist())
     return transform
 
 

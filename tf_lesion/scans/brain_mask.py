@@ -1,32 +1,67 @@
-"""Where the brain is: from the non-zero voxels of a skull-stripped scan, or from the atlas.
+"""Where the brain is: as the brain finder sees it, or the voxels that skull stripping left.
 
-The rule of the mode "auto". A scan counts as skull-stripped when both hold:
-
-* at least `BACKGROUND_SHARE` of its voxels equal the background, the most frequent value on the
-  faces of the volume, to within `NEAR_BACKGROUND` of the brightest voxels (real air has noise; a
-  stripped scan may hold a few specks and small negative values);
-* what is left, largest connected piece, holes filled, faint voxels not counted, is at most
-  `LARGEST_BRAIN_LITERS`. A head is more than twice a brain, even when its air was set to zero.
-
-Faint voxels differ from the background by less than `FAINT_SHARE` of the piece's median. The rim of
-the mask of a brain lies where the scan rises through half of its median (`RIM_SHARE`), as it does
-in a scan of any voxel size: interpolation spreads a brain by a voxel, and splines ring around it.
-
-Any other scan has its skull, and its mask is that of the atlas.
+The finder (`tf_lesion.scans.finder`) says of every voxel how far it is from the surface of the
+brain. Where at least `STRIPPED_SHARE` of the voxels in a rim around that surface, `RIM_MM` outside,
+hold nothing but a constant background, somebody stripped the skull, and the mask is what was left:
+the largest connected piece that differs from the background, holes filled. Its edge lies where the
+scan rises through half of its median (`EDGE_SHARE`), as it does in a scan of any voxel size:
+interpolation spreads a brain by a voxel or two, and splines ring around it. Deeper than
+`EDGE_VOXELS` nothing is cut off, however dark.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 from tf_lesion.files import InputError
+from tf_lesion.scans import alignment
+from tf_lesion.scans.finder.find import FoundBrain
+from tf_lesion.scans.finder.grid import background_of
 from tf_lesion.scans.volumes import Scan, ScanSource, load_labels, name_of
 
-BACKGROUND_SHARE = 0.3  # a brain fills about half of the smallest box around it
+STRIPPED, SKULL, GIVEN, ATLAS = "stripped", "with skull", "mask given", "mask of the atlas"
+RIM_MM, STRIPPED_SHARE = (4.0, 10.0), 0.75
+BACKGROUND_SHARE = 0.3  # of the faces of a scan, if there is a constant background at all
 NEAR_BACKGROUND = 1e-3  # of the 99.9th percentile of the distance to the background
-LARGEST_BRAIN_LITERS = 2.2  # intracranial volume of adults: 1.1 to 1.9
-SMALLEST_BRAIN_LITERS = 0.2  # less is a fragment; half a brain in a slab passes
-FAINT_SHARE = 0.2
-RIM_SHARE = 0.5
+EDGE_MM = 1.0  # brains of real scans end this much further out than the network says
+SMALLEST_BRAIN_LITERS = 0.2  # of a mask that is given; less is a fragment
+EDGE_SHARE, EDGE_VOXELS = 0.5, 2
+WITHIN_SHARE = 0.05  # of the brain darker than the background, which then lies in its intensities
+
+
+class Brain(NamedTuple):
+    """A brain mask on the voxels of a scan.
+
+    mask [X, Y, Z] bool; kind, one of STRIPPED, SKULL, GIVEN, ATLAS; share of the rim around the
+    brain that is background, NaN where nobody looked.
+    """
+
+    mask: np.ndarray
+    kind: str
+    rim_share: float = np.nan
+
+
+def within_bounds(
+    brain: Brain, scan: Scan, scan_from_mni: np.ndarray, *, deep_mm: float, far_mm: float
+) -> Brain:
+    """The finder's mask with what lies deep in the atlas's brain, without what lies far from it.
+
+    So a large lesion, which the network may leave out, stays in the mask. Masks that were given or
+    left by skull stripping stay as they are.
+
+    Args:
+        brain: `Brain`.
+        scan: `Scan`.
+        scan_from_mni: [4, 4], from the registration, with the scale of this brain.
+        deep_mm: from the surface of the atlas's brain, inwards, as large as this brain.
+        far_mm: outwards.
+    """
+    if brain.kind != SKULL:
+        return brain
+    outside = alignment.atlas_distance_in(scan_from_mni, scan.data.shape, scan.affine)
+    mask = (brain.mask | (outside < -deep_mm)) & (outside < far_mm)
+    return brain._replace(mask=_largest_piece(mask))
 
 
 def liters(mask: np.ndarray, affine: np.ndarray) -> float:
@@ -34,17 +69,17 @@ def liters(mask: np.ndarray, affine: np.ndarray) -> float:
     return float(np.count_nonzero(mask)) * abs(np.linalg.det(affine[:3, :3])) / 1e6  # mm^3
 
 
-def find_brain(
-    scan: Scan, *, mode: str = "auto", mask_path: ScanSource | None = None
-) -> np.ndarray | None:
-    """The brain of a scan before any alignment.
+def brain_of(
+    scan: Scan, found: FoundBrain | None, *, mode: str = "auto", mask_path: ScanSource | None = None
+) -> Brain:
+    """The brain of a scan.
 
     Args:
-        mode: "auto" (the rule above), "nonzero" (take the scan for skull-stripped) or "atlas".
+        scan: `Scan`.
+        found: what the finder says about it; "nonzero" and a mask do without.
+        mode: "auto" (the finder's mask, or what skull stripping left), "nonzero" (the scan is
+            stripped) or "atlas" (the atlas's mask as the finder puts it).
         mask_path: a mask (file or image) on the scan's own grid, brain > 0; before `mode`.
-
-    Returns:
-        [X, Y, Z] bool, or None if the atlas is to tell once the scan is aligned.
 
     Raises:
         InputError: if the mask is on another grid than the scan or holds too little.
@@ -52,23 +87,51 @@ def find_brain(
     if mask_path is not None:
         mask = load_labels(mask_path, scan) > 0
         _check_volume(mask, scan.affine, name_of(mask_path))
-        return mask
+        return Brain(mask, GIVEN)
     if mode == "atlas":
-        return None
-    faces = [scan.data.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
-    found, counts = np.unique(np.concatenate(faces), return_counts=True)
-    distance = np.abs(scan.data - found[counts.argmax()])  # from the background
-    foreground = distance > NEAR_BACKGROUND * np.percentile(distance, 99.9)
-    piece = _largest_piece(foreground)
-    median = np.median(distance[piece])
-    full = piece & (distance >= FAINT_SHARE * median)
+        shape, pose = scan.data.shape, found.scan_from_mni
+        return Brain(alignment.atlas_mask_in(pose, shape, scan.affine), ATLAS)
+    background, share = background_of(scan.data)
+    distance = _distance_from(background, scan.data)
+    within = np.mean(scan.data[distance > 0] < background) > WITHIN_SHARE
     if mode == "nonzero":
-        _check_volume(full, scan.affine, scan.name)
-    elif 1 - foreground.mean() < BACKGROUND_SHARE or not (
-        SMALLEST_BRAIN_LITERS <= liters(full, scan.affine) <= LARGEST_BRAIN_LITERS
-    ):
-        return None
-    return _largest_piece(piece & (distance >= RIM_SHARE * median))
+        mask = what_was_left(distance, trimmed=not within)
+        _check_volume(mask, scan.affine, scan.name)
+        return Brain(mask, STRIPPED)
+    outside = found.outside_on(scan.data.shape, scan.affine)
+    share = _background_share(distance, outside) if share > BACKGROUND_SHARE else 0.0
+    if share >= STRIPPED_SHARE:
+        return Brain(what_was_left(distance, trimmed=not within), STRIPPED, share)
+    return Brain(_largest_piece(outside < EDGE_MM), SKULL, share)
+
+
+def _distance_from(background, data):
+    """[X, Y, Z], distance of intensities from the background; 0 where there is hardly any."""
+    distance = np.abs(data - np.float32(background))
+    distance[distance <= NEAR_BACKGROUND * np.percentile(distance, 99.9)] = 0
+    return distance
+
+
+def _background_share(distance, outside):
+    """Share of the rim around the brain that is background; 0 without a rim."""
+    low, high = RIM_MM
+    rim = (outside > low) & (outside < high)
+    return float((distance[rim] == 0).mean()) if rim.any() else 0.0
+
+
+def what_was_left(distance: np.ndarray, *, trimmed: bool = True) -> np.ndarray:
+    """[X, Y, Z] bool, the brain in a stripped scan.
+
+    Args:
+        distance: [X, Y, Z], of intensities from the background.
+        trimmed: cut the faint edge off; not where the background lies within the intensities.
+    """
+    piece = _largest_piece(distance > 0)
+    if not trimmed:
+        return piece
+    edge = EDGE_SHARE * np.median(distance[piece]) if piece.any() else 0
+    deep = ndimage.binary_erosion(piece, iterations=EDGE_VOXELS, border_value=1)
+    return _largest_piece(deep | (piece & (distance >= edge)))
 
 
 def _check_volume(mask, affine, name):
@@ -76,7 +139,7 @@ def _check_volume(mask, affine, name):
     if volume < SMALLEST_BRAIN_LITERS:
         raise InputError(
             f"{name}: expected a brain mask of at least {SMALLEST_BRAIN_LITERS} liters, got "
-            f"{volume:.3f}; give another, or take the atlas's (mask 'atlas')."
+            f"{volume:.3f}; give another, or leave it to the finder (mask 'auto')."
         )
 
 

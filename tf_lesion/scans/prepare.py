@@ -2,20 +2,28 @@
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
 from tf_lesion.files import InputError
 from tf_lesion.scans import ALIGN_MODES, MASK_MODES, alignment, brain_mask, intensity
+from tf_lesion.scans.brain_mask import Brain
+from tf_lesion.scans.confidence import LARGEST_DISAGREEMENT_MM, WHOLE_BRAIN, Confidence
+from tf_lesion.scans.finder.find import FoundBrain, find
 from tf_lesion.scans.volumes import MniGrid, Scan, ScanSource, load_labels, load_scan
 
 HALF = 0.5  # a voxel is brain when half of it is
-POOR_MUTUAL_INFORMATION = {True: 0.33, False: 0.12}  # nats, skull-stripped or not; see `_warnings`
+DEEP_MM, FAR_MM = 6.0, 10.0  # in the atlas's brain, or away from it, whatever the finder says
 USUAL_BRAIN_LITERS = (0.7, 2.1)
 LOST_SHARE = 0.02  # of the brain, outside the crop
 SMALLEST_OVERLAP = 0.65  # Dice of the brain mask with the atlas's; see `_warnings`
 LARGEST_HISTOGRAM_DISTANCE = 0.2  # normalized intensity; see `_warnings`
+WHAT_TO_DO = (
+    "Check the orientation in the file's header, give a brain mask, or go on all the same with "
+    "--allow-poor-alignment."
+)
 THICKEST_MM = 3.5  # of a slice; lesions thinner than a slice are averaged away
 
 
@@ -27,6 +35,7 @@ class ScanSettings:
     align: str = "rigid"  # rigid, center, none
     mask: str = "auto"  # auto, nonzero, atlas; a mask file goes before it
     n4: bool = False  # bias correction
+    allow_poor_alignment: bool = False  # go on where nobody knows whether it is right
 
     def __post_init__(self):
         MniGrid(self.voxel_size)
@@ -36,6 +45,12 @@ class ScanSettings:
                     f"Expected {name} to be one of {', '.join(allowed)}, "
                     f"got {getattr(self, name)!r}."
                 )
+
+    def decisive(self) -> dict[str, Any]:
+        """JSON-serializable; the settings that the prepared scan depends on."""
+        settings = asdict(self)
+        del settings["allow_poor_alignment"]
+        return settings
 
     @property
     def grid(self) -> MniGrid:
@@ -54,11 +69,28 @@ class PreparedScan:
     grid: MniGrid
     scan: Scan
     scan_mask: np.ndarray = field(repr=False)  # bool, the brain on the voxels of `scan.data`
-    mutual_information: float  # nats, of the alignment; NaN if there was none
+    brain_kind: str  # how the mask was made: stripped, with skull, mask given, mask of the atlas
+    confidence: Confidence
     atlas_overlap: float  # Dice of the brain mask with that of the atlas
     # Of the brain to the reference before matching, normalized intensity; NaN without a reference.
     histogram_distance: float
     warnings: list[str]  # sentences about what looks odd, for the user
+
+    @property
+    def mutual_information(self) -> float:
+        """Nats, of the alignment; NaN if there was none."""
+        return self.confidence.mutual_information
+
+
+class PoorAlignmentError(InputError):
+    """The brain or its alignment is not to be trusted, for these reasons.
+
+    `prepared` is what was made of the scan.
+    """
+
+    def __init__(self, prepared: PreparedScan, doubts: list[str]):
+        super().__init__(f"{prepared.scan.name}: {'; '.join(doubts)}. {WHAT_TO_DO}")
+        self.prepared, self.doubts = prepared, doubts
 
 
 def prepare_scan(
@@ -71,8 +103,8 @@ def prepare_scan(
 ) -> PreparedScan:
     """Read, align, mask and normalise a scan.
 
-    Steps: `load_scan`; brain (file, non-zero voxels or atlas); rigid alignment to MNI; N4 if asked
-    for; one linear interpolation onto the grid; min-max inside the brain; histogram matching.
+    Steps: `load_scan`; brain and pose by the finder; rigid alignment to MNI; N4 if asked for; one
+    linear interpolation onto the grid; min-max inside the brain; histogram matching.
 
     Args:
         path: T2 scan, a NIfTI file; this and the next two may be nibabel images as well.
@@ -82,34 +114,41 @@ def prepare_scan(
 
     Raises:
         FileNotFoundError, InputError: naming the file that cannot be used, and why.
+        PoorAlignmentError: if brain and alignment are not to be trusted, unless that is allowed.
     """
     scan = load_scan(path)
     label = load_labels(label_path, scan) if label_path is not None else None
-    brain = brain_mask.find_brain(scan, mode=settings.mask, mask_path=mask_path)
+    found = None
+    if settings.align == "rigid" or (mask_path is None and settings.mask != "nonzero"):
+        found = find(scan.data, scan.affine)
+    brain = brain_mask.brain_of(scan, found, mode=settings.mask, mask_path=mask_path)
     try:
-        return _prepare(scan, brain, label, settings, reference)
+        prepared = _prepare(scan, found, brain, label, settings, reference)
     except InputError as error:
         raise InputError(f"{scan.name}: {error}") from error
+    doubts = list(prepared.confidence.doubts())
+    if doubts and not settings.allow_poor_alignment:
+        raise PoorAlignmentError(prepared, doubts)
+    prepared.warnings[:0] = [f"{doubt}; look at the result." for doubt in doubts]
+    return prepared
 
 
-def _prepare(scan, brain, label, settings, reference):
+def _prepare(scan, found, brain, label, settings, reference):
     grid = settings.grid
-    found = alignment.align(
-        scan.data, scan.affine, mode=settings.align, brain=brain, voxel_size=settings.voxel_size
-    )
-    transform = found.scan_from_grid
-    usual_information = POOR_MUTUAL_INFORMATION[brain is not None]
+    placed, confidence = _align(scan, found, brain, settings)
+    if settings.align == "rigid" and not any(confidence.doubts()):
+        brain = brain_mask.within_bounds(
+            brain, scan, placed.scan_from_mni, deep_mm=DEEP_MM, far_mm=FAR_MM
+        )
+    transform = placed.scan_from_grid
     atlas = alignment.atlas_mask_on(grid)
-    if brain is None:
-        fitted = alignment.atlas_mask_on(grid, found.atlas_from_grid).astype(np.float32)
-        brain = alignment.to_scan(fitted, grid, transform, scan.data.shape, scan.affine) >= HALF
     data = scan.data
     if settings.n4:
-        data = intensity.correct_bias(data, brain, scan.voxel_sizes)
+        data = intensity.correct_bias(data, brain.mask, scan.voxel_sizes)
     to_grid = functools.partial(
         alignment.to_grid, affine=scan.affine, scan_from_grid=transform, grid=grid
     )
-    values, weight = _brain_means(data, brain, to_grid)
+    values, weight = _brain_means(data, brain.mask, to_grid)
     mask = weight >= HALF
     image = intensity.normalize(values, mask)
     distance = math.nan
@@ -125,14 +164,44 @@ def _prepare(scan, brain, label, settings, reference):
         scan_from_grid=transform,
         grid=grid,
         scan=scan,
-        scan_mask=brain,
-        mutual_information=found.mutual_information,
+        scan_mask=brain.mask,
+        brain_kind=brain.kind,
+        confidence=confidence,
         atlas_overlap=2 * float(np.sum(mask & atlas)) / float(mask.sum() + atlas.sum()),
         histogram_distance=distance,
         warnings=[],
     )
-    prepared.warnings.extend(_warnings(prepared, usual_information))
+    prepared.warnings.extend(_warnings(prepared))
     return prepared
+
+
+def _align(scan: Scan, found: FoundBrain | None, brain: Brain, settings: ScanSettings):
+    """(`Alignment`, `Confidence`) of a scan."""
+    start = _start(scan, found, brain, settings)
+    placed = alignment.Alignment(start, start)
+    if settings.align == "rigid":
+        size = settings.voxel_size
+        placed = alignment.align(
+            scan.data, scan.affine, brain=brain.mask, start=start, voxel_size=size
+        )
+    overlap, covered = alignment.agreement(brain.mask, scan.affine, placed.scan_from_mni)
+    return placed, Confidence(
+        overlap=overlap if settings.align == "rigid" else math.nan,  # else nothing was fitted
+        disagreement_mm=math.nan if found is None else found.disagreement_mm,
+        mutual_information=placed.mutual_information,
+        moved_mm=placed.moved_mm,
+        covered=covered,
+        rim_share=brain.rim_share,
+    )
+
+
+def _start(scan, found, brain, settings):
+    """[4, 4] mm in MNI space -> mm of the scan, before the registration."""
+    if settings.align == "none":
+        return np.eye(4)
+    if settings.align == "rigid" and found.disagreement_mm < LARGEST_DISAGREEMENT_MM:
+        return found.scan_from_mni
+    return alignment.center_start(brain.mask, scan.affine)
 
 
 def _brain_means(volume, brain, resample):
@@ -164,22 +233,19 @@ def to_scan_grid(grid_volume: np.ndarray, prepared: PreparedScan, *, order: int 
     return scan.to_file_orientation(np.where(prepared.scan_mask, values, 0).astype(values.dtype))
 
 
-def _warnings(prepared, usual_information):
-    """What looks odd.
+def _warnings(prepared):
+    """What looks odd, but is no reason to stop.
 
-    The limits on mutual information come from five real scans. Skull-stripped ones reach 0.41 to
-    0.57 nats when aligned, and 0.20 to 0.30 when turned upside down or back to front, which no
-    rigid search recovers; the one with a skull 0.19, and 0.06 to 0.11.
-
-    Their brain masks overlap with the atlas's by a Dice of 0.73 to 0.97 (lowest for small brains),
-    four of them shifted by 40 mm by 0.51 to 0.56; upside down it is hardly less than aligned. Their
-    histograms are 0.02 to 0.17 apart from each other and from phantoms', and 0.19 to 0.51 from
-    those of the same scans with dark and bright exchanged.
+    Brain masks of five real scans overlap with the atlas's by a Dice of 0.73 to 0.97 (lowest for
+    small brains), four of them shifted by 40 mm by 0.51 to 0.56. Their histograms are 0.02 to 0.17
+    apart from each other and from phantoms', and 0.19 to 0.51 from those of the same scans with
+    dark and bright exchanged.
     """
-    if prepared.mutual_information < usual_information:  # never, if it is NaN
+    covered = prepared.confidence.covered
+    if covered < WHOLE_BRAIN:
         yield (
-            f"poor alignment to MNI (mutual information {prepared.mutual_information:.2f} nats, "
-            f"usually above {usual_information:.2f}); look at the result, or give a brain mask."
+            f"only about {covered:.0%} of a brain lie in the field of view; the alignment is as "
+            "sure as that allows."
         )
     if prepared.atlas_overlap < SMALLEST_OVERLAP:
         yield (

@@ -3,17 +3,19 @@
 import numpy as np
 
 FINE_MM = 3.0  # voxels that the finder reads
-CUBE = 16  # voxels: axes are padded to whole multiples, because the networks halve them
+CUBE = 16  # voxels: axes are padded to whole multiples, because the network halves them
 DARK_PERCENTILE, BRIGHT_PERCENTILE = 1.0, 99.5  # become 0 and 1
 BRIGHTEST = 1.5
-POSE_SHAPE = (40, 40, 40)  # voxels of 2 FINE_MM that the pose network reads
+CONSTANT_SHARE = 0.5  # of the faces of a scan, for a background without noise
+COARSE = 4  # of those in one of the coordinates
 MOST_SAMPLES = 1_000_000  # voxels that percentiles are taken of
+LEAST_INSIDE = 0.02  # share of a plane that is in the scan, to keep it
 
 
 def network_input(
     data: np.ndarray, affine: np.ndarray, *, shape: tuple[int, int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, tuple]:
-    """A scan as the networks see it.
+    """A scan as the network sees it.
 
     Args:
         data: [X, Y, Z] float, nearest to RAS.
@@ -29,7 +31,7 @@ def network_input(
     lengths = sizes * data.shape
     if shape is None:
         shape = tuple(int(np.ceil(length / FINE_MM / CUBE)) * CUBE for length in lengths)
-    volume = robust_scale(data)
+    volume = robust_scale(dark_background(data))
     to_voxel = np.eye(4)  # voxel of the grid -> voxel of the scan
     inside = []
     for axis, (length, size, count) in enumerate(zip(lengths, sizes, shape, strict=True)):
@@ -42,6 +44,28 @@ def network_input(
             (max(0, round(count / 2 - half)), min(count, max(round(count / 2 + half), 1)))
         )
     return np.clip(volume, 0, BRIGHTEST), affine @ to_voxel, tuple(inside)
+
+
+def dark_background(data: np.ndarray) -> np.ndarray:
+    """The scan with a constant background, if it has one, as dark as its darkest voxels.
+
+    After some normalizations the background lies in the middle of the brain's intensities.
+    """
+    value, share = background_of(data)
+    if share < CONSTANT_SHARE:
+        return data
+    rest = data != value
+    if not rest.any():
+        return data
+    dark = np.percentile(data[rest][:: max(1, rest.sum() // MOST_SAMPLES)], DARK_PERCENTILE)
+    return data if value <= dark else np.where(rest, data, np.float32(dark))
+
+
+def background_of(data: np.ndarray) -> tuple[float, float]:
+    """(the most frequent value on the faces of a scan, share of the faces that have it)."""
+    faces = [data.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
+    found, counts = np.unique(np.concatenate(faces), return_counts=True)
+    return float(found[counts.argmax()]), float(counts.max() / counts.sum())
 
 
 def robust_scale(data: np.ndarray) -> np.ndarray:
@@ -97,19 +121,31 @@ def grid_mm(count: int, size_mm: float) -> np.ndarray:
     return (np.arange(count) - (count - 1) / 2) * size_mm
 
 
-def pose_input(volume: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """What the pose network reads, [a, b, c, 12] at 12 mm, of volumes [2a, 2b, 2c] at 6 mm."""
-    shape = [n // 2 for n in volume.shape]
-    place = np.meshgrid(*[grid_mm(n, 4 * FINE_MM) / 100 for n in shape], indexing="ij")
-    parts = (to_channels(volume), halved(inside)[..., None], np.stack(place, -1))
+def coarse_places(shape: tuple[int, int, int]) -> np.ndarray:
+    """[a, b, c, 3] mm from the middle of a grid: the middles of cubes of COARSE voxels."""
+    axes = [grid_mm(n // COARSE, FINE_MM * COARSE) for n in shape]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
+
+def finder_input(volume: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """What the network reads, [a, b, c, 12] at 6 mm, of volumes [2a, 2b, 2c] at 3 mm."""
+    axes = [grid_mm(n // 2, 2 * FINE_MM) / 100 for n in volume.shape]
+    places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    parts = (to_channels(volume), halved(inside)[..., None], places)
     return np.concatenate(parts, axis=-1).astype(np.float32)
 
 
-def pose_grid_affine() -> np.ndarray:
-    """[4, 4], voxel of POSE_SHAPE -> mm from the middle."""
-    affine = np.diag([2 * FINE_MM] * 3 + [1.0])
-    affine[:3, 3] = [grid_mm(n, 2 * FINE_MM)[0] for n in POSE_SHAPE]
-    return affine
+def covering_box(inside: np.ndarray) -> tuple[slice, slice, slice]:
+    """Slices of whole CUBEs around what is True in [A, B, C], in its middle where it can be."""
+    box = []
+    for axis, length in enumerate(inside.shape):
+        share = inside.mean(axis=tuple({0, 1, 2} - {axis}))
+        used = np.flatnonzero(share > LEAST_INSIDE)
+        first, last = (used[0], used[-1] + 1) if len(used) else (0, length)
+        size = min(-(-(last - first) // CUBE) * CUBE, length)
+        start = int(np.clip((first + last - size) // 2, 0, length - size))
+        box.append(slice(start, start + size))
+    return tuple(box)
 
 
 def coarser(affine: np.ndarray, step: int) -> np.ndarray:

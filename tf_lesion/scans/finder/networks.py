@@ -1,23 +1,25 @@
-"""The two networks of the brain finder: one that finds the pose, one that finds the surface.
+"""The network of the brain finder: a small 3-D U-Net that reads a whole scan as it lies.
 
-Both are small 3-D U-Nets (Ronneberger et al., MICCAI 2015) that are told where their voxels lie.
-They are written in `keras.ops`, and run on any backend.
+It says of every voxel how far it is from the surface of the brain (in the manner of SynthStrip,
+Hoopes et al., NeuroImage 2022) and where in MNI space it lies (registration by regression, Gopinath
+et al., 2024; here as a distribution over bins, which learns faster). Written in `keras.ops`, it
+runs on any backend.
 """
 
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
-POSE_FILTERS = (24, 64, 96)  # at 12, 24 and 48 mm
-SURFACE_FILTERS = (16, 40, 64)  # at 6, 12 and 24 mm
-POSE_SIDE, POINTS = 20, 26  # voxels of 12 mm; places whose positions are found
-SQUEEZED, HIDDEN = 24, 128  # channels at 48 mm; numbers that the positions are read from
-PRIOR = 0.4  # factor on the average brain and places, beside features of about 1
-CALM = 0.1  # factor on wide sums: else steps of Adam move the output by more than it spreads
+FILTERS = (24, 48, 96, 128)  # at 6, 12, 24 and 48 mm
+CHANNELS, SEEN = 12, 9  # of the input; of those, the ones that are no places
 SLOPE = 0.1  # of the rectifier below 0
 EPSILON = 1e-3
-LEAST_LOG_SCALE, LARGEST_LOG_SCALE = -3.0, 4.0  # of a distance in mm
+# Centers of the bins of the coordinates along x, y and z in MNI space, mm.
+BIN_MM = 20.0
+BINS = tuple(tuple(range(*ends, 20)) for ends in ((-80, 81), (-120, 81), (-80, 101)))
+LOGITS = sum(len(bins) for bins in BINS)
 
 
 @keras.saving.register_keras_serializable("tf_lesion")
@@ -61,52 +63,48 @@ def _up(x, skip):
     return layers.UpSampling3D(2)(x) + skip
 
 
-def build_pose_network(filters: tuple[int, int, int] = POSE_FILTERS) -> keras.Model:
-    """Where does each of POINTS places of the brain lie?
+def build_network(filters: tuple[int, int, int, int] = FILTERS) -> keras.Model:
+    """Where does the brain end, and where in MNI space does each voxel lie?
 
     Inputs:
-        volume: [B, 20, 20, 20, 12] at 12 mm: eight intensities at 6 mm (`grid.to_channels`), the
-            share inside of the scan, and the distance from the middle of the grid, 100 mm.
+        volume: [B, 2x, 2y, 2z, 12] at 6 mm, x, y and z whole multiples of 4: eight intensities at
+            3 mm (`grid.to_channels`), the share inside of the scan, and the distance from the
+            middle of the grid, 100 mm.
 
     Outputs:
-        [B, POINTS, 3]: from where `canonical.brain_points` lie in an average head in the middle of
-        the grid to where they lie in this one, 100 mm.
-    """
-    volume = keras.Input((POSE_SIDE, POSE_SIDE, POSE_SIDE, 12), name="volume")
-    x = _conv(volume[..., :9], filters[0], over="space")
-    x = _conv(x, filters[0], over="space")
-    place = layers.AveragePooling3D(2)(volume[..., 9:])
-    x = layers.Concatenate()([_conv(x, filters[1], stride=2), place])
-    x = _conv(x, filters[1])
-    x = _conv(_conv(_conv(x, filters[2], stride=2), filters[2]), filters[2])
-    x = CALM * layers.Flatten()(_conv(x, SQUEEZED))
-    x = layers.LeakyReLU(SLOPE)(layers.Dense(HIDDEN, kernel_initializer="he_normal")(x))
-    x = CALM * layers.Dense(3 * POINTS)(x)
-    return keras.Model(volume, layers.Reshape((POINTS, 3))(x), name="pose")
-
-
-def build_surface_network(filters: tuple[int, int, int] = SURFACE_FILTERS) -> keras.Model:
-    """Where does the brain end, and how far is the head still from its place in MNI space?
-
-    Inputs:
-        volume: [B, 2x, 2y, 2z, 13] at 6 mm, about in MNI space: eight intensities at 3 mm, the
-            share inside of the scan, the distance of the average brain, 10 mm, and the place in
-            MNI space, 100 mm.
-
-    Outputs:
-        coordinates: [B, x, y, z, 4] at 12 mm: from the place on the grid to that in MNI space,
-            10 mm; log of its error, mm.
+        coordinates: [B, x, y, z, LOGITS] at 12 mm: logits of BINS along each axis of MNI space;
+            `places_of` makes places of them.
+        coarse: the same at 24 mm, for training.
         outside: [B, 2x, 2y, 2z, 8]: signed distance from the brain at 3 mm, 10 mm, negative
             inside; `grid.from_channels` puts it in order.
     """
-    volume = keras.Input((None, None, None, 13), name="volume")
-    x = _conv(volume[..., :9], filters[0], over="space")
-    x = _conv(x, filters[0], over="space")
-    skip1 = x = layers.Concatenate()([x, PRIOR * volume[..., 9:]])
-    skip2 = x = _conv(_conv(x, filters[1], stride=2), filters[1])
-    x = _conv(_conv(x, filters[2], stride=2), filters[2])
+    volume = keras.Input((None, None, None, CHANNELS), name="volume")
+    place = layers.AveragePooling3D(2)(volume[..., SEEN:])  # at 12 mm
+    x = _conv(volume[..., :SEEN], filters[0], over="space")
+    skip1 = x = _conv(x, filters[0], over="space")
+    x = layers.Concatenate()([_conv(x, filters[1], stride=2), place])
+    skip2 = x = _conv(x, filters[1])
+    skip3 = x = _conv(_conv(x, filters[2], stride=2), filters[2])
+    x = _conv(x, filters[3], stride=2)
+    x = layers.Concatenate()([x, layers.AveragePooling3D(4)(place)])
+    x = _conv(_conv(x, filters[3]), filters[3])
+    x = _conv(_up(x, skip3), filters[2])
+    outputs = {"coarse": layers.Conv3D(LOGITS, 1, name="coarse")(x)}
     x = _conv(_conv(_up(x, skip2), filters[1]), filters[1])
-    coordinates = layers.Conv3D(4, 1, name="coordinates")(x)
+    seen = layers.Concatenate()([x, place])
+    outputs["coordinates"] = layers.Conv3D(LOGITS, 1, name="coordinates")(seen)
     x = _conv(_conv(_up(x, skip1), filters[0]), filters[0])
-    outputs = {"coordinates": coordinates, "outside": layers.Conv3D(8, 1, name="outside")(x)}
-    return keras.Model(volume, outputs, name="surface")
+    outputs["outside"] = layers.Conv3D(8, 1, name="outside")(x)
+    return keras.Model(volume, outputs, name="finder")
+
+
+def places_of(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [..., LOGITS] -> (mean [..., 3] mm in MNI space, standard deviation [...] mm)."""
+    means, variance, first = [], 0.0, 0
+    for bins in BINS:
+        part, first = logits[..., first : first + len(bins)].astype(float), first + len(bins)
+        share = np.exp(part - part.max(axis=-1, keepdims=True))
+        share /= share.sum(axis=-1, keepdims=True)
+        means.append(share @ np.array(bins, float))
+        variance = variance + share @ np.array(bins, float) ** 2 - means[-1] ** 2
+    return np.stack(means, axis=-1), np.sqrt(np.maximum(variance, 0))

@@ -72,10 +72,3 @@ def without_scale(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
     rigid[:3, :3] = left @ right
     rigid[:3, 3] = apply(matrix, np.asarray(center)) - rigid[:3, :3] @ center
     return rigid
-
-
-def translation(shift: np.ndarray) -> np.ndarray:
-    """[4, 4] that adds `shift` [3]."""
-    matrix = np.eye(4)
-    matrix[:3, 3] = shift
-    return matrix

@@ -1,0 +1,121 @@
+"""The shipped finder on whole heads and stripped brains: mask, pose, and what is no head at all."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tiny_scans
+from scipy import ndimage
+
+from tf_lesion.scans import brain_mask
+from tf_lesion.scans.finder.find import find
+from tf_lesion.scans.finder.weights import FILE
+from tf_lesion.scans.prepare import PoorAlignmentError, ScanSettings, prepare_scan
+from tf_lesion.scans.volumes import load_scan
+
+VOXEL_MM = 3.0
+RIGID = ScanSettings(voxel_size=VOXEL_MM)
+TURN = tiny_scans.rigid(degrees=(18, -10, 12), shift=(30, -20, 15))
+LARGEST_FILE = 3_000_000  # bytes
+
+
+def scan_of(values, affine):
+    return nib.Nifti1Image(np.asarray(values, np.float32), affine)
+
+
+def dice(mask, truth):
+    return 2 * np.sum(mask & truth) / (np.sum(mask) + np.sum(truth))
+
+
+def moved_mm(found, expected):
+    """Largest distance of the ends of a brain."""
+    ends = np.array([[60, -18, 10], [-60, -18, 10], [0, 60, 10], [0, -95, 0], [0, 0, 70]])
+    ends = np.c_[ends, np.ones(5)].T
+    return np.linalg.norm(((found - expected) @ ends)[:3], axis=0).max()
+
+
+@pytest.fixture(scope="module")
+def brain():
+    values, affine = tiny_scans.brain(VOXEL_MM)
+    return values, affine, ndimage.binary_fill_holes(values > 0)
+
+
+@pytest.fixture(scope="module")
+def head():
+    return tiny_scans.head(VOXEL_MM)
+
+
+def test_the_weights_are_small():
+    assert FILE.stat().st_size < LARGEST_FILE
+
+
+@pytest.mark.parametrize("kind", ["brain", "head"])
+def test_a_turned_scan_is_put_in_its_place_with_and_without_its_skull(kind, brain, head):
+    values, affine = brain[:2] if kind == "brain" else head
+    prepared = prepare_scan(scan_of(values, TURN @ affine), settings=RIGID)
+    assert moved_mm(prepared.scan_from_grid, TURN) < 3
+    assert dice(prepared.scan_mask, brain[2]) > (0.999 if kind == "brain" else 0.9)
+    assert prepared.brain_kind == ("stripped" if kind == "brain" else "with skull")
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(250, 0), (0.01, -3), (1, 2000)])
+def test_the_scale_of_intensities_does_not_matter(gain, offset, head, brain):
+    for values, affine in (head, brain[:2]):
+        expected = find(values, affine)
+        found = find(gain * values + np.float32(offset), affine)
+        np.testing.assert_allclose(found.outside, expected.outside, atol=0.1)
+        np.testing.assert_allclose(found.scan_from_mni, expected.scan_from_mni, atol=0.1)
+
+
+def test_a_standardized_brain_with_a_background_of_zero_is_stripped(brain):
+    values, affine, mask = brain
+    scored = np.where(mask, (values - values[mask].mean()) / values[mask].std(), 0)
+    scan = load_scan(scan_of(scored, affine))
+    found = brain_mask.brain_of(scan, find(scan.data, scan.affine))
+    assert found.kind == brain_mask.STRIPPED
+    assert dice(found.mask, mask) > 0.98
+
+
+@pytest.mark.parametrize("axes", ["LPS", "PIR", "SLA"])
+def test_a_scan_with_other_axes_gives_the_same(axes, head, tmp_path):
+    values, affine = head
+    paths = [tiny_scans.write(tmp_path / f"{a}.nii", values, affine, axes=a) for a in ("RAS", axes)]
+    first, other = (load_scan(path) for path in paths)
+    expected, found = (find(scan.data, scan.affine) for scan in (first, other))
+    np.testing.assert_array_equal(found.outside, expected.outside)
+
+
+@pytest.mark.parametrize(("radius", "intensity"), [(7, 20), (7, 1600), (26, 1600)])
+def test_a_lesion_at_the_surface_stays_in_the_mask(intensity, radius, brain, head):
+    """1.4 ml, dark and bright, and 70 ml, bright."""
+    lesion = tiny_scans.blob(brain[1], brain[2].shape, (46, -20, 36), radius) & brain[2]
+    for values, affine in (head, brain[:2]):
+        scan = load_scan(scan_of(np.where(lesion, intensity, values), affine))
+        found = brain_mask.brain_of(scan, find(scan.data, scan.affine))
+        assert np.sum(found.mask & lesion) > 0.95 * lesion.sum()
+
+
+@pytest.mark.parametrize("what", ["noise", "ball", "upside down"])
+def test_what_is_no_upright_head_is_refused(what, brain):
+    rng = np.random.default_rng(0)
+    values, affine, _ = brain
+    if what == "noise":
+        values = ndimage.gaussian_filter(rng.random(values.shape), 2)
+    elif what == "ball":
+        ball = tiny_scans.blob(affine, values.shape, (0, -20, 10), 60)
+        values = np.where(ball, 500 + 50 * rng.standard_normal(ball.shape), 0)
+    else:
+        values = values[:, :, ::-1]
+    with pytest.raises(PoorAlignmentError, match="--allow-poor-alignment") as refused:
+        prepare_scan(scan_of(values, affine), settings=RIGID)
+    assert refused.value.prepared.image.shape == RIGID.grid.shape
+
+
+def test_a_slab_is_aligned_as_its_slices_allow_and_says_so(head):
+    values, affine = head
+    low, high = 22, 44  # 66 mm
+    first = np.eye(4)
+    first[2, 3] = low
+    prepared = prepare_scan(scan_of(values[:, :, low:high], affine @ first), settings=RIGID)
+    assert moved_mm(prepared.scan_from_grid, np.eye(4)) < 8
+    assert prepared.confidence.covered < 0.8
+    assert any("lie in the field of view" in warning for warning in prepared.warnings)
