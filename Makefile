@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: demo test test-slow lint clean pretrained finder
+.PHONY: pretrained-denoiser demo test test-slow lint clean pretrained finder
 
 $(VENV)/installed: setup.py constraints.txt tf_lesion/__init__.py
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
@@ -44,7 +44,7 @@ demo: $(VENV)/installed
 	$(BIN)/tf-lesion train --cache $(DEMO)/healthy.h5 --out $(DEMO)/run --preset practical --steps 1000
 	$(BIN)/tf-lesion calibrate --model $(DEMO)/run --cache $(DEMO)/healthy.h5 --tv-weight auto --grid 1.8,2.7,3.6 --grid-slices 8 --grid-steps 150 --max-slices 24 $(FAST)
 	$(BIN)/python restore_brats.py --model $(DEMO)/run --cache $(DEMO)/patients.h5 --out $(DEMO)/restored.h5 --tv-weight auto --calibration $(DEMO)/run/calibration.h5 $(FAST)
-	$(BIN)/tf-lesion detect $(DEMO)/scans/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz $(DEMO)/maps --slice-step 2 --precision bfloat16
+	$(BIN)/tf-lesion detect $(DEMO)/scans/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz $(DEMO)/maps
 	$(BIN)/tf-lesion evaluate --restored $(DEMO)/restored.h5 --cache $(DEMO)/patients.h5 --calibration $(DEMO)/run/calibration.h5 --out $(DEMO)/evaluation
 	$(BIN)/tf-lesion report --results $(DEMO)/maps --evaluation $(DEMO)/evaluation
 	@echo "This was a demonstration on synthetic scans. Lesion maps: $(DEMO)/maps; picture: $(DEMO)/evaluation/panel.png"
@@ -63,6 +63,20 @@ pretrained: $(VENV)/installed
 	$(BIN)/python -m preprocessing.brats --input $(WORK)/scans/patients --align none --reference $(WORK)/healthy.h5 --slice-step 4 --out $(WORK)/patients.h5 --jobs $(CORES)
 	$(MAKE) prior-gmvae prior-vae
 	$(BIN)/python -m eval.tables --config eval/experiment_pretrained.yaml
+
+# The denoiser, at 2 mm: anatomies to train on, to calibrate on, and of the patients are not the same.
+pretrained-denoiser: export TF_ENABLE_ONEDNN_OPTS = 1
+pretrained-denoiser: $(VENV)/installed
+	mkdir -p $(WORK)/known $(WORK)/unknown
+	ls $(abspath $(LABEL_MAPS))/*.nii.gz | head -n 17 | xargs ln -sf -t $(WORK)/known
+	ls $(abspath $(LABEL_MAPS))/*.nii.gz | tail -n 3 | xargs ln -sf -t $(WORK)/unknown
+	$(BIN)/python -m preprocessing.phantom --out $(WORK)/known_scans --label-maps $(WORK)/known --held-out 3 --healthy 98 --test 9 --patients 0 --seed 3 --jobs $(CORES)
+	$(BIN)/python -m preprocessing.camcan --input $(WORK)/known_scans/healthy --test-list $(WORK)/known_scans/test_subjects.txt --align none --match --voxel-size 2 --min-brain 0.02 --out $(WORK)/healthy_2mm.h5 --jobs $(CORES)
+	$(BIN)/python -m preprocessing.phantom --out $(WORK)/unknown_scans --label-maps $(WORK)/unknown --healthy 0 --patients 18 --seed 4 --jobs $(CORES)
+	$(BIN)/tf-lesion train --cache $(WORK)/healthy_2mm.h5 --out $(WORK)/denoiser --model denoiser --preset practical --steps 3000 --force
+	$(BIN)/tf-lesion calibrate --model $(WORK)/denoiser --cache $(WORK)/healthy_2mm.h5 --postprocess flip,signed,median=5 --chosen-by "labels of synthetic patients" --force
+	$(BIN)/tf-lesion export --as run --model $(WORK)/denoiser --out $(SHIPPED)/denoiser --align rigid --force
+	$(BIN)/python -m eval.twins --input $(WORK)/unknown_scans/patients --model pretrained-denoiser --out $(WORK)/twins.csv --force
 
 prior-%: RUN = $(WORK)/$*
 prior-%:

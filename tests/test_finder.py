@@ -120,10 +120,10 @@ def test_channels_are_the_voxels_in_cubes():
 def test_logits_of_the_two_bins_around_a_place_mean_that_place():
     place = np.array([[-33.0, 17, 60], [0, 0, 0]])
     logits = []
-    for axis, bins in enumerate(networks.BINS):
-        share = np.maximum(1 - np.abs(place[:, axis, None] - bins) / networks.BIN_MM, 0)
+    for axis, bins in enumerate(canonical.BINS):
+        share = np.maximum(1 - np.abs(place[:, axis, None] - bins) / canonical.BIN_MM, 0)
         logits.append(np.log(share + 1e-30))
-    found, spread = networks.places_of(np.concatenate(logits, axis=-1))
+    found, spread = canonical.places_of(np.concatenate(logits, axis=-1))
     np.testing.assert_allclose(found, place, atol=1e-9)
     assert spread[0] > 10
     assert spread[1] == pytest.approx(0, abs=1e-5)
@@ -153,8 +153,8 @@ def _perfect_network(head, monkeypatch):
         if mirrored:
             outside, true = outside[::-1], true[::-1] * [-1, 1, 1]
         shares = [
-            np.maximum(1 - np.abs(true[..., axis, None] - bins) / networks.BIN_MM, 0)
-            for axis, bins in enumerate(networks.BINS)
+            np.maximum(1 - np.abs(true[..., axis, None] - bins) / canonical.BIN_MM, 0)
+            for axis, bins in enumerate(canonical.BINS)
         ]
         return {
             "outside": grid.to_channels(outside.astype(np.float32) / 10)[None],

@@ -18,7 +18,24 @@ LANDMARKS = {
     "cerebellar_cortex": (22.6, -60.5, -31.1),
 }
 
+# Centers of the bins of the coordinates along x, y and z in MNI space, mm.
+BIN_MM = 20.0
+BINS = tuple(tuple(range(*ends, 20)) for ends in ((-80, 81), (-120, 81), (-80, 101)))
+LOGITS = sum(len(bins) for bins in BINS)
+
 
 def landmarks() -> np.ndarray:
     """[20, 3] mm in MNI space: left and right of each of LANDMARKS."""
     return np.array([(side * x, y, z) for x, y, z in LANDMARKS.values() for side in (-1, 1)])
+
+
+def places_of(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [..., LOGITS] -> (mean [..., 3] mm in MNI space, standard deviation [...] mm)."""
+    means, variance, first = [], 0.0, 0
+    for bins in BINS:
+        part, first = logits[..., first : first + len(bins)].astype(float), first + len(bins)
+        share = np.exp(part - part.max(axis=-1, keepdims=True))
+        share /= share.sum(axis=-1, keepdims=True)
+        means.append(share @ np.array(bins, float))
+        variance = variance + share @ np.array(bins, float) ** 2 - means[-1] ** 2
+    return np.stack(means, axis=-1), np.sqrt(np.maximum(variance, 0))

@@ -7,6 +7,7 @@ after the first pose; each time also at the mirror image. Distances are averaged
 that of both looks together.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from tf_lesion.scans.finder.canonical import landmarks
+from tf_lesion import devices
+from tf_lesion.scans.finder.canonical import landmarks, places_of
 from tf_lesion.scans.finder.grid import (
     COARSE,
     FINE_MM,
@@ -25,9 +27,7 @@ from tf_lesion.scans.finder.grid import (
     halved,
     network_input,
 )
-from tf_lesion.scans.finder.networks import places_of
 from tf_lesion.scans.finder.pose import apply, fit_robustly, without_scale
-from tf_lesion.scans.finder.weights import load
 
 RIM_MM, SOFTNESS_MM = 5.0, 3.0  # coordinates count to this far outside of the brain; softly
 SMALLEST_WEIGHT = 1e-3
@@ -80,6 +80,15 @@ class _Look(NamedTuple):
     scale_mm: np.ndarray
 
 
+def _shipped():
+    """The network of the package; TensorFlow is set up, unless it has been."""
+    if "tensorflow" not in sys.modules:
+        devices.start()
+    from tf_lesion.scans.finder.weights import load
+
+    return load()
+
+
 def find(data: np.ndarray, affine: np.ndarray, network: Callable | None = None) -> FoundBrain:
     """Find the brain of a scan.
 
@@ -92,7 +101,7 @@ def find(data: np.ndarray, affine: np.ndarray, network: Callable | None = None) 
     Returns:
         A `FoundBrain`.
     """
-    network = network or load()
+    network = network or _shipped()
     volume, grid_affine, ends = network_input(data, affine)
     inside = np.zeros_like(volume)
     inside[tuple(slice(*pair) for pair in ends)] = 1

@@ -9,17 +9,14 @@ runs on any backend.
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers, ops
+
+from tf_lesion.scans.finder.canonical import LOGITS
 
 FILTERS = (24, 48, 96, 128)  # at 6, 12, 24 and 48 mm
 CHANNELS, SEEN = 12, 9  # of the input; of those, the ones that are no places
 SLOPE = 0.1  # of the rectifier below 0
 EPSILON = 1e-3
-# Centers of the bins of the coordinates along x, y and z in MNI space, mm.
-BIN_MM = 20.0
-BINS = tuple(tuple(range(*ends, 20)) for ends in ((-80, 81), (-120, 81), (-80, 101)))
-LOGITS = sum(len(bins) for bins in BINS)
 
 
 @keras.saving.register_keras_serializable("tf_lesion")
@@ -72,8 +69,8 @@ def build_network(filters: tuple[int, int, int, int] = FILTERS) -> keras.Model:
             middle of the grid, 100 mm.
 
     Outputs:
-        coordinates: [B, x, y, z, LOGITS] at 12 mm: logits of BINS along each axis of MNI space;
-            `places_of` makes places of them.
+        coordinates: [B, x, y, z, LOGITS] at 12 mm: logits of `canonical.BINS` along each axis in MNI
+            space; `canonical.places_of` makes places of them.
         coarse: the same at 24 mm, for training.
         outside: [B, 2x, 2y, 2z, 8]: signed distance from the brain at 3 mm, 10 mm, negative
             inside; `grid.from_channels` puts it in order.
@@ -96,15 +93,3 @@ def build_network(filters: tuple[int, int, int, int] = FILTERS) -> keras.Model:
     x = _conv(_conv(_up(x, skip1), filters[0]), filters[0])
     outputs["outside"] = layers.Conv3D(8, 1, name="outside")(x)
     return keras.Model(volume, outputs, name="finder")
-
-
-def places_of(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [..., LOGITS] -> (mean [..., 3] mm in MNI space, standard deviation [...] mm)."""
-    means, variance, first = [], 0.0, 0
-    for bins in BINS:
-        part, first = logits[..., first : first + len(bins)].astype(float), first + len(bins)
-        share = np.exp(part - part.max(axis=-1, keepdims=True))
-        share /= share.sum(axis=-1, keepdims=True)
-        means.append(share @ np.array(bins, float))
-        variance = variance + share @ np.array(bins, float) ** 2 - means[-1] ** 2
-    return np.stack(means, axis=-1), np.sqrt(np.maximum(variance, 0))
