@@ -69,8 +69,8 @@ def build_network(filters: tuple[int, int, int, int] = FILTERS) -> keras.Model:
             middle of the grid, 100 mm.
 
     Outputs:
-        coordinates: [B, x, y, z, LOGITS] at 12 mm: logits of `canonical.BINS` along each axis in MNI
-            space; `canonical.places_of` makes places of them.
+        coordinates: [B, x, y, z, LOGITS] at 12 mm: logits of `canonical.BINS` along each axis of
+            MNI space; `canonical.places_of` makes places of them.
         coarse: the same at 24 mm, for training.
         outside: [B, 2x, 2y, 2z, 8]: signed distance from the brain at 3 mm, 10 mm, negative
             inside; `grid.from_channels` puts it in order.
