@@ -41,7 +41,7 @@ DRAWS = 8  # of the noise, for the objective of an image; the same for all image
 KEPT = 5  # points of each curve
 AUC_LIMIT = 0.005  # by which the fast ways may miss the released schedule in float32
 STREAM = "test"  # no noise of the restoration: its images are fitted to that
-COMPARED = [solver for solver in SOLVERS if solver != "paper"]
+COMPARED = [name for name, solver in SOLVERS.items() if solver.schedule == "released"]
 
 
 def _keeps(table, limits):

@@ -12,24 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from skimage.metrics import structural_similarity
-from tqdm import tqdm
 
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, refuse_existing, written_whole
-from tf_lesion.scans.alignment import to_grid
-from tf_lesion.scans.prepare import PreparedScan, prepare_scan
-from tf_lesion.scans.volumes import load_scan
 
 SSIM_WINDOW = 7  # pixels of an axial slice
 PARTS = ("seg", "twin")  # beside the scan
 MOST_LEFT = 0.5  # of a lesion's contrast, in one that counts as removed
 
 
-def twin_on_grid(prepared: PreparedScan, twin: str | Path) -> np.ndarray:
-    """The twin of a prepared patient [X, Y, Z] float32, with the patient's map of intensities."""
+def twin_on_grid(prepared: Any, twin: str | Path) -> np.ndarray:
+    """The twin of a `PreparedScan` [X, Y, Z] float32, with the patient's map of intensities."""
+    from tf_lesion.scans.alignment import to_grid
+    from tf_lesion.scans.volumes import load_scan
 
     def means(volume):
         brain = prepared.scan_mask.astype(np.float32)
@@ -62,6 +58,8 @@ def against_twin(
         `outside`, `inside`: mean absolute error out of the lesion and in it; `contrast`: that of
         the observed scan in the lesion; `left`: share of it that is left; `ssim` of the brain.
     """
+    from skimage.metrics import structural_similarity
+
     error, contrast = np.abs(restored - twin), np.abs(observed - twin)
     inside = mask & lesion
     slices = np.flatnonzero(mask.any(axis=(0, 1)))
@@ -81,12 +79,17 @@ def against_twin(
     return {name: float(value) for name, value in numbers.items()}
 
 
-def measure_twins(detector: Any, folder: str | Path) -> pd.DataFrame:
-    """A row of `against_twin` for each patient of a folder of preprocessing.phantom.
+def measure_twins(detector: Any, folder: str | Path) -> Any:
+    """Table (pandas): a row of `against_twin` for each synthetic patient in a folder.
 
     Raises:
         InputError: if there is no patient with a twin.
     """
+    import pandas as pd
+    from tqdm import tqdm
+
+    from tf_lesion.scans.prepare import prepare_scan
+
     scans = sorted(Path(folder).rglob("*_t2.nii.gz"))
     rows = []
     for scan in tqdm(scans, desc="twins", unit="patient"):

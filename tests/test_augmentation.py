@@ -82,7 +82,7 @@ def test_the_denoising_preset_asks_the_decoder_for_what_the_encoder_was_not_show
         return terms(target, noise, training=training, shown=shown)
 
     update.model.terms = spy
-    update._everywhere(small, tf.range(4, dtype=tf.int64), tf.constant(1.0))
+    update._everywhere(small, tf.range(4, dtype=tf.int64), tf.constant(1.0), tf.constant(0.0))
     np.testing.assert_array_equal(seen["target"], small)
     assert np.std(seen["shown"] - small) > 0.01
     assert seen["names"] == set(noise)

@@ -213,5 +213,6 @@ for config in refused:
     assert [line for line in said if line.startswith("accepted")] == [
         "accepted gmvae",
         "accepted vae",
+        "accepted denoiser",
     ]
     assert "Expected one device for aae-128, got 2: its batch normalization" in done.stdout

@@ -73,7 +73,20 @@ def test_cohort_has_the_layout_of_camcan_and_brats(cohort):
         f"{FIRST_CASE}_seg.nii.gz",
         f"{SECOND_CASE}_t2.nii.gz",
         f"{SECOND_CASE}_seg.nii.gz",
+        f"{FIRST_CASE}_twin.nii.gz",
+        f"{SECOND_CASE}_twin.nii.gz",
     }
+
+
+def test_a_twin_is_the_scan_without_its_tumors(cohort):
+    out, _ = cohort
+    scan, twin, label = (
+        nib.load(out / f"{FIRST_CASE}_{part}.nii.gz").get_fdata() for part in ("t2", "twin", "seg")
+    )
+    far = ndimage.binary_dilation(label > 0, iterations=4)
+    np.testing.assert_array_equal(twin == 0, scan == 0)
+    np.testing.assert_array_equal(twin[~far], scan[~far])
+    assert np.abs(twin - scan)[label > 0].mean() > 0.1 * scan[label > 0].mean()
 
 
 def test_scans_are_int16_and_segmentations_uint8_on_the_same_ras_grid(cohort):

@@ -99,7 +99,10 @@ def test_slices_that_do_not_fit_are_refused(prior, observed, mask, options, mess
         ({"tv_weight": "nan"}, "tv_weight of 0 or more, got nan"),
         ({"steps": -1}, "steps of 0 or more, got -1"),
         ({"solver": "multirate"}, "the paper schedule, got multirate"),
-        ({"solver": "fast"}, "a solver of released, paper, multirate, huber, got 'fast'"),
+        (
+            {"solver": "fast"},
+            "a solver of released, paper, multirate, huber, denoiser, red, got 'fast'",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(prior, given, message):
@@ -137,7 +140,9 @@ def test_a_saved_prior_keeps_its_averages_and_the_alignment_asked_for(prior, tmp
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_the_shipped_priors_load_with_their_calibration(name):
     prior = tf_lesion.load(name)
-    assert (prior.config.network.height, prior.config.network.width) == (158, 198)
+    denoiser = name == "pretrained-denoiser"
+    size = (78, 98) if denoiser else (158, 198)
+    assert (prior.config.network.height, prior.config.network.width) == size
     restoration = prior.calibrated()
     assert restoration == prior.config.restoration
     used = prior.describe(restoration)
@@ -146,11 +151,12 @@ def test_the_shipped_priors_load_with_their_calibration(name):
         points = prior.calibration.thresholds(score, restoration=used, postprocessing=steps)
         assert [point.key for point in points] == ["fpr_0.01", "fpr_0.05", "fpr_0.1"]
         assert all(point.fpr <= point.target_fpr for point in points)
-    assert prior.calibration.healthy is not None
+    assert (prior.calibration.healthy is None) == denoiser
     assert prior.reference is not None
     assert prior.data["preprocessing"]["scan"]["align"] == "rigid"  # patients lie anywhere
     assert prior.config.objective == preset("practical").objective
-    assert (restoration.solver.name, restoration.solver.schedule) == ("huber", "released")
+    solver = ("denoiser", "denoiser") if denoiser else ("huber", "released")
+    assert (restoration.solver.name, restoration.solver.schedule) == solver
     if name == "pretrained-vae":
         assert restoration.solver.gradient_clip == 50.0
 

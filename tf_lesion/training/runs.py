@@ -88,7 +88,8 @@ def newest_checkpoint(folder: Path) -> str | None:
     prefixes = {path.with_suffix("").name for path in folder.glob("*.index")}
     if not prefixes:
         return None
-    state = tf.train.get_checkpoint_state(str(folder))
+    with intact_checkpoint(folder / "checkpoint"):
+        state = tf.train.get_checkpoint_state(str(folder))
     named = PureWindowsPath(state.model_checkpoint_path).name if state else None
     return str(folder / (named if named in prefixes else max(prefixes, key=_step)))
 
@@ -100,7 +101,7 @@ def _step(name):
 
 
 @contextlib.contextmanager
-def intact_checkpoint(prefix: str) -> Iterator[None]:
+def intact_checkpoint(prefix: str | Path) -> Iterator[None]:
     """Whatever TensorFlow raises on reading a damaged checkpoint becomes an `InputError`."""
     try:
         yield
