@@ -185,7 +185,14 @@ def test_schedules_of_the_solvers_add_up_to_the_length_of_the_one_they_stand_for
         for name, solver in SOLVERS.items()
     }
     assert lengths == pytest.approx(
-        {"released": 1.3, "paper": 0.5, "multirate": 1.3 - 1e-3, "huber": 1.3}
+        {
+            "released": 1.3,
+            "paper": 0.5,
+            "multirate": 1.3 - 1e-3,
+            "huber": 1.3,
+            "denoiser": 1.0,
+            "red": 2.0,
+        }
     )
 
 
