@@ -16,7 +16,7 @@ from tf_lesion import presets as configuration
 from tf_lesion.baselines import METHODS
 from tf_lesion.caches.slices import SliceCache, read_counts
 from tf_lesion.calibration.tv_weight import parse_grid
-from tf_lesion.config import Config
+from tf_lesion.config import PRESET_NAMES, Config
 from tf_lesion.files import InputError
 from tf_lesion.methods import Method
 
@@ -277,7 +277,7 @@ def checked(experiment: Experiment, *, where: Any) -> Experiment:
             raise InputError(f"{where}: {name}: expected a whole number above 0, got {value!r}.")
     unknown = [method.method for method in experiment.methods if method.method not in METHODS]
     rules = {
-        f"preset {experiment.preset!r}": experiment.preset in configuration.PRESET_NAMES,
+        f"preset {experiment.preset!r}": experiment.preset in PRESET_NAMES,
         "restoration: precision": restoration.precision in ("float32", "bfloat16"),
         f"seed {experiment.seed!r}": isinstance(experiment.seed, int) and experiment.seed >= 0,
         f"methods: {', '.join(names)} are not all different": len(set(names)) == len(names),

@@ -15,6 +15,7 @@ import numpy as np
 
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
+from tf_lesion.config import DETECTOR
 from tf_lesion.files import InputError, refuse_existing, written_whole
 
 SSIM_WINDOW = 7  # pixels of an axial slice
@@ -25,15 +26,14 @@ MOST_LEFT = 0.5  # of a lesion's contrast, in one that counts as removed
 def twin_on_grid(prepared: Any, twin: str | Path) -> np.ndarray:
     """The twin of a `PreparedScan` [X, Y, Z] float32, with the patient's map of intensities."""
     from tf_lesion.scans.alignment import to_grid
+    from tf_lesion.scans.prepare import brain_means
     from tf_lesion.scans.volumes import load_scan
 
+    def resample(volume):
+        return to_grid(volume, prepared.scan.affine, prepared.scan_from_grid, prepared.grid)
+
     def means(volume):
-        brain = prepared.scan_mask.astype(np.float32)
-        total, weight = (
-            to_grid(part, prepared.scan.affine, prepared.scan_from_grid, prepared.grid)
-            for part in (volume * brain, brain)
-        )
-        return total[prepared.mask] / weight[prepared.mask]
+        return brain_means(volume, prepared.scan_mask, resample)[0][prepared.mask]
 
     raw = means(prepared.scan.data)
     order = np.argsort(raw)
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit status."""
     parser = parser_for("python -m eval.twins", __doc__)
     add(parser, "--input", required=True, help="folder of patients of preprocessing.phantom")
-    add(parser, "--model", default="pretrained-denoiser")
+    add(parser, "--model", default=DETECTOR)
     add(parser, "--align", default="none")
     add(parser, "--slice-step", "--batch-size", "--precision", "--force")
     add(parser, "--out", help="CSV with a row per patient")

@@ -11,7 +11,6 @@ from scipy.optimize import minimize
 import tf_lesion
 from tf_lesion import corruption, restoration
 from tf_lesion.baselines import make_model
-from tf_lesion.baselines.denoiser import doubled, halved
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import SOLVERS, Solver, TrainingConfig
 from tf_lesion.noise import slice_noise
@@ -140,12 +139,6 @@ def test_blobs_are_round_about_a_place_in_the_brain_with_the_edge_that_was_drawn
 def model():
     """An untrained denoiser."""
     return make_model(small_config("denoiser", "practical", network=SMALL))
-
-
-def test_halves_and_doubles():
-    x = tf.reshape(tf.range(32.0), [1, 4, 4, 2])
-    np.testing.assert_allclose(halved(x), tf.nn.avg_pool2d(x, 2, 2, "VALID"))
-    np.testing.assert_allclose(doubled(x), tf.image.resize(x, [8, 8], "nearest"))
 
 
 def test_the_denoised_slice_is_the_content_where_the_matte_is_1_and_the_slice_where_it_is_0(model):

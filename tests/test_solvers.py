@@ -16,10 +16,10 @@ from tf_lesion.baselines import METHODS
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.cli import calibrate
-from tf_lesion.config import SOLVERS, Config, RestorationConfig
+from tf_lesion.config import PRESET_NAMES, SOLVERS, Config, RestorationConfig
 from tf_lesion.files import InputError
 from tf_lesion.noise import slice_noise
-from tf_lesion.presets import PRESET_NAMES, preset
+from tf_lesion.presets import preset
 from tf_lesion.prior import PACKAGE, PRETRAINED
 from tf_lesion.restoration import (
     Restorer,

@@ -18,7 +18,7 @@ from conftest import phantom_slices, small_config, write_cache
 import train_gmvae
 from tf_lesion import presets
 from tf_lesion.caches.slices import CacheWriter, SliceCache
-from tf_lesion.config import Config
+from tf_lesion.config import PRESET_NAMES, Config
 from tf_lesion.files import InputError
 from tf_lesion.prior import load
 from tf_lesion.training import trainer
@@ -308,7 +308,7 @@ def test_the_norm_of_the_gradient_is_limited_before_adam(cache_path, tmp_path):
 
 
 def test_a_config_survives_json():
-    for name in presets.PRESET_NAMES:
+    for name in PRESET_NAMES:
         config = presets.preset(name, "vae")
         copy = Config.from_dict(json.loads(json.dumps(config.to_dict())))
         assert copy == config

@@ -8,6 +8,8 @@ from typing import Any
 from tf_lesion import __version__
 from tf_lesion.files import InputError
 
+PRESET_NAMES = ("released", "paper", "practical", "denoising")  # see `tf_lesion.presets`
+DETECTOR = "pretrained-denoiser"  # model of `tf-lesion detect` and `tf_lesion.load`
 RELEASED_PRECISION_OFFSET = 1e-6  # released code: added to the prior's precision in KL(z)
 RELEASED_KL_C_FLOOR = 0.5  # nats per latent position (`c_lambda`); not in the paper
 

@@ -151,3 +151,25 @@ class Method(keras.Model):
         noise = {name: tf.zeros([1, *shape], kind) for name, shape in self.noise_shapes.items()}
         self.terms(tf.zeros([1, *size, 1], kind), noise)
         return self
+
+
+class AscentMethod(Method):
+    """A method that restores by the steps of Algorithm 1; a subclass gives `log_prior_gradient`.
+
+    Its `terms` take `shown`, what its networks see in place of the images.
+    """
+
+    training_settings = frozenset({"shown"})
+    restoration_settings = frozenset({"tv_weight", "steps", "solver"})
+
+    def log_prior_gradient(self, image: tf.Tensor, noise: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
+        """The log-prior [B] of images [B, H, W, 1] up to a constant, and its gradient."""
+        raise NotImplementedError
+
+    def stretch(self, solver: Any, image: tf.Tensor, **inputs: tf.Tensor) -> tuple:
+        """Steps `start` to `stop` of Algorithm 1."""
+        return restoration.ascend(self, solver, image, **inputs)
+
+    def stops(self, steps: int, every: int | None = None) -> list[int]:
+        """For the progress bar, and for a trajectory of every so many steps."""
+        return restoration.stops(steps, every)

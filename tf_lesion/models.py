@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tf_lesion import objective, restoration
 from tf_lesion.config import NetworkConfig, ObjectiveConfig
-from tf_lesion.methods import Method, register
+from tf_lesion.methods import AscentMethod, register
 from tf_lesion.networks import Decoder, Encoder, PriorNetwork, latent_size
 from tf_lesion.noise import Tensors
 
@@ -16,12 +16,10 @@ def sample(mean: tf.Tensor, logvar: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     return mean + tf.exp(0.5 * logvar) * noise
 
 
-class _VariationalModel(Method):
+class _VariationalModel(AscentMethod):
     """What GMVAE and VAE share. Subclasses give `latents` and `kl_terms`."""
 
     drawn = ("omega", "z")  # the latents, in the order in which they draw their noise
-    training_settings = frozenset({"shown"})
-    restoration_settings = frozenset({"tv_weight", "steps", "solver"})
 
     def __init__(
         self, network: NetworkConfig, objective_config: ObjectiveConfig, *, name: str | None = None
@@ -90,14 +88,6 @@ class _VariationalModel(Method):
     def log_prior_gradient(self, image: tf.Tensor, noise: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         """The ELBO [B] of images [B, H, W, 1], and its gradient."""
         return restoration.elbo_gradient(self, image, noise)
-
-    def stretch(self, solver: Any, image: tf.Tensor, **inputs: tf.Tensor) -> tuple:
-        """Steps `start` to `stop` of Algorithm 1."""
-        return restoration.ascend(self, solver, image, **inputs)
-
-    def stops(self, steps: int, every: int | None = None) -> list[int]:
-        """For the progress bar, and for a trajectory of every so many steps."""
-        return restoration.stops(steps, every)
 
 
 @register("gmvae")

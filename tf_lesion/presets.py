@@ -55,7 +55,6 @@ _PRESETS["denoising"] = _PRESETS["practical"].replace(
         "coarse_noise": 0.3,
     },
 )
-PRESET_NAMES = tuple(_PRESETS)
 
 
 def preset(name: str, model: str = "gmvae") -> Config:

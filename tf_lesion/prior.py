@@ -15,7 +15,7 @@ from tf_lesion import devices
 from tf_lesion.caches.slices import check_normalized
 from tf_lesion.calibration.file import FILE_NAME, Calibration
 from tf_lesion.calibration.legacy import read_legacy
-from tf_lesion.config import AUTO, Config, RestorationConfig
+from tf_lesion.config import AUTO, DETECTOR, Config, RestorationConfig
 from tf_lesion.files import (
     IDENTITY_DIGITS,
     InputError,
@@ -31,7 +31,6 @@ PRETRAINED = {  # name -> folder in the package
     "pretrained-vae": "vae",
     "pretrained-denoiser": "denoiser",
 }
-DETECTOR = "pretrained-denoiser"  # what detects best, and so the default
 RUN_MARKER = "config.json"
 OF_ASCENT = ("steps_per_gradient", "step_sizes", "gradient_clip", "tv_weight", "solver")
 

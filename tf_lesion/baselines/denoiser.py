@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from tf_lesion import restoration
-from tf_lesion.config import SOLVERS, NetworkConfig, ObjectiveConfig
-from tf_lesion.methods import Method, register
+from tf_lesion.config import PRESET_NAMES, SOLVERS, NetworkConfig, ObjectiveConfig
+from tf_lesion.methods import AscentMethod, register
 from tf_lesion.networks import Layer, Layers, full_precision, weight_type
 from tf_lesion.noise import Tensors
 
@@ -24,7 +23,6 @@ MATTE_BIAS = -2.0  # where the logit of what is replaced starts: most of a slice
 CHANGED = 0.03  # intensity; a pixel that the corruption moved further is to be replaced
 SSIM_WEIGHT, MATTE_WEIGHT, CONTENT_WEIGHT = 0.1, 0.05, 0.3  # beside the absolute error of 1
 SSIM_WINDOW = 5  # pixels
-PRESET_NAMES = ("released", "paper", "practical", "denoising")  # all alike
 _COMMON = {
     "network": {"num_filters": 24, "initializer": "he_normal", "precision": "float32"},
     "training": {
@@ -74,14 +72,14 @@ class DenoiserEncoder(keras.Model):
         """The features; between levels, means over 2 x 2 pixels."""
         features, levels = image, []
         for number, pair in enumerate(self.pairs):
-            features = halved(features) if number else features
+            features = tf.nn.avg_pool2d(features, 2, 2, "VALID") if number else features
             features = pair(features)
             levels.append(features)
         return levels
 
 
 class DenoiserDecoder(keras.Model):
-    """Features of every level -> `content` and `matte_logit` [B, H, W, 1]."""
+    """Features of every level -> `change` and `matte_logit` [B, H, W, 1]."""
 
     def __init__(self, network: NetworkConfig, make: Layers):
         super().__init__(name="decoder", dtype=weight_type(network.precision))
@@ -96,33 +94,16 @@ class DenoiserDecoder(keras.Model):
         """`change` of the image, and the logit of the share that is replaced."""
         features = levels[-1]
         for skip, pair in zip(levels[-2::-1], self.pairs[::-1], strict=True):
-            features = doubled(features)
-            features = pair(tf.concat([tf.cast(features, skip.dtype), skip], axis=-1))
+            features = tf.image.resize(features, skip.shape[1:3], "nearest")
+            features = pair(tf.concat([features, skip], axis=-1))
         return {
             "change": full_precision(self.change_head, features),
             "matte_logit": full_precision(self.matte_head, features),
         }
 
 
-def halved(features: tf.Tensor) -> tf.Tensor:
-    """Means over 2 x 2 pixels: [B, h, w, C] -> [B, h/2, w/2, C].
-
-    The gradients of TensorFlow's pooling and resizing take a hundred times as long on a CPU.
-    """
-    _, height, width, channels = features.shape
-    cells = tf.reshape(features, [-1, height // 2, 2, width // 2, 2, channels])
-    return tf.reduce_mean(cells, axis=(2, 4))
-
-
-def doubled(features: tf.Tensor) -> tf.Tensor:
-    """Nearest neighbor: [B, h, w, C] -> [B, 2h, 2w, C]."""
-    _, height, width, channels = features.shape
-    cells = tf.reshape(features, [-1, height, 1, width, 1, channels])
-    return tf.reshape(tf.tile(cells, [1, 1, 2, 1, 2, 1]), [-1, 2 * height, 2 * width, channels])
-
-
 @register("denoiser")
-class Denoiser(Method):
+class Denoiser(AscentMethod):
     """A U-Net (Ronneberger et al., MICCAI 2015) that says what to replace, and by what.
 
     f(x) = x + matte * (content - x): healthy tissue, where the matte is near 0, stays as it is,
@@ -132,8 +113,6 @@ class Denoiser(Method):
 
     title = "Denoiser"
     settings: ClassVar[dict] = dict.fromkeys(PRESET_NAMES, _COMMON)
-    training_settings = frozenset({"shown"})
-    restoration_settings = frozenset({"tv_weight", "steps", "solver"})
     noise_shapes: ClassVar[dict] = {}
 
     def __init__(
@@ -211,11 +190,3 @@ class Denoiser(Method):
         """(-|f(x) - x|^2 / 2 [B], f(x) - x [B, H, W, 1]), for a sigma of 1."""
         gradient = self.reconstruct(image, noise) - image
         return -0.5 * tf.reduce_sum(gradient**2, axis=(1, 2, 3)), gradient
-
-    def stretch(self, solver: Any, image: tf.Tensor, **inputs: tf.Tensor) -> tuple:
-        """Steps `start` to `stop` of Algorithm 1."""
-        return restoration.ascend(self, solver, image, **inputs)
-
-    def stops(self, steps: int, every: int | None = None) -> list[int]:
-        """For the progress bar, and for a trajectory of every so many steps."""
-        return restoration.stops(steps, every)

@@ -15,6 +15,7 @@ from typing import Any
 
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
+from tf_lesion.config import DETECTOR
 from tf_lesion.files import InputError
 
 PATTERNS = ("pattern", "mask_pattern", "seg_pattern")
@@ -28,7 +29,7 @@ def parser() -> Any:
     made.add_argument("scan", help="T2 scan (NIfTI), a folder of scans, or a BIDS dataset")
     made.add_argument("out", type=Path, help="folder to write to")
     made.add_argument("level", nargs="?", choices=["participant"], help="the form of BIDS Apps")
-    add(made, "--model", default="pretrained-denoiser")
+    add(made, "--model", default=DETECTOR)
     add(made, "--participant-label", "--calibration", "--mask", *patterns(), "--align")
     add(made, "--allow-poor-alignment")
     add(made, *restoring(), "--slice-step", "--batch-size", "--precision", "--seed", *DEVICE)

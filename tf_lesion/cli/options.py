@@ -11,10 +11,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tf_lesion.config import PRESET_NAMES
 from tf_lesion.scans import ALIGN_MODES
 
 METHOD_NAMES = "gmvae, vae, vae-256, vae-128, aae-128, anogan or denoiser"
-PRESET_NAMES = ("released", "paper", "practical", "denoising")
 SOLVER_NAMES = ("released", "multirate", "huber", "denoiser", "red")
 PRECISION_NAMES = ("float32", "bfloat16", "tf32")
 GRADE_NAMES = ("LGG", "HGG")  # in the order of the paper's evaluation

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -148,7 +149,7 @@ def _prepare(scan, found, brain, label, settings, reference):
     to_grid = functools.partial(
         alignment.to_grid, affine=scan.affine, scan_from_grid=transform, grid=grid
     )
-    values, weight = _brain_means(data, brain.mask, to_grid)
+    values, weight = brain_means(data, brain.mask, to_grid)
     mask = weight >= HALF
     image = intensity.normalize(values, mask)
     distance = math.nan
@@ -204,7 +205,9 @@ def _start(scan, found, brain, settings):
     return alignment.center_start(brain.mask, scan.affine)
 
 
-def _brain_means(volume, brain, resample):
+def brain_means(
+    volume: np.ndarray, brain: np.ndarray, resample: Callable
+) -> tuple[np.ndarray, np.ndarray]:
     """(values, weight of the brain): averages over brain voxels only, so there is no dark rim."""
     weight, total = resample(brain.astype(np.float32)), resample(np.where(brain, volume, 0))
     return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0), weight
@@ -229,7 +232,7 @@ def to_scan_grid(grid_volume: np.ndarray, prepared: PreparedScan, *, order: int 
     if order == 0:
         values = back(grid_volume)
     else:
-        values, _ = _brain_means(grid_volume, prepared.mask, back)
+        values, _ = brain_means(grid_volume, prepared.mask, back)
     return scan.to_file_orientation(np.where(prepared.scan_mask, values, 0).astype(values.dtype))
 
 
