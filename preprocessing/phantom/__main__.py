@@ -1,13 +1,17 @@
-"""Synthetic cohorts: healthy T2-like brains, and patients with gliomas, in the layouts users have.
+"""Synthetic cohorts: healthy T2-like brains, and patients with lesions, in the layouts users have.
 
 Files:
     OUT/healthy/sub-CC110033/anat/sub-CC110033_T2w.nii.gz   as in Cam-CAN (BIDS)
     OUT/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz, ..._seg.nii.gz   as in BRATS 2017
-        ..._twin.nii.gz   the same scan without its tumors, but with what they push
+        ..._twin.nii.gz   the same scan without its lesions, but with what they push
+    OUT/patients/stroke/Stroke_PHA_0_1/..., OUT/patients/ms/MS_PHA_0_1/...   with --lesions
     OUT/heads/head-0000_T2w.nii.gz, ..._mask.nii.gz, ..._seg.nii.gz, head-0000.json   scans with
         skull, of any contrast, pose and acquisition, and the truth about them (--heads)
     OUT/test_subjects.txt   the healthy of the anatomies held out, for camcan --test-list
     OUT/phantom.json   settings, seed, version, and what was drawn for each subject
+
+Patients have gliomas, or with --lesions stroke an infarct, or with --lesions ms the lesions of
+multiple sclerosis. Those two have label 2 in the segmentation: whatever is not 0 is lesion.
 
 With --label-maps the subjects take the anatomies in turn. With --held-out N, patients and the
 --test healthy subjects have the last N anatomies (by name) and the other healthy ones the rest.
@@ -25,7 +29,7 @@ from typing import Any
 from tqdm import tqdm
 
 from preprocessing.cohort import in_processes
-from preprocessing.phantom import GRADES, HEALTHY, HELD_OUT, PATIENT
+from preprocessing.phantom import GLIOMA, GRADES, HEALTHY, HELD_OUT, MS, PATIENT, STROKE
 from preprocessing.phantom.nifti import write_nifti
 from tf_lesion import __version__
 from tf_lesion.cli.command import command
@@ -37,6 +41,7 @@ SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.5, 4.0
 FIRST_NUMBER = {HEALTHY: 110033, HELD_OUT: 710033}
 KIND_NAMES = {HEALTHY: "healthy", HELD_OUT: "healthy, held out", PATIENT: "patient"}
 MOST_SUBJECTS = 9000  # of a kind, so that Cam-CAN numbers go on beginning with 11
+CASE_NAMES = {GLIOMA: "Brats17", STROKE: "Stroke", MS: "MS"}
 HEADS = "heads"  # folder of the painted heads
 MANIFEST = "phantom.json"
 EXAMPLE = """example:
@@ -56,6 +61,7 @@ def write_cohort(
     held_out: int = 0,
     voxel_size: float = 1.0,
     label_maps: str | Path | None = None,
+    lesions: str = GLIOMA,
     jobs: int = 1,
     force: bool = False,
 ) -> dict[str, Any]:
@@ -67,6 +73,7 @@ def write_cohort(
         held_out: number of label maps kept for them and the patients; 0 shares all.
         voxel_size: mm, 0.5 to 4.
         label_maps: folder of FreeSurfer label maps; None for the ICBM152 anatomy.
+        lesions: what patients have, GLIOMA, STROKE or MS.
         force: replace an existing folder.
 
     Raises:
@@ -83,7 +90,7 @@ def write_cohort(
     anatomies = _split_anatomies(maps, held_out, test, heads)
     with written_whole(out, force=force, marker=MANIFEST) as folder:
         tasks = [
-            (folder, kind, number, anatomies[kind], seed, voxel_size)
+            (folder, kind, number, anatomies[kind], seed, voxel_size, lesions)
             for kind, count in counts.items()
             for number in range(count)
         ]
@@ -114,13 +121,14 @@ def write_cohort(
     return json.loads(text)
 
 
-def subject_files(kind: int, number: int) -> tuple[Path, ...]:
+def subject_files(kind: int, number: int, lesions: str = GLIOMA) -> tuple[Path, ...]:
     """Paths of a scan, and of a patient's segmentation and twin, relative to the cohort."""
     if kind != PATIENT:
         name = _camcan_name(kind, number)
         return (Path("healthy", name, "anat", f"{name}_T2w.nii.gz"),)
-    name = f"Brats17_PHA_{number}_1"
-    folder = Path("patients", GRADES[number % len(GRADES)], name)
+    name = f"{CASE_NAMES[lesions]}_PHA_{number}_1"
+    group = GRADES[number % len(GRADES)] if lesions == GLIOMA else lesions
+    folder = Path("patients", group, name)
     return tuple(folder / f"{name}_{part}.nii.gz" for part in ("t2", "seg", "twin"))
 
 
@@ -163,14 +171,16 @@ def _check_numbers(counts, *, seed, voxel_size):
         )
 
 
-def _write_subject(folder, kind, number, label_maps, seed, voxel_size):
+def _write_subject(folder, kind, number, label_maps, seed, voxel_size, lesions):
     """Make and write one subject; returns its entry of phantom.json."""
     from preprocessing.phantom.subject import make_phantom
 
-    phantom = make_phantom(seed, kind, number, voxel_size=voxel_size, label_maps=label_maps)
+    options = {"voxel_size": voxel_size, "label_maps": label_maps, "lesions": lesions}
+    phantom = make_phantom(seed, kind, number, **options)
     entry = {"kind": KIND_NAMES[kind]}
     volumes = {"scan": phantom.image, "segmentation": phantom.label, "twin": phantom.twin}
-    for (name, values), path in zip(volumes.items(), subject_files(kind, number), strict=False):
+    paths = subject_files(kind, number, lesions)
+    for (name, values), path in zip(volumes.items(), paths, strict=False):
         write_nifti(folder / path, values, phantom.affine)
         entry[name] = path.as_posix()
     return {**entry, **phantom.facts}
@@ -189,13 +199,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write a cohort; returns the exit status."""
     parser = parser_for(
         "python -m preprocessing.phantom",
-        "Synthesize healthy T2-like scans and patients with gliomas, as NIfTI files.",
+        "Synthesize healthy T2-like scans and patients with lesions, as NIfTI files.",
         epilog=EXAMPLE,
     )
     add(parser, "--out", required=True, help="folder to make")
     add(parser, "--healthy", "--patients", required=True)
     add(parser, "--seed", required=True, default=None, help="same seed, same files")
-    add(parser, "--label-maps", "--held-out", "--test")
+    add(parser, "--lesions", "--label-maps", "--held-out", "--test")
     add(parser, "--heads", default=0, type=int, help="number of whole heads, of label maps")
     add(parser, "--voxel-size", default=1.0, help="mm, 0.5 to 4")
     add(parser, "--jobs")

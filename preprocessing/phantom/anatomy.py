@@ -93,8 +93,11 @@ class CoarseMaps:
     affine: np.ndarray  # [4, 4], voxel -> mm
     outside: np.ndarray  # signed distance from the closed brain, mm, negative inside
     ventricle: np.ndarray  # smoothed indicator of the ventricles
+    to_ventricle: np.ndarray  # distance from the ventricles, mm
     cerebrum: np.ndarray  # share of cerebral white and gray matter
+    white: np.ndarray  # share of cerebral white matter
     midline: np.ndarray  # distance from the plane between the hemispheres, mm
+    side: np.ndarray  # the same, negative on one side of the plane
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ def load_atlas(spacing: int) -> AtlasAnatomy:
     gray, white = (image.get_fdata(dtype=np.float32) * hull for image in images)
     box = _brain_box(gray + white > 0.5)
     fine_affine = images[0].affine @ _shift(box)
-    coarse = _atlas_maps(block_mean((gray + white)[box], COARSE_MM), fine_affine)
+    shares = (block_mean(share[box], COARSE_MM) for share in (gray + white, white))
+    coarse = _atlas_maps(*shares, fine_affine)
     gray, white = (block_mean(share[box], spacing) for share in (gray, white))
     affine = coarser_affine(fine_affine, spacing)
     place = grid_mm(affine, gray.shape)
@@ -96,8 +97,8 @@ def load_atlas(spacing: int) -> AtlasAnatomy:
     )
 
 
-def _atlas_maps(tissue, fine_affine):
-    """Coarse maps from the share of gray and white matter [X, Y, Z]."""
+def _atlas_maps(tissue, white, fine_affine):
+    """Coarse maps from the share of gray and white matter together, and of white [X, Y, Z]."""
     affine = coarser_affine(fine_affine, COARSE_MM)
     outside = signed_distance(tissue > 0.5)
     x, y, z = place = grid_mm(affine, tissue.shape)
@@ -105,12 +106,17 @@ def _atlas_maps(tissue, fine_affine):
     cistern = (np.abs(x) < 10) & (y < -27) & (z < 22)
     ventricular = (outside < -18) & (np.abs(x) < 45) & (z > -25) & ~cistern
     behind = np.maximum(_ellipsoids(place, CEREBELLUM), _ellipsoids(place, BRAINSTEM))
+    side = np.broadcast_to(x, tissue.shape).astype(np.float32)
+    ventricle = (1 - tissue) * ventricular
     return CoarseMaps(
         affine=affine,
         outside=outside,
-        ventricle=_smooth_ventricle((1 - tissue) * ventricular),
+        ventricle=_smooth_ventricle(ventricle),
+        to_ventricle=_distance_to(ventricle),
         cerebrum=tissue * (1 - behind),
-        midline=np.broadcast_to(np.abs(x), tissue.shape).astype(np.float32),
+        white=white * (1 - behind),
+        midline=np.abs(side),
+        side=side,
     )
 
 
@@ -182,12 +188,16 @@ def _label_maps(tissue, labels, solid, fine_affine):
     share = block_mean(solid, COARSE_MM)
     ventricle = block_mean(indicator(tissue, "ventricle", "choroid"), COARSE_MM)
     behind = indicator(tissue, "brainstem", "cerebellar_white", "cerebellar_cortex")
+    side = _side(labels)
     return CoarseMaps(
         affine=coarser_affine(fine_affine, COARSE_MM),
         outside=signed_distance(share > 0.5, LABEL_CLOSING_MM),
         ventricle=_smooth_ventricle(ventricle),
+        to_ventricle=_distance_to(ventricle),
         cerebrum=share - ventricle - block_mean(behind, COARSE_MM),
-        midline=_midline(labels),
+        white=block_mean(indicator(tissue, "white"), COARSE_MM),
+        midline=np.abs(side),
+        side=side,
     )
 
 
@@ -239,11 +249,18 @@ def _smooth_ventricle(share):
     return ndimage.gaussian_filter(share.astype(np.float32), VENTRICLE_BLUR_MM / COARSE_MM)
 
 
-def _midline(labels):
+def _distance_to(share):
+    """Distance from where the share is above a half, mm; infinite if it is nowhere."""
+    if not (share > 0.5).any():
+        return np.full(share.shape, np.inf, np.float32)
+    return (ndimage.distance_transform_edt(share <= 0.5) * COARSE_MM).astype(np.float32)
+
+
+def _side(labels):
     """Half the difference of the distances from the two hemispheres, mm, on the coarse grid."""
     left, right = (
         ndimage.distance_transform_edt(block_mean(np.isin(labels, side), COARSE_MM) < 0.5)
         for side in HEMISPHERES
     )
     difference = ndimage.gaussian_filter(left - right, MIDLINE_BLUR)
-    return (np.abs(difference) * COARSE_MM / 2).astype(np.float32)
+    return (difference * COARSE_MM / 2).astype(np.float32)

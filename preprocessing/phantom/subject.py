@@ -1,6 +1,7 @@
 """One synthetic subject: an anatomy deformed, painted, given tumors, and seen by a scanner."""
 
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,20 @@ from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from preprocessing.phantom import GRADES, PATIENT
-from preprocessing.phantom import tumors as lesions
+from preprocessing.phantom import GLIOMA, MS, PATIENT, STROKE, sclerosis, strokes, tumors
 from preprocessing.phantom.anatomy import COARSE_MM, FINEST_MM, Pair, largest_part, to_voxels
 from preprocessing.phantom.fields import LATTICE_MM, Grid, random_field, upsample
+from preprocessing.phantom.lesions import Places
 from preprocessing.phantom.sources import load_atlas, load_label_map
 from preprocessing.phantom.tissues import bounded_normal, draw_intensities
 
 PAINT_COARSELY_FROM_MM = 3.0  # voxels of this size and more are sampled from a painting at 2 mm
 STEEPEST_QUANTILE, STEEPEST_SHARE = 0.995, 1.5  # what counts as the wall of a ventricle
 FAR_OUTSIDE_MM = 20.0  # distance from the brain off the map: ICBM152 ends within the brainstem
-SKULL_GAP_MM = 1.0  # tumors end this far inside the brain
-CEREBRAL_SHARE = 0.7  # of a place where a tumor may start
+LESION_MODULES = {GLIOMA: tumors, STROKE: strokes, MS: sclerosis}
+SKULL_GAP_MM = 1.0  # lesions end this far inside the brain
+CEREBRAL_SHARE = 0.7  # of a place where a lesion may start
+FLATTEST = 1e-6  # slope below which a direction means nothing
 # Standard deviations, in voxels, of the blur of a voxel and of linear interpolation.
 VOXEL_BLUR, LINEAR_BLUR, LEAST_BLUR = 0.3, 0.4, 0.05
 # Standard deviation of a slice profile in its thickness: box (1/sqrt(12)) and linear interpolation
@@ -84,7 +87,7 @@ class Phantom:
     """One synthetic scan."""
 
     image: np.ndarray  # [X, Y, Z] int16, scanner units, 0 outside the brain and only there
-    twin: np.ndarray | None  # `image` without its tumors, but pushed alike; None if healthy
+    twin: np.ndarray | None  # `image` without its lesions, but pushed alike; None if healthy
     label: np.ndarray  # [X, Y, Z] uint8, BRATS labels 0, 1, 2, 4; 0 throughout in the healthy
     affine: np.ndarray  # [4, 4], voxel -> mm
     facts: dict[str, Any]  # what was drawn, JSON-serializable
@@ -97,6 +100,7 @@ def make_phantom(
     *,
     voxel_size: float = 1.0,
     label_maps: Sequence[Path] = (),
+    lesions: str = GLIOMA,
 ) -> Phantom:
     """Synthesize one subject.
 
@@ -105,13 +109,14 @@ def make_phantom(
         number: index among its kind, from 0.
         voxel_size: mm.
         label_maps: FreeSurfer label maps to take in turn; if empty, the ICBM152 maps.
+        lesions: GLIOMA, STROKE or MS, what a patient has.
 
     Raises:
         InputError: if a label map cannot be used.
     """
     settings = default_settings(label_maps)
     rng = np.random.default_rng([seed, kind, number])
-    shape_rng, paint_rng, scan_rng, tumor_rng = rng.spawn(4)
+    shape_rng, paint_rng, scan_rng, lesion_rng = rng.spawn(4)
     spacing = COARSE_MM if voxel_size >= PAINT_COARSELY_FROM_MM else FINEST_MM
     if label_maps:
         anatomy = load_label_map(str(label_maps[number % len(label_maps)]), spacing)
@@ -120,13 +125,10 @@ def make_phantom(
     grid = Grid.around(*anatomy.bounds(), voxel_size, settings.margin)
     points, coarse = grid.lattice(), anatomy.coarse
     source = _deform(shape_rng, anatomy, points, settings)
-    tumors = []
+    drawn, module = [], LESION_MODULES[lesions]
     if kind == PATIENT:
-        depth = -_at(coarse.outside, coarse.affine, source)
-        cerebral = _at(coarse.cerebrum, coarse.affine, source) > CEREBRAL_SHARE
-        where = {"places": points[cerebral], "depth": depth[cerebral]}
-        tumors = lesions.draw_tumors(tumor_rng, GRADES[number % len(GRADES)], **where)
-        source = _push(tumors, anatomy, grid, source)
+        drawn = module.draw(lesion_rng, number, _places(coarse, points, source))
+        source = _push(drawn, anatomy, grid, source)
     image = _paint(paint_rng, anatomy, grid, source, settings)
     outside = _sample(coarse.outside, coarse.affine, grid, source, beyond=FAR_OUTSIDE_MM)
     outside -= scan_rng.uniform(*settings.rim)
@@ -140,13 +142,17 @@ def make_phantom(
         image = image * _edge(rng, outside, grid, settings)
         return _scan(rng, image, brain, grid, settings)
 
-    twin = seen(image, copy.deepcopy(scan_rng))[0] if tumors else None
-    for tumor in tumors:
-        lesions.grow(tumor_rng, tumor, image=image, label=label, brain=room, grid=grid)
+    @functools.cache
+    def maps(name):
+        return _sample(getattr(coarse, name), coarse.affine, grid, source)
+
+    twin = seen(image, copy.deepcopy(scan_rng))[0] if drawn else None
+    for lesion in drawn:
+        module.grow(lesion_rng, lesion, image=image, label=label, brain=room, grid=grid, maps=maps)
     scan, facts = seen(image, scan_rng)
     facts = {"anatomy": anatomy.name, **facts}
-    if tumors:
-        facts |= _lesion_facts(tumors, label, voxel_size)
+    if drawn:
+        facts |= _lesion_facts(module, drawn, label, voxel_size)
     return Phantom(image=scan, twin=twin, label=label, affine=grid.affine, facts=facts)
 
 
@@ -177,11 +183,29 @@ def _deform(rng, anatomy, points, settings):
     return source + rng.uniform(*settings.ventricle_growth) * walls
 
 
-def _push(tumors, anatomy, grid, source):
-    """Mass effect of all tumors: where the places of the scan lie in the anatomy because of it."""
+def _places(coarse, points, source):
+    """The `Places` of cerebral tissue among those of the lattice, from where they lie in the map."""
+
+    def at(name):
+        return _at(getattr(coarse, name), coarse.affine, source)
+
+    depth, to_ventricle = -at("outside"), at("to_ventricle")
+    cerebral = at("cerebrum") > CEREBRAL_SHARE
+    fields = (points, depth, at("white"), to_ventricle, _uphill(depth), _uphill(to_ventricle))
+    return Places(*(values[cerebral] for values in fields))
+
+
+def _uphill(values):
+    """Direction [a, b, c, 3] in which values [a, b, c] rise, of length 1."""
+    slopes = np.stack(np.gradient(values), axis=-1)
+    return slopes / np.maximum(np.linalg.norm(slopes, axis=-1, keepdims=True), FLATTEST)
+
+
+def _push(lesions, anatomy, grid, source):
+    """Mass effect of all lesions: where the places of the scan lie in the anatomy because of it."""
     points, coarse = grid.lattice(), anatomy.coarse
     outside = _at(coarse.outside, coarse.affine, source)
-    pulled = points + sum(lesions.pull_back(tumor, points, outside) for tumor in tumors)
+    pulled = points + sum(tumors.pull_back(lesion, points, outside) for lesion in lesions)
     # The first control point of the deformation lies one before voxel 0.
     affine = from_matvec(np.diag([LATTICE_MM] * 3), grid.origin - LATTICE_MM)
     axes = [_at(axis, affine, pulled) for axis in np.moveaxis(source, -1, 0)]
@@ -249,15 +273,15 @@ def _smooth_noise(noise, blur):
     return smooth / np.float32(smooth.std())
 
 
-def _lesion_facts(tumors, label, voxel_size):
-    """Grade, volumes in ml by label, and the tumors."""
+def _lesion_facts(module, lesions, label, voxel_size):
+    """What the patient has, volumes in ml by label, and the lesions."""
     milliliters = {
         name: round(float((label == number).sum() * voxel_size**3 / 1000), 3)
-        for name, number in lesions.LABELS.items()
+        for name, number in module.LABELS.items()
     }
     return {
-        "grade": tumors[0].grade,
+        **module.summary(lesions),
         "lesion_ml": round(sum(milliliters.values()), 3),
         "label_ml": milliliters,
-        "tumors": [tumor.to_json() for tumor in tumors],
+        module.PLURAL: [lesion.to_json() for lesion in lesions],
     }

@@ -1,15 +1,17 @@
 """Synthetic gliomas on T2: where they grow, push, what they look like, and their BRATS labels."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 from preprocessing.phantom.fields import Grid, random_field
+from preprocessing.phantom.lesions import Drawn, Maps, Places, rough
 
 NECROSIS, EDEMA, ENHANCING = 1, 2, 4  # BRATS 2017 labels; 1 is the non-enhancing core as well
 LABELS = {"necrosis": NECROSIS, "edema": EDEMA, "enhancing": ENHANCING}
+PLURAL = "tumors"  # in phantom.json
 CSF_LIKE = 2.0  # intensity, in units of white matter, above which a voxel is mostly fluid
 SKULL_MARGIN_MM = 10.0  # tissue closer to the skull than this is pushed less
 SECOND_TUMOR_RATE = 0.2
@@ -17,9 +19,6 @@ SECOND_TUMOR_SIZE = 0.6  # of the size of a first
 DEPTH_SHARE = 0.45  # of its radius that a tumor's center lies at least below the surface
 ALWAYS_DEEP_ENOUGH = 0.8  # quantile of depth that serves the largest tumors of the smallest brains
 STRETCH_SPREAD = 0.18  # of the logarithms of a tumor's half axes
-# Roughness of the outline and its scale, in radii.
-LOBES, LOBE_SCALE = 0.22, 0.7
-KNOBS, KNOB_SCALE = 0.1, 0.25
 GRAY_BARRIER = 0.15  # radii by which edema, which follows white matter, falls short in the cortex
 # Cores stop at ventricles: places where the image is bright even after a blur over WIDE_MM.
 VENTRICLE_BARRIER, WIDE_MM, WIDE_CSF = 0.5, 2.0, 2.4
@@ -75,7 +74,7 @@ GRADES = {
 
 
 @dataclass(frozen=True)
-class Tumor:
+class Tumor(Drawn):
     """One tumor. Lengths in mm, intensities relative to white matter."""
 
     grade: str
@@ -90,12 +89,11 @@ class Tumor:
     core_level: float
     enhancing: bool  # whether the core has an enhancing rim (label 4)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers for phantom.json."""
-        return {
-            name: value if isinstance(value, str | bool) else np.round(value, 3).tolist()
-            for name, value in asdict(self).items()
-        }
+
+def draw(rng: np.random.Generator, number: int, places: Places) -> list[Tumor]:
+    """The tumors of patient `number`: grades alternate."""
+    grade = list(GRADES)[number % len(GRADES)]
+    return draw_tumors(rng, grade, places=places.points, depth=places.depth)
 
 
 def draw_tumors(
@@ -160,6 +158,7 @@ def grow(
     label: np.ndarray,
     brain: np.ndarray,
     grid: Grid,
+    maps: Maps | None = None,
 ) -> None:
     """Paint a tumor into an image and its labels, in place.
 
@@ -167,6 +166,7 @@ def grow(
         image: [X, Y, Z] float32, in units of white matter.
         label: [X, Y, Z] uint8, BRATS labels so far.
         brain: [X, Y, Z] bool; no tumor outside.
+        maps: coarse maps by name, on the grid; gliomas need none.
     """
     box, distance = _distance(tumor, grid)
     regions = _regions(rng, tumor, distance, image[box], brain[box], grid.voxel_size)
@@ -179,6 +179,11 @@ def grow(
     seen[regions.middle] = NECROSIS
 
 
+def summary(tumors: list[Tumor]) -> dict[str, Any]:
+    """What a patient has, for phantom.json."""
+    return {"grade": tumors[0].grade}
+
+
 class _Regions(NamedTuple):
     edema: np.ndarray
     core: np.ndarray  # middle included
@@ -189,15 +194,15 @@ class _Regions(NamedTuple):
 def _regions(rng, tumor, distance, image, brain, voxel_size):
     """Masks [x, y, z] of one tumor, from the distance to its center in radii."""
     radius = tumor.radius / voxel_size  # voxels
-    outline = _rough(rng, distance.shape, radius)
+    outline = rough(rng, distance.shape, radius)
     avoid_gray = GRAY_BARRIER * np.clip((image - GRAY_FROM) / GRAY_RAMP, 0, 1)
     edema_depth = 1 - distance + outline - avoid_gray
-    core_depth = tumor.core - distance + 0.5 * outline + 0.3 * _rough(rng, distance.shape, radius)
+    core_depth = tumor.core - distance + 0.5 * outline + 0.3 * rough(rng, distance.shape, radius)
     core_depth -= VENTRICLE_BARRIER * (
         ndimage.gaussian_filter(image, WIDE_MM / voxel_size) > WIDE_CSF
     )
     middle_depth = tumor.necrosis * tumor.core - distance
-    middle_depth += 0.5 * _rough(rng, distance.shape, radius)
+    middle_depth += 0.5 * rough(rng, distance.shape, radius)
     # The innermost voxels are core and its middle whatever the outline: no label goes missing.
     core = brain & ((core_depth > 0) | (distance < max(SMALLEST_CORE, 1.5 / radius)))
     middle = core & ((middle_depth > 0) | (distance < max(SMALLEST_CORE / 2, 0.7 / radius)))
@@ -205,12 +210,6 @@ def _regions(rng, tumor, distance, image, brain, voxel_size):
         middle = core
     edema = (edema_depth > 0) & brain & (image < CSF_LIKE) & ~core
     return _Regions(edema, core, middle, edema_depth)
-
-
-def _rough(rng, shape, radius):
-    """Outline of lobes and knobs, in radii."""
-    lobes = random_field(rng, shape, LOBE_SCALE * radius)
-    return LOBES * lobes + KNOBS * random_field(rng, shape, KNOB_SCALE * radius)
 
 
 def _paint(rng, tumor, regions, image, voxel_size):

@@ -164,6 +164,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--no-labels": _flag("do without segmentations"),
     "--healthy": {"type": int, "help": "number of healthy subjects"},
     "--patients": {"type": int, "help": "number of patients"},
+    "--lesions": {
+        "choices": ("glioma", "stroke", "ms"),
+        "default": "glioma",
+        "help": "what the patients have; ms: multiple sclerosis",
+    },
     "--heads": {"type": counted, "help": "number of painted heads"},
     "--stages": {"nargs": "+", "help": "only these"},
     "--label-maps": {
