@@ -15,6 +15,7 @@ from preprocessing.phantom.fields import Grid, random_field
 # Roughness of the outline and its scale, in radii.
 LOBES, LOBE_SCALE = 0.22, 0.7
 KNOBS, KNOB_SCALE = 0.1, 0.25
+SMOOTH_MM = 8.0  # smaller lesions have the roughness of one of this radius
 BOX_RADII, BOX_MM = 1.9, 4.0  # beyond both together no outline reaches
 MM3_PER_ML = 1000.0
 Maps = Callable[[str], np.ndarray]  # name of a field of `CoarseMaps` -> it on the grid of the scan
@@ -118,7 +119,7 @@ def share_of(lesion: Lesion, depth: np.ndarray) -> np.ndarray:
 
 
 def _outline(rng, lesion, shape, grid):
-    return rough(rng, shape, lesion.radius / grid.voxel_size)
+    return rough(rng, shape, max(lesion.radius, SMOOTH_MM) / grid.voxel_size)
 
 
 def _distance(lesion, box, grid):

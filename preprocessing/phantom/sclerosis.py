@@ -15,7 +15,8 @@ PLURAL = "lesions"  # in phantom.json
 COUNT = (5, 60)  # log-uniform
 MEDIAN_ML, LOG_SPREAD = 0.08, 1.4  # of the volumes, log-normal
 VOLUME_ML, TOTAL_ML = (0.015, 5.0), (1.0, 40.0)
-LEVEL, EDGE_MM, ELONGATION = (1.5, 2.6), (1.5, 3.0), (1.0, 2.2)
+# Levels are log-uniform; the width of an edge is twice its reach on either side.
+LEVEL, EDGE_MM, ELONGATION = (1.5, 2.6), (2.0, 3.5), (1.0, 2.2)
 LEAST_WHITE, GRAY_BARRIER_MM = 0.3, 4.0  # share of white matter; distance the rest counts for
 TEXTURE_MM, TEXTURE = 3.0, 0.05
 
@@ -32,7 +33,7 @@ class Site:
 
 
 SITES = {
-    "periventricular": Site(0.6, 5.0, to_ventricle=(0, 12), fall=2.5, white=(0.5, 1.01)),
+    "periventricular": Site(0.6, 5.0, to_ventricle=(0, 12), fall=1.5, white=(0.5, 1.01)),
     "deep": Site(0.25, 1.0, to_ventricle=(8, np.inf), fall=np.inf, white=(0.9, 1.01)),
     "juxtacortical": Site(0.15, 0.6, to_ventricle=(10, np.inf), fall=np.inf, white=(0.4, 0.75)),
 }
@@ -60,7 +61,7 @@ def _draw_lesion(rng, places):
         volume_ml=float(np.clip(volume_ml, VOLUME_ML[0], site.largest_ml)),
         elongation=rng.uniform(*ELONGATION),
         taper=0.0,
-        level=rng.uniform(*LEVEL),
+        level=float(np.exp(rng.uniform(*np.log(LEVEL)))),
         edge=rng.uniform(*EDGE_MM),
         contrast=0.0,
         push=0.0,

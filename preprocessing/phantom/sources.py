@@ -39,6 +39,7 @@ BOX_MARGIN_MM = 12
 CLOSING_MM, LABEL_CLOSING_MM = 6.0, 12.0
 DISTANCE_BLUR, MIDLINE_BLUR = 0.8, 1.0  # coarse voxels
 VENTRICLE_BLUR_MM = 6.0
+NOWHERE_MM = 1000.0  # distance from what is not there
 DEPTH_RAMP_MM = (22.0, 34.0)  # below the surface, from cortex to deep nuclei
 
 
@@ -250,9 +251,9 @@ def _smooth_ventricle(share):
 
 
 def _distance_to(share):
-    """Distance from where the share is above a half, mm; infinite if it is nowhere."""
+    """Distance from where the share is above a half, mm; NOWHERE_MM if it is so nowhere."""
     if not (share > 0.5).any():
-        return np.full(share.shape, np.inf, np.float32)
+        return np.full(share.shape, NOWHERE_MM, np.float32)
     return (ndimage.distance_transform_edt(share <= 0.5) * COARSE_MM).astype(np.float32)
 
 

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from preprocessing.phantom.fields import Grid, random_field
 from preprocessing.phantom.lesions import Lesion, Maps, Places, box_of, region, share_of
-from preprocessing.phantom.tumors import EDEMA, EDGE_BLUR_MM, WIDE_CSF, WIDE_MM
+from preprocessing.phantom.tumors import EDEMA, EDGE_BLUR_MM
 
 LABELS = {"edema": EDEMA}
 PLURAL = "lesions"  # in phantom.json
@@ -17,8 +17,8 @@ LACUNE_RATE = 0.25
 OUTER_MM, OUTER_RADII = 7.0, 0.4
 LACUNE_DEPTH_MM, LACUNE_VENTRICLE_MM = 24.0, 3.0  # at least that far from either
 ALWAYS_DEEP_ENOUGH = 0.8  # quantile of depth that serves lacunes in the smallest brains
-LEAST_TISSUE = 0.2  # share of cerebral tissue below which nothing is part of an infarct
-FLUID_BARRIER_MM = 6.0
+LEAST_TISSUE = 0.25  # share of cerebral tissue below which nothing is part of an infarct
+FLUID_BARRIER_MM = 4.0
 FINE_MM, COARSE_RADII, TEXTURE = 3.0, 0.4, 0.05  # scales and spread of unevenness
 
 
@@ -102,15 +102,12 @@ def grow(
     box = box_of(infarct, grid)
     seen, cerebrum, side = image[box], maps("cerebrum")[box], maps("side")[box]
     middle = np.rint((np.asarray(infarct.center) - grid.origin) / grid.voxel_size).astype(int)
-    fluid = ndimage.gaussian_filter(seen, WIDE_MM / grid.voxel_size) > WIDE_CSF
-    room = brain[box] & (cerebrum > LEAST_TISSUE) & ~fluid
+    room = brain[box] & (cerebrum > LEAST_TISSUE)
     room &= (side > 0) == (maps("side")[tuple(middle)] > 0)
     barrier = FLUID_BARRIER_MM * (1 - cerebrum)
     inside, depth = region(rng, infarct, room=room, barrier=barrier, box=box, grid=grid)
-    texture = random_field(rng, seen.shape, FINE_MM / grid.voxel_size)
-    texture = texture + random_field(
-        rng, seen.shape, COARSE_RADII * infarct.radius / grid.voxel_size
-    )
+    scales = np.array([FINE_MM, COARSE_RADII * infarct.radius]) / grid.voxel_size
+    texture = sum(random_field(rng, seen.shape, scale) for scale in scales)
     target = infarct.level * (1 + TEXTURE * texture) + infarct.contrast * (seen - 1)
     change = share_of(infarct, depth) * room * (target - seen)
     change = np.where(inside, change, np.maximum(change, 0))

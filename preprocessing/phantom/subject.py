@@ -184,7 +184,7 @@ def _deform(rng, anatomy, points, settings):
 
 
 def _places(coarse, points, source):
-    """The `Places` of cerebral tissue among those of the lattice, from where they lie in the map."""
+    """The `Places` of cerebral tissue among `points`, which lie at `source` in the anatomy."""
 
     def at(name):
         return _at(getattr(coarse, name), coarse.affine, source)
