@@ -13,7 +13,7 @@ from preprocessing.phantom.tumors import CSF_LIKE, EDEMA, EDGE_BLUR_MM
 LABELS = {"edema": EDEMA}
 PLURAL = "lesions"  # in phantom.json
 COUNT = (5, 60)  # log-uniform
-MEDIAN_ML, LOG_SPREAD = 0.08, 1.4  # of the volumes, log-normal
+MEDIAN_ML, LOG_SPREAD = 0.08, 1.6  # of the volumes, log-normal
 VOLUME_ML, TOTAL_ML = (0.015, 5.0), (1.0, 40.0)
 # Levels are log-uniform; the width of an edge is twice its reach on either side.
 LEVEL, EDGE_MM, ELONGATION = (1.5, 2.6), (2.0, 3.5), (1.0, 2.2)
@@ -30,10 +30,13 @@ class Site:
     to_ventricle: tuple[float, float]  # mm
     fall: float  # mm from the ventricle, over which lesions become rarer by 1/e
     white: tuple[float, float]  # share of white matter
+    wall_pull: float = 0.0  # by how much a mm from the ventricle counts for more
 
 
 SITES = {
-    "periventricular": Site(0.6, 5.0, to_ventricle=(0, 12), fall=1.5, white=(0.5, 1.01)),
+    "periventricular": Site(
+        0.6, 5.0, to_ventricle=(0, 12), fall=1.5, white=(0.5, 1.01), wall_pull=0.6
+    ),
     "deep": Site(0.25, 1.0, to_ventricle=(8, np.inf), fall=np.inf, white=(0.9, 1.01)),
     "juxtacortical": Site(0.15, 0.6, to_ventricle=(10, np.inf), fall=np.inf, white=(0.4, 0.75)),
 }
@@ -98,6 +101,7 @@ def grow(
     seen, taken, white = image[box], label[box] > 0, maps("white")[box]
     tissue = brain[box] & (white > LEAST_WHITE) & ((seen < CSF_LIKE) | taken)
     barrier = GRAY_BARRIER_MM * (1 - white)
+    barrier += SITES[lesion.site].wall_pull * maps("to_ventricle")[box]
     inside, depth = region(rng, lesion, room=tissue & ~taken, barrier=barrier, box=box, grid=grid)
     texture = random_field(rng, seen.shape, TEXTURE_MM / grid.voxel_size)
     level = lesion.level * (1 + TEXTURE * texture)
