@@ -13,6 +13,7 @@ from preprocessing.phantom import __main__ as phantom
 from preprocessing.phantom.fields import Grid
 from preprocessing.phantom.lesions import Lesion, Places, box_of, region
 from preprocessing.phantom.subject import LESION_MODULES, make_phantom
+from tf_lesion.cli.options import OPTIONS
 
 VOXEL_MM = 3.0
 VOXEL_ML = VOXEL_MM**3 / 1000
@@ -45,7 +46,7 @@ def many(module, places, count=300):
 
 
 def test_every_kind_that_can_be_asked_for_has_a_module():
-    assert set(LESION_MODULES) == set(LESIONS)
+    assert tuple(LESION_MODULES) == LESIONS == OPTIONS["--lesions"]["choices"]
 
 
 def test_label_is_one_that_counts_as_lesion_and_has_the_volume_drawn(patients):
@@ -121,6 +122,13 @@ def test_sclerosis_is_many_small_lesions_most_of_them_near_the_ventricles(places
 def test_lesions_do_not_depend_on_the_number_of_a_patient(module, places):
     first, second = (module.draw(np.random.default_rng(4), n, places) for n in (0, 1))
     assert first == second
+
+
+@pytest.mark.parametrize("module", [strokes, sclerosis])
+def test_a_brain_without_a_fitting_place_has_lesions_all_the_same(module):
+    points, direction = np.zeros((3, 3)), np.tile([1.0, 0.0, 0.0], (3, 1))
+    where = Places(points, np.full(3, 90.0), np.full(3, 0.3), np.zeros(3), direction, direction)
+    assert all(many(module, where, count=10))
 
 
 def test_a_region_takes_its_volume_and_nothing_but_room():

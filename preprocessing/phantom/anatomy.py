@@ -1,6 +1,6 @@
 """Brain anatomies that paint noise-free T2-like images of themselves.
 
-An `Anatomy` also carries the coarse maps that deformation, skull stripping and tumors need. Its
+An `Anatomy` also carries the coarse maps that deformation, skull stripping and lesions need. Its
 space is RAS, in mm, with the middle of the brain about where MNI space has it.
 `preprocessing.phantom.sources` makes anatomies from the ICBM152 maps and from label maps.
 """

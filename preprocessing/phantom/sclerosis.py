@@ -18,7 +18,7 @@ VOLUME_ML, TOTAL_ML = (0.015, 5.0), (1.0, 40.0)
 # Levels are log-uniform; the width of an edge is twice its reach on either side.
 LEVEL, EDGE_MM, ELONGATION = (1.5, 2.6), (2.0, 3.5), (1.0, 2.2)
 LEAST_WHITE, GRAY_BARRIER_MM = 0.3, 4.0  # share of white matter; distance the rest counts for
-TEXTURE_MM, TEXTURE = 3.0, 0.05
+TEXTURE_MM, TEXTURE = 4.0, 0.09
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One synthetic subject: an anatomy deformed, painted, given tumors, and seen by a scanner."""
+"""One synthetic subject: an anatomy deformed, painted, given lesions, and seen by a scanner."""
 
 import copy
 import functools
