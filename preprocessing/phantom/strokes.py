@@ -68,6 +68,7 @@ def draw(rng: np.random.Generator, number: int, places: Places) -> list[Lesion]:
         fits = (places.depth >= deep) & (places.to_ventricle >= LACUNE_VENTRICLE_MM)
     else:
         fits = places.depth <= OUTER_MM + OUTER_RADII * radius
+    # Where no place fits, any will do.
     where = rng.choice(np.flatnonzero(fits if fits.any() else ~fits))
     infarct = Lesion(
         site=site,
