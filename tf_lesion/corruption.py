@@ -16,11 +16,14 @@ is taken from the next slice of the batch. Lengths are in mm, of slices that are
 """
 
 import math
+from typing import Any
 
-import tensorflow as tf
+from keras import ops
 
 from tf_lesion.caches.slices import BRAIN_FLOOR
-from tf_lesion.noise import Tensors
+
+Tensor = Any  # of Keras's backend
+Tensors = dict[str, Tensor]  # by name
 
 FIELD_OF_VIEW_MM = 158.0  # along the height of a slice
 BRIGHTEST = 1.2  # highest intensity; that of a brain is 1
@@ -72,7 +75,7 @@ def noise_shapes(size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def corrupted(images: tf.Tensor, noise: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
+def corrupted(images: Tensor, noise: Tensors) -> tuple[Tensor, Tensor]:
     """Another head, and the same corrupted.
 
     Args:
@@ -83,94 +86,106 @@ def corrupted(images: tf.Tensor, noise: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         (healthy [B, H, W, 1], corrupted [B, H, W, 1]); both 0 outside of the brain.
     """
     size = images.shape[1:3]
-    draws = dict(zip(_SLICE_DRAWS, tf.unstack(_uniform(noise["slice_draws"]), axis=1), strict=True))
+    draws = dict(
+        zip(_SLICE_DRAWS, ops.unstack(_uniform(noise["slice_draws"]), axis=1), strict=True)
+    )
     fields = {
-        name: tf.image.resize(noise[name], size, "bicubic")
+        name: ops.image.resize(noise[name], size, "bicubic")
         for name in ("outline_small", "outline_large", "texture_field", "bias_field")
     }
     healthy = varied(images, draws, fields["bias_field"], noise["grain"][..., :1])
     brain = healthy > 0
-    blobs = dict(zip(_BLOB_DRAWS, tf.unstack(_uniform(noise["blob_draws"]), axis=2), strict=True))
+    blobs = dict(zip(_BLOB_DRAWS, ops.unstack(_uniform(noise["blob_draws"]), axis=2), strict=True))
     opacity = opacities(healthy, blobs, draws, fields)
     fields["texture"] = 0.7 * fields["texture_field"] + 0.5 * noise["grain"][..., 1:]
     shown = healthy
     for number in range(BLOBS):
         blob = {name: values[:, number, None, None, None] for name, values in blobs.items()}
         here = opacity[:, number, ..., None]
-        value = blob_values(shown, here, blob, fields, donor=tf.roll(healthy, 1, axis=0))
+        value = blob_values(shown, here, blob, fields, donor=ops.roll(healthy, 1, axis=0))
         shown = shown + here * (value - shown)
-    return healthy, tf.where(brain, tf.clip_by_value(shown, BRAIN_FLOOR, BRIGHTEST), 0.0)
+    return healthy, ops.where(brain, ops.clip(shown, BRAIN_FLOOR, BRIGHTEST), 0.0)
 
 
 # How heads and scanners differ ------------------------------------------------------------------
 
 
-def varied(images: tf.Tensor, draws: Tensors, bias: tf.Tensor, grain: tf.Tensor) -> tf.Tensor:
+def varied(images: Tensor, draws: Tensors, bias: Tensor, grain: Tensor) -> Tensor:
     """The slices turned, shifted, scaled or mirrored, with other intensities, blur and noise."""
-    weight = tf.cast(images > 0, images.dtype)
-    matrices = _matrices(draws, images.shape[1:3])
-    moved, weight = (_transformed(part, matrices) for part in (images, weight))
+    weight = ops.cast(images > 0, images.dtype)
+    rows, columns = _origins(draws, images.shape[1:3])
+    moved = _sampled(ops.concatenate([images, weight], axis=3), rows, columns)
+    moved, weight = moved[..., :1], moved[..., 1:]
     brain = weight >= 0.5
-    values = tf.math.divide_no_nan(moved, weight)  # means over brain alone: no dark rim
-    gamma = tf.exp(_between(draws["gamma"], -GAMMA_SPREAD, GAMMA_SPREAD))
+    values = ops.divide_no_nan(moved, weight)  # means over brain alone: no dark rim
+    gamma = ops.exp(_between(draws["gamma"], -GAMMA_SPREAD, GAMMA_SPREAD))
     gain = _between(draws["gain"], 1 - GAIN_SPREAD, 1 + GAIN_SPREAD)
     values = (
         _columns(gain)
-        * tf.exp(BIAS_SPREAD * bias)
-        * tf.pow(tf.maximum(values, BRAIN_FLOOR), _columns(gamma))
+        * ops.exp(BIAS_SPREAD * bias)
+        * ops.power(ops.maximum(values, BRAIN_FLOOR), _columns(gamma))
     )
-    values = tf.where(brain, values, 0.0)
+    values = ops.where(brain, values, 0.0)
     softness = _columns(_between(draws["soft"], -SHARPER, SOFTER))
     values += softness * (_blurred(values, brain, SOFT_MM) - values)
     values += NOISE * _columns(draws["noise"]) * grain
-    return tf.where(brain, tf.clip_by_value(values, BRAIN_FLOOR, BRIGHTEST), 0.0)
+    return ops.where(brain, ops.clip(values, BRAIN_FLOOR, BRIGHTEST), 0.0)
 
 
-def _matrices(draws, size):
-    """[B, 8] projective maps of the voxels of the result to those of the slices."""
-    turn = math.radians(TURN_DEGREES) * _between(draws["turn"], -1.0, 1.0)
-    factor = tf.exp(_between(draws["size"], -SIZE_SPREAD, SIZE_SPREAD))
-    side = tf.where(draws["side"] < 0.5, -1.0, 1.0)
-    pixels = SHIFT_MM * size[0] / FIELD_OF_VIEW_MM
-    shift = [pixels * _between(draws[axis], -1.0, 1.0) for axis in ("x", "y")]
-    across, along = factor * tf.cos(turn), factor * tf.sin(turn)
-    # The operation's x runs along the width; the sides of a head lie along the height.
-    rows = [[across, -along * side], [along, across * side]]
-    middle = [(size[1] - 1) / 2, (size[0] - 1) / 2]
-    ends = [
-        middle[k] + shift[k] - rows[k][0] * middle[0] - rows[k][1] * middle[1] for k in range(2)
-    ]
-    zero = tf.zeros_like(turn)
-    return tf.stack([*rows[0], ends[0], *rows[1], ends[1], zero, zero], axis=1)
-
-
-def _transformed(images, matrices):
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=matrices,
-        output_shape=tf.shape(images)[1:3],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
+def _origins(draws, size):
+    """Row and column [B, H, W] of the slice that each voxel of the result comes from."""
+    height, width = size
+    middle = [(height - 1) / 2, (width - 1) / 2]
+    rows = (ops.arange(height, dtype="float32") - middle[0])[None, :, None]
+    columns = (ops.arange(width, dtype="float32") - middle[1])[None, None]
+    turn = math.radians(TURN_DEGREES) * _plane(_between(draws["turn"], -1.0, 1.0))
+    factor = ops.exp(_plane(_between(draws["size"], -SIZE_SPREAD, SIZE_SPREAD)))
+    side = ops.where(_plane(draws["side"]) < 0.5, -1.0, 1.0)  # those of a head lie along the height
+    across, along = factor * ops.cos(turn), factor * ops.sin(turn)
+    pixels = SHIFT_MM * height / FIELD_OF_VIEW_MM
+    y, x = (pixels * _plane(_between(draws[axis], -1.0, 1.0)) for axis in ("y", "x"))
+    return (
+        middle[0] + y + along * columns + across * side * rows,
+        middle[1] + x + across * columns - along * side * rows,
     )
+
+
+def _sampled(images, rows, columns):
+    """Linear between pixels, 0 beyond the edges: [B, H, W, C] at places [B, H, W]."""
+    height, width, channels = images.shape[1:]
+    framed = ops.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    flat = ops.reshape(framed, [-1, (height + 2) * (width + 2), channels])
+    rows = ops.clip(rows + 1, 0.0, height + 0.999)
+    columns = ops.clip(columns + 1, 0.0, width + 0.999)
+    top, left = ops.floor(rows), ops.floor(columns)
+    first = ops.cast(top, "int32") * (width + 2) + ops.cast(left, "int32")
+    down, right = (rows - top)[..., None], (columns - left)[..., None]
+
+    def at(step):
+        places = ops.reshape(first + step, [-1, height * width, 1])
+        return ops.reshape(ops.take_along_axis(flat, places, axis=1), [-1, height, width, channels])
+
+    above = at(0) + right * (at(1) - at(0))
+    below = at(width + 2) + right * (at(width + 3) - at(width + 2))
+    return above + down * (below - above)
 
 
 def _blurred(values, brain, sigma_mm):
     """Gaussian within the brain."""
     sigma = sigma_mm * values.shape[1] / FIELD_OF_VIEW_MM
     reach = math.ceil(2 * sigma)
-    line = tf.exp(-0.5 * (tf.range(-reach, reach + 1, dtype=values.dtype) / sigma) ** 2)
-    both = tf.concat([values, tf.cast(brain, values.dtype)], axis=3)
+    line = ops.exp(-0.5 * (ops.arange(-reach, reach + 1, dtype=values.dtype) / sigma) ** 2)
+    both = ops.concatenate([values, ops.cast(brain, values.dtype)], axis=3)
     for shape in ([-1, 1, 1, 1], [1, -1, 1, 1]):
-        kernel = tf.tile(tf.reshape(line, shape), [1, 1, 2, 1])
-        both = tf.nn.depthwise_conv2d(both, kernel, [1, 1, 1, 1], "SAME")
-    return tf.math.divide_no_nan(both[..., :1], both[..., 1:])
+        kernel = ops.tile(ops.reshape(line, shape), [1, 1, 2, 1])
+        both = ops.depthwise_conv(both, kernel, 1, "same")
+    return ops.divide_no_nan(both[..., :1], both[..., 1:])
 
 
 # Blobs ------------------------------------------------------------------------------------------
 
 
-def opacities(images: tf.Tensor, blobs: Tensors, draws: Tensors, fields: Tensors) -> tf.Tensor:
+def opacities(images: Tensor, blobs: Tensors, draws: Tensors, fields: Tensors) -> Tensor:
     """How much of each blob is seen where, [B, BLOBS, H, W] from 0 to 1.
 
     Args:
@@ -181,53 +196,52 @@ def opacities(images: tf.Tensor, blobs: Tensors, draws: Tensors, fields: Tensors
     """
     height, width = images.shape[1:3]
     present, smallest, largest = _crowd(draws)
-    radius = smallest * tf.pow(largest / smallest, blobs["radius"])  # mm
+    radius = smallest * ops.power(largest / smallest, blobs["radius"])  # mm
     y, x = _centers(images, blobs["place"])
-    rows = tf.range(height, dtype=tf.float32)[:, None] - y[..., None, None]
-    columns = tf.range(width, dtype=tf.float32)[None] - x[..., None, None]
+    rows = ops.arange(height, dtype="float32")[:, None] - y[..., None, None]
+    columns = ops.arange(width, dtype="float32")[None] - x[..., None, None]
     angle = math.pi * blobs["angle"][..., None, None]
-    length = tf.pow(LONGEST, blobs["length"] - 0.5)[..., None, None]
-    u = (tf.cos(angle) * rows + tf.sin(angle) * columns) / length
-    v = (tf.cos(angle) * columns - tf.sin(angle) * rows) * length
-    small = tf.cast(radius < SMALL_MM, tf.float32)[..., None, None]
+    length = ops.power(LONGEST, blobs["length"] - 0.5)[..., None, None]
+    u = (ops.cos(angle) * rows + ops.sin(angle) * columns) / length
+    v = (ops.cos(angle) * columns - ops.sin(angle) * rows) * length
+    small = ops.cast(radius < SMALL_MM, "float32")[..., None, None]
     outlines = (fields[name][:, None, ..., 0] for name in ("outline_small", "outline_large"))
     of_small, of_large = outlines
     outline = small * of_small + (1 - small) * of_large
     pixels = radius[..., None, None] * height / FIELD_OF_VIEW_MM
-    distance = tf.sqrt(u**2 + v**2) / pixels + OUTLINE * outline  # in radii
+    distance = ops.sqrt(u**2 + v**2) / pixels + OUTLINE * outline  # in radii
     # At least a pixel wide, at most as wide as the blob.
-    edge = tf.maximum(blobs["edge"][..., None, None] ** 2, 1.0 / pixels)
-    inside = tf.clip_by_value(0.5 + (1.0 - distance) / edge, 0.0, 1.0)
+    edge = ops.maximum(blobs["edge"][..., None, None] ** 2, 1.0 / pixels)
+    inside = ops.clip(0.5 + (1.0 - distance) / edge, 0.0, 1.0)
     opacity = _between(blobs["opacity"], *OPACITY) * present
     return opacity[..., None, None] * inside
 
 
 def _crowd(draws):
     """(which blobs there are [B, BLOBS] 0 or 1, smallest and largest radius [B, 1] mm)."""
-    ends = tf.constant([sum(row[0] for row in CROWDS[: k + 1]) for k in range(len(CROWDS) - 1)])
-    place = tf.reduce_sum(tf.cast(draws["crowd"][:, None] >= ends, tf.int32), axis=1)
+    ends = ops.array([sum(row[0] for row in CROWDS[: k + 1]) for k in range(len(CROWDS) - 1)])
+    place = ops.sum(ops.cast(draws["crowd"][:, None] >= ends, "int32"), axis=1)
     _, fewest, most, smallest, largest = (
-        tf.gather(tf.constant(column, tf.float32), place) for column in zip(*CROWDS, strict=True)
+        ops.take(ops.array(column, "float32"), place) for column in zip(*CROWDS, strict=True)
     )
-    count = fewest + tf.floor(draws["number"] * (most - fewest + 1))
-    present = tf.range(BLOBS, dtype=tf.float32) < count[:, None]
-    return tf.cast(present, tf.float32), smallest[:, None], largest[:, None]
+    count = fewest + ops.floor(draws["number"] * (most - fewest + 1))
+    present = ops.arange(BLOBS, dtype="float32") < count[:, None]
+    return ops.cast(present, "float32"), smallest[:, None], largest[:, None]
 
 
 def _centers(images, place):
     """(row, column) of a pixel of the brain for each draw [B, BLOBS]; float32."""
-    inside = tf.cast(tf.reshape(images, [tf.shape(images)[0], -1]) > 0, tf.float32)
-    counted = tf.cumsum(inside, axis=1)
+    height, width = images.shape[1:3]
+    inside = ops.cast(ops.reshape(images, [-1, height * width]) > 0, "float32")
+    counted = ops.cumsum(inside, axis=1)
     wanted = place * counted[:, -1:]
-    pixel = tf.searchsorted(counted, wanted, side="right")
-    pixel = tf.minimum(pixel, inside.shape[1] - 1)
-    width = images.shape[2]
-    return tf.cast(pixel // width, tf.float32), tf.cast(pixel % width, tf.float32)
+    pixel = ops.argmax(counted[:, None] > wanted[..., None], axis=2)
+    return ops.cast(pixel // width, "float32"), ops.cast(pixel % width, "float32")
 
 
 def blob_values(
-    shown: tf.Tensor, opacity: tf.Tensor, blob: Tensors, fields: Tensors, *, donor: tf.Tensor
-) -> tf.Tensor:
+    shown: Tensor, opacity: Tensor, blob: Tensors, fields: Tensors, *, donor: Tensor
+) -> Tensor:
     """What a blob shows in place of the slice, [B, H, W, 1].
 
     Args:
@@ -238,34 +252,34 @@ def blob_values(
         donor: [B, H, W, 1], slices of other heads.
     """
     brain = shown > 0
-    share = tf.reduce_sum(opacity * shown, axis=(1, 2), keepdims=True)
-    mean = tf.math.divide_no_nan(share, tf.reduce_sum(opacity, axis=(1, 2), keepdims=True))
+    share = ops.sum(opacity * shown, axis=(1, 2), keepdims=True)
+    mean = ops.divide_no_nan(share, ops.sum(opacity, axis=(1, 2), keepdims=True))
     level = _between(blob["level"], *LEVEL)
     level += TEXTURE * blob["texture"] * fields["texture"]
     brighter = blob["bright"] < BRIGHTER
-    shift = tf.where(
+    shift = ops.where(
         brighter, _between(blob["shift"], *BRIGHTER_SHIFT), -_between(blob["shift"], *DARKER_SHIFT)
     )
     faded = mean + _between(blob["fade"], *FADED) * (shown - mean)
     values = {
-        "patch": tf.where(donor > 0, donor, level),
+        "patch": ops.where(donor > 0, donor, level),
         "level": level,
         "diffuse": faded + shift,
         "blurred": _blurred(shown, brain, BLUR_MM),
-        "curved": tf.pow(
-            tf.maximum(shown, BRAIN_FLOOR), tf.exp(_between(blob["curve"], -CURVE, CURVE))
+        "curved": ops.power(
+            ops.maximum(shown, BRAIN_FLOOR), ops.exp(_between(blob["curve"], -CURVE, CURVE))
         ),
     }
     value, end = values["patch"], 0.0
     for kind, rate in KINDS.items():
-        value = tf.where(blob["kind"] >= end, values[kind], value)
+        value = ops.where(blob["kind"] >= end, values[kind], value)
         end += rate
     return value
 
 
 def _uniform(normal):
     """Standard normal -> uniform in (0, 1)."""
-    return 0.5 * tf.math.erfc(-normal / math.sqrt(2.0))
+    return 0.5 + 0.5 * ops.erf(normal / math.sqrt(2.0))
 
 
 def _between(uniform, low, high):
@@ -275,3 +289,8 @@ def _between(uniform, low, high):
 def _columns(values):
     """[B] -> [B, 1, 1, 1]."""
     return values[:, None, None, None]
+
+
+def _plane(values):
+    """[B] -> [B, 1, 1]."""
+    return values[:, None, None]

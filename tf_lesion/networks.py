@@ -112,7 +112,7 @@ def _layers(network):
 
 def full_precision(head: Layer, features: tf.Tensor) -> tf.Tensor:
     """Output of a head in the precision of its weights: losses and latents stay in float32."""
-    return tf.cast(head(features), head.variable_dtype)
+    return keras.ops.cast(head(features), head.variable_dtype)
 
 
 class Encoder(keras.Model):

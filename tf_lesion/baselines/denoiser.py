@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from tf_lesion.config import PRESET_NAMES, SOLVERS, NetworkConfig, ObjectiveConfig
 from tf_lesion.methods import AscentMethod, register
@@ -54,7 +55,7 @@ class Pair(keras.layers.Layer):
     def call(self, features: tf.Tensor) -> tf.Tensor:
         """[B, h, w, C] -> [B, h, w, filters]."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            features = tf.nn.silu(norm(conv(features)))
+            features = ops.silu(norm(conv(features)))
         return features
 
 
@@ -72,7 +73,7 @@ class DenoiserEncoder(keras.Model):
         """The features; between levels, means over 2 x 2 pixels."""
         features, levels = image, []
         for number, pair in enumerate(self.pairs):
-            features = tf.nn.avg_pool2d(features, 2, 2, "VALID") if number else features
+            features = ops.average_pool(features, 2, 2) if number else features
             features = pair(features)
             levels.append(features)
         return levels
@@ -94,8 +95,8 @@ class DenoiserDecoder(keras.Model):
         """`change` of the image, and the logit of the share that is replaced."""
         features = levels[-1]
         for skip, pair in zip(levels[-2::-1], self.pairs[::-1], strict=True):
-            features = tf.image.resize(features, skip.shape[1:3], "nearest")
-            features = pair(tf.concat([features, skip], axis=-1))
+            features = ops.image.resize(features, skip.shape[1:3], "nearest")
+            features = pair(ops.concatenate([features, skip], axis=-1))
         return {
             "change": full_precision(self.change_head, features),
             "matte_logit": full_precision(self.matte_head, features),
@@ -126,14 +127,14 @@ class Denoiser(AscentMethod):
         """`content`, `matte` (0 to 1), `matte_logit` and `denoised`, each [B, H, W, 1]."""
         step = 2 ** (len(WIDTHS) - 1)
         pads = [-size % step for size in image.shape[1:3]]
-        padded = tf.pad(image, [[0, 0], *[[pad // 2, pad - pad // 2] for pad in pads], [0, 0]])
+        padded = ops.pad(image, [[0, 0], *[[pad // 2, pad - pad // 2] for pad in pads], [0, 0]])
         found = self.decoder(self.encoder(padded))
         top, left = (pad // 2 for pad in pads)
         found = {
             name: value[:, top : top + image.shape[1], left : left + image.shape[2]]
             for name, value in found.items()
         }
-        matte, change = tf.sigmoid(found["matte_logit"]), found["change"]
+        matte, change = ops.sigmoid(found["matte_logit"]), found["change"]
         return {
             "content": image + change,
             "matte": matte,
@@ -157,20 +158,20 @@ class Denoiser(AscentMethod):
         """
         del noise, training
         shown = images if shown is None else shown
-        parts, brain = self.parts(shown), tf.cast(images > 0, images.dtype)
-        changed = brain * tf.cast(tf.abs(shown - images) > CHANGED, images.dtype)
-        missed = tf.nn.sigmoid_cross_entropy_with_logits(changed, parts["matte_logit"])
+        parts, brain = self.parts(shown), ops.cast(images > 0, images.dtype)
+        changed = brain * ops.cast(ops.abs(shown - images) > CHANGED, images.dtype)
+        missed = ops.binary_crossentropy(changed, parts["matte_logit"], from_logits=True)
         restored = images + brain * (parts["denoised"] - images)
-        area = tf.reduce_sum(brain, axis=(1, 2, 3)) + 1.0
+        area = ops.sum(brain, axis=(1, 2, 3)) + 1.0
 
         def mean(values):
-            return tf.reduce_sum(values, axis=(1, 2, 3)) / area
+            return ops.sum(values, axis=(1, 2, 3)) / area
 
         terms = {
-            "error": mean(brain * tf.abs(parts["denoised"] - images)),
-            "content": mean(changed * tf.abs(parts["content"] - images)),
+            "error": mean(brain * ops.abs(parts["denoised"] - images)),
+            "content": mean(changed * ops.abs(parts["content"] - images)),
             "matte": mean(brain * missed),
-            "dissimilarity": 1 - tf.image.ssim(restored, images, 1.0, filter_size=SSIM_WINDOW),
+            "dissimilarity": 1 - similarity(restored, images),
         }
         weights = (1.0, CONTENT_WEIGHT, MATTE_WEIGHT, SSIM_WEIGHT)
         loss = sum(w * part for w, part in zip(weights, terms.values(), strict=True))
@@ -179,7 +180,7 @@ class Denoiser(AscentMethod):
     def objectives(self, terms: Tensors, *, kl_weight: Any) -> Tensors:
         """The mean loss."""
         del kl_weight
-        return {"adam": tf.reduce_mean(terms["loss"])}
+        return {"adam": ops.mean(terms["loss"])}
 
     def reconstruct(self, images: tf.Tensor, noise: Tensors) -> tf.Tensor:
         """The denoised slices."""
@@ -189,4 +190,19 @@ class Denoiser(AscentMethod):
     def log_prior_gradient(self, image: tf.Tensor, noise: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
         """(-|f(x) - x|^2 / 2 [B], f(x) - x [B, H, W, 1]), for a sigma of 1."""
         gradient = self.reconstruct(image, noise) - image
-        return -0.5 * tf.reduce_sum(gradient**2, axis=(1, 2, 3)), gradient
+        return -0.5 * ops.sum(gradient**2, axis=(1, 2, 3)), gradient
+
+
+def similarity(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+    """SSIM (Wang et al., IEEE TIP 2004) of images from 0 to 1, means over square windows, [B]."""
+
+    def mean(values):
+        return ops.average_pool(values, SSIM_WINDOW, 1)
+
+    a, b = mean(first), mean(second)
+    variances = mean(first**2) + mean(second**2) - a**2 - b**2
+    covariance = mean(first * second) - a * b
+    steady = 0.01**2, 0.03**2
+    values = (2 * a * b + steady[0]) * (2 * covariance + steady[1])
+    values /= (a**2 + b**2 + steady[0]) * (variances + steady[1])
+    return ops.mean(values, axis=(1, 2, 3))
