@@ -8,8 +8,8 @@ import numpy as np
 
 # Limits set on painted heads of anatomies that the finder was not trained on; see
 # `scans/finder/README.md`.
-LEAST_OVERLAP = 0.83
-LARGEST_DISAGREEMENT_MM = 8.0
+LEAST_OVERLAP = 0.85
+LARGEST_DISAGREEMENT_MM = 6.0
 LEAST_INFORMATION = 0.3  # nats
 LEAST_COVERED = 0.4  # of the brain within the field of view: slabs of less were misplaced
 WHOLE_BRAIN = 0.95  # of the brain within the field of view; less is a part
