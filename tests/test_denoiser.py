@@ -9,6 +9,7 @@ from conftest import make_run, phantom_slices, small_config
 from scipy.optimize import minimize
 
 import tf_lesion
+from eval import corruptions
 from tf_lesion import corruption, restoration
 from tf_lesion.baselines import make_model
 from tf_lesion.caches.slices import SliceCache
@@ -295,3 +296,13 @@ def test_a_run_is_loaded_calibrated_and_restores_in_one_step(tmp_path, cache_pat
     assert prior.config.restoration.solver == SOLVERS["denoiser"]
     assert not restored[observed == 0].any()
     assert np.abs(restored - observed).max() > 0
+
+
+def test_pairs_of_corruption_are_drawn(cache_path, tmp_path):
+    out = tmp_path / "pairs.png"
+    assert corruptions.main(["--cache", str(cache_path), "--out", str(out), "--count", "3"]) == 0
+    healthy, shown = corruptions.corruption_pairs(cache_path, 3, seed=0)
+    assert len(healthy) == len(shown) == 3
+    assert np.array_equal(healthy > 0, shown > 0)
+    assert not np.array_equal(healthy, shown)
+    assert out.stat().st_size > 1_000
