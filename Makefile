@@ -19,7 +19,7 @@ $(VENV)/installed: setup.py constraints.txt tf_lesion/__init__.py
 	touch $@
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q

@@ -30,7 +30,7 @@ LIBRARY = [
     "tqdm",
 ]
 SCRIPTS = ["pyyaml"]  # eval.tables reads its experiments from it
-TEST = ["pytest", "ruff", "setuptools>=64", "wheel"]
+TEST = ["pytest", "pytest-xdist", "ruff", "setuptools>=64", "wheel"]
 
 setup(
     name="tf_lesion",
