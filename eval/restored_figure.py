@@ -4,7 +4,8 @@
     python -m eval.restored_figure --results maps --out restored.png
 
 The slice is the one with most lesion: of the segmentation beside the scan (`CASE_seg` beside
-`CASE_t2`), else of the 1 % mask. The picture of the README is made by it.
+`CASE_t2`), else of the 1 % mask. The patient's left is on the left. The picture of the README is
+made by it.
 """
 
 from collections.abc import Sequence
