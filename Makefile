@@ -1,5 +1,6 @@
 # make demo   the whole job on synthetic scans: lesion maps, a table and a picture (about 10 minutes)
 # make test   the tests; make test-slow adds those that take more than a minute each
+# make docs   docs/ as a site, in site/; a warning or a broken link is an error
 # make pretrained LABEL_MAPS=DIR   the shipped prior again, from label maps of heads
 # make finder LABEL_MAPS=DIR   the shipped brain finder again, from the same
 
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: pretrained-denoiser demo test test-slow lint clean pretrained finder
+.PHONY: pretrained-denoiser demo docs test test-slow lint clean pretrained finder
 
 $(VENV)/installed: setup.py constraints.txt tf_lesion/__init__.py
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
@@ -28,8 +29,16 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+# What it would print is that Material for MkDocs has a successor.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) site
 
 # Every command below is one a user would type: make prints it before it runs it.
 FAST := --solver huber --precision bfloat16

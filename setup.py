@@ -31,6 +31,7 @@ LIBRARY = [
 ]
 SCRIPTS = ["pyyaml"]  # eval.tables reads its experiments from it
 TEST = ["pytest", "pytest-xdist", "ruff", "setuptools>=64", "wheel"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "ruff"]
 
 setup(
     name="tf_lesion",
@@ -55,5 +56,5 @@ setup(
     entry_points={"console_scripts": ["tf-lesion = tf_lesion.cli.main:main"]},
     python_requires=">=3.11",
     install_requires=LIBRARY,
-    extras_require={"scripts": SCRIPTS, "test": TEST},
+    extras_require={"scripts": SCRIPTS, "test": TEST, "docs": DOCS},
 )

@@ -1,7 +1,7 @@
 """Timing ways to do the same beside each other: counting voxels, reading batches, preparing scans.
 
 Each benchmark returns a table with a row per way, the plain one first, and facts, `passed` among
-them: whether what README.md promises holds.
+them: whether what docs/performance.md promises holds.
 """
 
 import tempfile

@@ -3,9 +3,9 @@
     python -m eval.compare_tf1 --tf1-checkpoint model/ --reference forward.npz
 
 number by number: the reference holds inputs, the noise that was drawn, and what the released graph
-made of them; see README.md for its keys. One row is printed for every quantity in it; the exit
-status is 1 if any is off by more than its tolerance. oneDNN is switched off, because restored
-images part by rounding otherwise: the sign of a total variation flips.
+made of them; see docs/tutorials/tf1.md for its keys. One row is printed for every quantity in it;
+the exit status is 1 if any is off by more than its tolerance. oneDNN is switched off, because
+restored images part by rounding otherwise: the sign of a total variation flips.
 
     python -m eval.compare_tf1 --restored ours.h5 --tf1-restored theirs.hdf5 --cache patients.h5
 

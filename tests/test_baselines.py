@@ -359,13 +359,13 @@ def test_an_unknown_method_is_refused_with_the_known_ones(cache_path, tmp_path, 
     assert "Expected --model as one of gmvae, vae, " in capsys.readouterr().err
 
 
-def test_the_method_in_the_readme_is_trained_and_detects_by_its_name_alone(cache_path, tmp_path):
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+def test_the_method_in_the_docs_is_trained_and_detects_by_its_name_alone(cache_path, tmp_path):
+    page = Path(__file__).parent.parent / "docs" / "tutorials" / "adding-a-method.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     (source,) = (block for block in blocks if "@register" in block)
     known = set(METHODS)
     try:
-        exec(compile(source, "README.md", "exec"), {"__name__": "readme"})
+        exec(compile(source, page.name, "exec"), {"__name__": "docs"})
         run, out = tmp_path / "run", tmp_path / "restored.h5"
         argv = ["--cache", str(cache_path), "--out", str(run), "--model", "linear"]
         argv += ["--preset", "practical", "--steps", "60", "--learning-rate", "0.01"]
