@@ -93,13 +93,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _of_scans(options, _, given):
+    prior = load_prior(options)
+    from tf_lesion.calibration.scans import calibrate_scans
     from tf_lesion.detection.files import find_scans
 
     patterns = {"pattern": options.pattern, "mask_pattern": options.mask_pattern}
     subjects = find_scans(options.healthy, **patterns)
-    from tf_lesion.calibration.scans import calibrate_scans
-
-    return calibrate_scans(load_prior(options), subjects, align=options.align, **given)
+    return calibrate_scans(prior, subjects, align=options.align, **given)
 
 
 def _of_cache(options, out, given):
