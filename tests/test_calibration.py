@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import tiny_scans
 from conftest import GOLDEN, make_run, write_cache
 
 import restore_brats
@@ -14,19 +16,23 @@ import tf_lesion
 from tf_lesion.caches import restore as caches_restore
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import SliceCache
-from tf_lesion.calibration import Calibration, Threshold, tv_weight
+from tf_lesion.calibration import Calibration, Threshold, scans, tv_weight
 from tf_lesion.calibration.file import FILE_NAME
 from tf_lesion.calibration.thresholds import (
     allowed_positives,
     find_thresholds,
     golden_section_threshold,
+    left_out,
     share_above,
     streamed_thresholds,
 )
 from tf_lesion.calibration.tv_weight import Kept, chosen, measure_change, parse_grid
-from tf_lesion.cli import calibrate
-from tf_lesion.detection.postprocessing import HealthyMaps
+from tf_lesion.cli import calibrate, detect
+from tf_lesion.detection.files import find_scans
+from tf_lesion.detection.maps import Detector, crop_of
+from tf_lesion.detection.postprocessing import HealthyMaps, HealthyResidual
 from tf_lesion.files import InputError
+from tf_lesion.scans.discovery import Subject
 
 STEPS = 6
 GRID = "0.6,1.8"
@@ -235,6 +241,154 @@ def test_thresholds_come_by_ascending_rate_with_the_names_of_the_paper():
         ("dsc0.5", "fpr_0.005"),
         ("dsc10", "fpr_0.1"),
     ]
+
+
+# Subjects left out ----------------------------------------------------------------------------
+
+
+def test_rates_of_left_out_subjects_are_those_counted_by_hand():
+    ones = np.arange(1, 11, dtype=np.float32)
+    subjects = [ones, 2 * ones, np.zeros(10, np.float32)]
+    points = find_thresholds(lambda: iter(subjects), (0.1, 0.5))
+    tenth, half = left_out(points, subjects)
+    # Others at 10 % (2 of 20 above): 16, 8, 16; so 0 of 1..10, 6 of 2..20 and none of the zeros.
+    assert tenth.left_out() == {
+        "left_out_fpr": pytest.approx(0.2),
+        "left_out_smallest": 0.0,
+        "left_out_largest": 0.6,
+    }
+    # At 50 % (10 of 20 above): 0, 0 and 7; so all of 1..10 and 2..20, and none of the zeros.
+    assert half.left_out() == {
+        "left_out_fpr": pytest.approx(2 / 3),
+        "left_out_smallest": 0.0,
+        "left_out_largest": 1.0,
+    }
+    assert (tenth.threshold, tenth.fpr) == (points[0].threshold, points[0].fpr)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_left_out_subject_meets_the_exact_threshold_of_the_others(kind):
+    others, own = residuals_of(kind), residuals_of("smooth")
+    points = find_thresholds(lambda: iter([others]), TARGETS)
+    for point, known in zip(points, left_out(points, [own, others]), strict=True):
+        rates = {(own > point.threshold).mean(), (others > exact(own, point.target_fpr)[0]).mean()}
+        assert {known.left_out_smallest, known.left_out_largest} == rates
+
+
+def test_of_one_subject_the_rate_is_in_sample():
+    point = Threshold(0.1, 0.5, 0.09)
+    assert left_out([point], [residuals_of("smooth"), np.zeros(0, np.float32)]) == (point,)
+    assert point.left_out() == {}
+    (_, line) = calibrate.lines(Calibration("m", {}, {"residual": (point,)}))
+    assert line.endswith("in sample")
+
+
+def test_healthy_maps_without_a_subject_are_those_of_the_others():
+    axes = [np.arange(8) + 0.5] * 2 + [np.arange(5) + 0.5]
+    generator = np.random.default_rng(0)
+    images = generator.random((3, 2, 5, 8, 8)).astype(np.float32)
+    mask = np.ones((5, 8, 8), bool)
+    both, one = HealthyResidual((8, 8, 5)), HealthyResidual((8, 8, 5))
+    for number, (observed, restored) in enumerate(images):
+        both.add(observed, restored, mask, axes)
+        if number != 1:
+            one.add(observed, restored, mask, axes)
+    others = both.without(*images[1], mask, axes).maps()
+    for found, wanted in zip(vars(others).values(), vars(one.maps()).values(), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-3)  # stored as float16
+    assert not np.array_equal(others.change, both.maps().change)
+
+
+# Healthy scans --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scanner(tmp_path_factory):
+    """(run that restores scans, folder of 5 healthy scans of "another scanner", masks beside)."""
+    folder = tmp_path_factory.mktemp("scanner")
+    model = tiny_scans.run(folder)
+    values, affine = tiny_scans.brain()
+    for number in range(5):
+        noise = np.random.default_rng(number).normal(0, 30, values.shape)
+        scan = np.where(values > 0, np.maximum(values**0.9 + noise, 1), 0)
+        path = folder / "healthy" / f"sub-{number}" / "anat" / f"sub-{number}_T2w.nii.gz"
+        tiny_scans.write(path, scan.astype(np.float32), affine)
+        mask = (values > 0).astype(np.uint8)
+        tiny_scans.write(path.with_name(f"sub-{number}_mask.nii.gz"), mask, affine)
+    return model, folder / "healthy"
+
+
+MASKS = "{folder}/{subject}_mask.nii.gz"  # given, so that no brain must be found
+
+
+def own_scanner(model, folder, *extra):
+    argv = ["--model", model, "--healthy", folder, "--mask-pattern", MASKS, *extra]
+    return calibrate.main(list(map(str, argv)))
+
+
+def test_healthy_scans_calibrate_a_model_and_a_scan_of_the_same_scanner_uses_it(
+    scanner, tmp_path, capsys
+):
+    model, folder = scanner
+    out = tmp_path / "mine.h5"
+    assert own_scanner(model, folder, "--out", out, "--postprocess", "relative,median=3") == 0
+    assert "of 5 subjects" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [out]
+    made = Calibration.load(out)
+    assert (made.cohort["subjects"], made.postprocessing) == (5, "relative,median=3")
+    assert (made.cohort["cache"], made.cohort["scans"]) == (None, str(folder))
+    scan = folder / "sub-0" / "anat" / "sub-0_T2w.nii.gz"
+    mask = scan.with_name("sub-0_mask.nii.gz")
+    argv = [scan, tmp_path / "maps", "--model", model, "--calibration", out, "--mask", mask]
+    assert detect.main(list(map(str, argv))) == 0
+    (facts,) = (tmp_path / "maps").glob("*_restoration.json")
+    facts = json.loads(facts.read_text())
+    assert made.cohort["slices"] == 5 * facts["slices_restored"]  # of five scans of one brain
+    lesions = facts["lesions"]
+    for point in made.points["score"]:
+        told = lesions[point.key]
+        assert told["of"] == "score"
+        assert told["threshold"] == point.threshold
+        assert point.left_out().items() <= told.items()
+        assert 0 <= point.left_out_smallest <= point.left_out_fpr <= point.left_out_largest <= 1
+
+
+def test_slices_of_healthy_scans_are_prepared_as_those_of_patients(scanner, tmp_path):
+    model, folder = scanner
+    detector = Detector(tf_lesion.load(model))
+    subjects = find_scans(folder, mask_pattern=MASKS)
+    assert scans.write_cache(detector, subjects, tmp_path / "c.h5") == 5
+    prepared = detector.prepare(subjects[0].scan, mask=subjects[0].mask)
+    with SliceCache(tmp_path / "c.h5") as cache:
+        rows = np.flatnonzero(cache.index.subject == 0)
+        slices = cache.index.slice_index[rows]
+        window = crop_of(detector.prior, prepared.grid)
+        observed = np.moveaxis(prepared.image[window][..., slices], 2, 0)
+        np.testing.assert_array_equal(cache.read(rows)[..., 0], observed)
+
+
+def test_fewer_than_five_usable_scans_are_refused(scanner, tmp_path, capsys):
+    model, folder = scanner
+    few = shutil.copytree(folder, tmp_path / "few")
+    (few / "sub-3" / "anat" / "sub-3_T2w.nii.gz").write_bytes(b"no scan")
+    assert own_scanner(model, few, "--out", tmp_path / "c.h5") == 2
+    assert "5 or more healthy scans" in (told := capsys.readouterr().err)
+    assert "4 of 5 that could be used" in told
+    shutil.rmtree(few / "sub-3")
+    assert own_scanner(model, few, "--out", tmp_path / "c.h5") == 2
+    assert "got 4" in capsys.readouterr().err
+    assert not (tmp_path / "c.h5").exists()
+
+
+def test_a_shipped_prior_is_calibrated_into_a_file_of_its_own(scanner, capsys):
+    assert own_scanner("pretrained-denoiser", scanner[1]) == 2
+    assert "read-only: give --out" in capsys.readouterr().err
+
+
+def test_two_scans_of_a_participant_are_one_subject():
+    names = ("sub-1_ses-1", "sub-1_ses-2", "sub-2", "my_1", "my_2")
+    found = scans.first_of_each([Subject(name, Path(name)) for name in names])
+    assert [subject.name for subject in found] == ["sub-1_ses-1", "sub-2", "my_1", "my_2"]
 
 
 # The command ----------------------------------------------------------------------------------

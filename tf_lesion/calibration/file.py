@@ -26,11 +26,23 @@ DECISIVE = ("tv_weight", "steps", "solver", "seeds", "flip")
 
 @dataclass(frozen=True)
 class Threshold:
-    """One threshold and the false positive rate it has on the healthy cohort."""
+    """One threshold, and the false positive rates of the healthy cohort.
+
+    Attributes:
+        target_fpr: the largest rate allowed, a fraction.
+        threshold: in the unit of the score.
+        fpr: rate of all voxels that it was made from: in sample.
+        left_out_fpr: mean over subjects of the rate of each above the threshold that the others
+            make, see `thresholds.left_out`; None where it is not known, as are the next two.
+        left_out_smallest, left_out_largest: of these rates.
+    """
 
     target_fpr: float
     threshold: float
     fpr: float
+    left_out_fpr: float | None = None
+    left_out_smallest: float | None = None
+    left_out_largest: float | None = None
 
     @property
     def name(self) -> str:
@@ -41,6 +53,15 @@ class Threshold:
     def key(self) -> str:
         """Its name in files: fpr_0.01."""
         return f"fpr_{self.target_fpr:g}"
+
+    def known(self) -> dict[str, float]:
+        """{field: value} of what is known, JSON-serializable."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def left_out(self) -> dict[str, float]:
+        """Those of `known` that say how subjects fared that were left out; {} in sample."""
+        return {name: value for name, value in self.known().items() if name.startswith("left_out")}
 
 
 @dataclass(frozen=True)
@@ -125,8 +146,7 @@ class Calibration:
         fields = {f.name for f in dataclasses.fields(self)} - {"healthy"}
         content = {name: getattr(self, name) for name in sorted(fields)}
         content["points"] = {
-            score: [dataclasses.asdict(point) for point in points]
-            for score, points in self.points.items()
+            score: [point.known() for point in points] for score, points in self.points.items()
         }
         with written_whole(path, force=force) as temporary, h5py.File(temporary, "w") as file:
             file.attrs[CONTENT] = json.dumps(content)

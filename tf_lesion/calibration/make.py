@@ -9,10 +9,10 @@ import numpy as np
 
 from tf_lesion.caches.restore import check_restored, restore_to_file
 from tf_lesion.calibration.file import HEALTHY_SLICES, Calibration
-from tf_lesion.calibration.thresholds import check, find_thresholds
+from tf_lesion.calibration.thresholds import check, find_thresholds, left_out
 from tf_lesion.calibration.tv_weight import select
 from tf_lesion.config import AUTO, TARGETS
-from tf_lesion.detection.postprocessing import HealthyMaps, HealthyResidual, Postprocessing
+from tf_lesion.detection.postprocessing import HealthyResidual, Postprocessing
 from tf_lesion.evaluation.scans import Cohort, cache_axes_mm
 from tf_lesion.files import InputError
 from tf_lesion.provenance import stamp
@@ -41,6 +41,12 @@ def calibrate(
     force: bool = False,
 ) -> Calibration:
     """Choose for a prior, on `Test` of a healthy cache, all that detection needs.
+
+    Thresholds and healthy maps are those of all subjects. How they do on others is measured by
+    leaving out one subject after the other (`thresholds.left_out`). A score that needs healthy
+    maps then takes, for each subject, those of all the others: one map a subject, so the maps by
+    which the others are scored still know the one that is left out. With one subject, and with
+    the method "golden", rates are in sample only.
 
     Args:
         prior: `Prior`.
@@ -84,16 +90,15 @@ def calibrate(
     else:
         restore_to_file(prior, cache, restored, batch_size=batch_size, force=force, **wanted)
     cohort = Cohort(restored, cache, counts=counts, crop=crop)
-    healthy = healthy_maps(cohort, needed=processing.needs_healthy)
+    collected = healthy_residual(cohort, needed=processing.needs_healthy)
+    healthy = collected.maps() if collected else None
     variants = {"score": processing} if str(processing) else {}
     scored = dataclasses.replace(cohort, variants=variants, healthy=healthy)
     made = Calibration(
         model_identity=prior.identity,
         restoration=prior.describe(restoration, seed=seed),
         points={
-            score: find_thresholds(
-                _chunks(scored, score), targets, method=method if score == "residual" else "exact"
-            )
+            score: _points(scored, score, targets, method=method, collected=collected)
             for score in scored.scores
         },
         tv_weight=restoration.tv_weight if "tv_weight" in prior.uses else None,
@@ -111,16 +116,29 @@ def calibrate(
     return made
 
 
-def _chunks(cohort, score):
-    def chunks():
-        for subject in cohort.subjects(with_truth=False):
-            yield subject.score(score)[subject.observed > 0]
+def _points(cohort, score, targets, *, method, collected):
+    """Thresholds of a score, with the rates of left-out subjects where they are exact."""
+    if score not in cohort.variants:
+        cohort = dataclasses.replace(cohort, variants={})  # the others need no healthy maps
+    method = method if score == "residual" else "exact"
+    found = find_thresholds(lambda: _scores(cohort, score), targets, method=method)
+    if method != "exact" or len(cohort.positions_by_subject()) < 2:
+        return found
+    return left_out(found, _scores(cohort, score, collected=collected))
 
-    return chunks
+
+def _scores(cohort, score, *, collected=None):
+    """Scores of the brain of each subject; with `collected` by the healthy maps of the others."""
+    for subject in cohort.subjects(with_truth=False):
+        if collected is not None and subject.healthy is not None:
+            slices = subject.observed, subject.restored, subject.mask, subject.axes_mm
+            others = collected.without(*slices).maps()
+            subject = dataclasses.replace(subject, healthy=others.at(subject.axes_mm))
+        yield subject.score(score)[subject.observed > 0]
 
 
-def healthy_maps(cohort: Cohort, *, needed: bool = False) -> HealthyMaps | None:
-    """`HealthyMaps` of the restored slices of healthy subjects, in blocks.
+def healthy_residual(cohort: Cohort, *, needed: bool = False) -> HealthyResidual | None:
+    """`HealthyResidual` of the restored slices of healthy subjects.
 
     Args:
         cohort: `Cohort` of the healthy.
@@ -136,7 +154,7 @@ def healthy_maps(cohort: Cohort, *, needed: bool = False) -> HealthyMaps | None:
         for subject in cohort.subjects(with_truth=False):
             axes = cache_axes_mm(cache, subject.rows)
             found.add(subject.observed, subject.restored, subject.mask, axes)
-    return found.maps()
+    return found
 
 
 def _described(cohort):

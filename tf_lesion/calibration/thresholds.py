@@ -11,8 +11,11 @@ No lesion label is used: whatever is detected in a healthy brain is false. A vox
              released search it ends when all residuals are 0 (with t = 0).
 """
 
+import dataclasses
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -52,6 +55,68 @@ def find_thresholds(
         found = [(value, share_above(scores, value)) for value in values]
     pairs = zip(targets, found, strict=True)
     return tuple(sorted((Threshold(t, *pair) for t, pair in pairs), key=lambda p: p.target_fpr))
+
+
+def left_out(points: Sequence[Threshold], subjects: Iterable[np.ndarray]) -> tuple[Threshold, ...]:
+    """The points with the rates of subjects that were left out in turn.
+
+    For each subject: the exact threshold of all the others' scores for the same target, and the
+    share of its own scores above. Sorted scores wait in a temporary folder, 4 bytes a voxel, and
+    one subject is in memory at a time.
+
+    Args:
+        points: thresholds of all subjects.
+        subjects: float32 scores >= 0 of one subject after the other; those without are passed over.
+
+    Returns:
+        The points; as they are, if fewer than two subjects have scores.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ordered = [
+            _kept_sorted(scores, Path(folder) / f"{number}.npy")
+            for number, scores in enumerate(subjects)
+            if scores.size
+        ]
+        if len(ordered) < 2:
+            return tuple(points)
+        return tuple(_with_left_out(point, ordered) for point in points)
+
+
+def _kept_sorted(scores, path):
+    """Ascending 32-bit patterns of scores, in a file."""
+    np.save(path, np.sort(_pattern(scores).astype(np.uint32)))
+    return np.load(path, mmap_mode="r")
+
+
+def _with_left_out(point, ordered):
+    rates = []
+    for number, own in enumerate(ordered):
+        limit = _limit(ordered[:number] + ordered[number + 1 :], point.target_fpr)
+        rates.append(_above(own, limit) / len(own))
+    return dataclasses.replace(
+        point,
+        left_out_fpr=float(np.mean(rates)),
+        left_out_smallest=min(rates),
+        left_out_largest=max(rates),
+    )
+
+
+def _limit(ordered, target_fpr):
+    """Pattern of the exact threshold of several subjects, by bisection."""
+    allowed = allowed_positives(sum(map(len, ordered)), target_fpr)
+    low, high = 0, max(int(own[-1]) for own in ordered)
+    while low < high:
+        middle = (low + high) // 2
+        if sum(_above(own, middle) for own in ordered) > allowed:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _above(ordered, pattern):
+    # A Python integer would make searchsorted copy everything to int64.
+    return len(ordered) - int(np.searchsorted(ordered, np.uint32(pattern), side="right"))
 
 
 def check(targets: Sequence[float], method: str) -> None:

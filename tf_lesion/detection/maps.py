@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ class Detector:
             "scan_settings": self.scan_settings.decisive(),
             "training_cache_identity": prior.data.get("cache_identity"),
             "calibration_cache_identity": getattr(prior.calibration, "cache_identity", None),
-            "points": {name: asdict(point) for name, point in self.points.items()},
+            "points": {name: point.known() for name, point in self.points.items()},
         }
 
     @property
@@ -156,12 +156,7 @@ class Detector:
             FileNotFoundError, InputError: if the scan cannot be used, or its restoration diverges;
                 `PoorAlignmentError` if its brain or alignment is not to be trusted.
         """
-        prepared = prepare_scan(
-            scan,
-            settings=self.scan_settings,
-            mask_path=mask,
-            reference=self.prior.reference,
-        )
+        prepared = self.prepare(scan, mask=mask)
         restored, slices = self.restore_volume(prepared)
         residual = np.abs(prepared.image - restored) * prepared.mask
         volumes = {"restored": restored, "residual": residual}
@@ -173,6 +168,15 @@ class Detector:
             volumes[name] = above.astype(np.uint8)
         facts = {**told_of("brain_mask", mask), **self._facts(prepared, volumes, slices)}
         return ScanMaps(prepared, volumes, facts, self.points)
+
+    def prepare(self, scan: ScanSource, *, mask: ScanSource | None = None) -> PreparedScan:
+        """The `PreparedScan` of a scan, as it is restored; errors as of `detect`."""
+        return prepare_scan(
+            scan,
+            settings=self.scan_settings,
+            mask_path=mask,
+            reference=self.prior.reference,
+        )
 
     def restore_volume(self, prepared: PreparedScan) -> tuple[np.ndarray, np.ndarray]:
         """Restore the axial slices with brain of a `PreparedScan`.
@@ -270,6 +274,7 @@ class Detector:
             "threshold": point.threshold,
             "target_fpr": point.target_fpr,
             "healthy_fpr": point.fpr,
+            **point.left_out(),
             "volume_ml": _rounded(sum(lesion.volume_ml for lesion in found)),
             "count": len(found),
             "largest_ml": _rounded(largest.volume_ml) if largest else 0.0,

@@ -13,6 +13,7 @@
 They are done in this order. The first two make the restored image, the others the score.
 """
 
+import copy
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -241,13 +242,22 @@ class HealthyResidual:
         self, observed: np.ndarray, restored: np.ndarray, mask: np.ndarray, axes_mm: Any
     ) -> None:
         """Take the slices [n, H, W] of a subject; `axes_mm` are positions along x, y and z."""
+        self._add(observed, restored, mask, axes_mm, sign=1)
+
+    def without(self, *slices: Any) -> "HealthyResidual":
+        """What was collected but for a subject, given as to `add`."""
+        others = copy.deepcopy(self)
+        others._add(*slices, sign=-1)
+        return others
+
+    def _add(self, observed, restored, mask, axes_mm, *, sign):
         z, x, y = np.nonzero(mask)
         places = [axis[index] for axis, index in zip(axes_mm, (x, y, z), strict=True)]
         blocks = tuple((np.asarray(place) // BLOCK_MM).astype(int) for place in places)
         change = (observed - restored)[z, x, y].astype(np.float64)
-        np.add.at(self._counts, blocks, 1)
+        np.add.at(self._counts, blocks, sign)
         for sums, values in zip(self._sums, (change, np.abs(change), change**2), strict=True):
-            np.add.at(sums, blocks, values)
+            np.add.at(sums, blocks, sign * values)
 
     def maps(self) -> HealthyMaps:
         """`HealthyMaps` of the blocks; where no brain was seen, those of the nearest."""
