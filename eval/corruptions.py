@@ -15,7 +15,7 @@ from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import refuse_existing, written_whole
 
-COLUMNS, WIDTH = 10, 1.3  # pairs in a row; inches of a slice
+PAIRS, COLUMNS, WIDTH = 50, 10, 1.3  # of slices, in a row; inches of a slice
 BRIGHTEST = 1.1  # intensity shown as white
 
 
@@ -63,11 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw; returns the exit status."""
     parser = parser_for("python -m eval.corruptions", __doc__)
     add(parser, "--cache", "--out", required=True)
-    parser.add_argument("--count", type=int, default=50, help="pairs (default: %(default)s)")
     add(parser, "--seed", "--force")
     options = parser.parse_args(argv)
     refuse_existing(options.out, force=options.force)
-    healthy, shown = corruption_pairs(options.cache, options.count, seed=options.seed)
+    healthy, shown = corruption_pairs(options.cache, PAIRS, seed=options.seed)
     with written_whole(options.out, force=options.force) as temporary:
         draw_pairs(temporary, healthy, shown)
     print(f"Wrote {len(healthy)} pairs: {options.out}")

@@ -300,7 +300,7 @@ def test_a_run_is_loaded_calibrated_and_restores_in_one_step(tmp_path, cache_pat
 
 def test_pairs_of_corruption_are_drawn(cache_path, tmp_path):
     out = tmp_path / "pairs.png"
-    assert corruptions.main(["--cache", str(cache_path), "--out", str(out), "--count", "3"]) == 0
+    assert corruptions.main(["--cache", str(cache_path), "--out", str(out)]) == 0
     healthy, shown = corruptions.corruption_pairs(cache_path, 3, seed=0)
     assert len(healthy) == len(shown) == 3
     assert np.array_equal(healthy > 0, shown > 0)
