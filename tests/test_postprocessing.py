@@ -247,7 +247,7 @@ def test_the_average_is_the_mean_of_the_restorations(work):
         restore(Restorer(loaded.model, plain, seed=seed), observed, mask, rows)[0]
         for seed in (5, 6)
     ]
-    both, kept = restore(
+    both, _, kept = restore(
         Restorer(loaded.model, replace(plain, seeds=2), seed=5), observed, mask, rows, save_every=3
     )
     np.testing.assert_allclose(both, np.mean(once, axis=0), atol=1e-6)

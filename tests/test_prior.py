@@ -51,7 +51,7 @@ def test_slices_are_restored_as_calibrated_whatever_the_batch_and_the_kind_of_ma
     calibrated = prior.calibrated()
     assert (calibrated.tv_weight, calibrated.steps, calibrated.flip) == (LAMBDA, 4, True)
     restorer = Restorer(prior.model, calibrated)
-    expected, _ = restore(restorer, observed[..., None], brain[..., None], range(5))
+    expected, *_ = restore(restorer, observed[..., None], brain[..., None], range(5))
     np.testing.assert_array_equal(found, expected[..., 0])
     assert found.dtype == np.float32
     assert np.abs(found - observed)[brain].min() >= 0 < np.abs(found - observed)[brain].max()

@@ -96,7 +96,7 @@ def test_ascent_raises_the_objective(batch, kind):
 def test_nothing_moves_outside_the_mask_and_something_inside(batch):
     images, mask = batch
     mask = mask * (np.arange(42)[:, None] > 20)  # half of the brain
-    restored, _ = restore(
+    restored, *_ = restore(
         Restorer(_model(), small_config(restoration={"steps": 5}).restoration),
         images,
         mask,
@@ -117,7 +117,9 @@ def test_a_restoration_that_diverges_is_an_error_not_an_image(batch):
 def test_zero_steps_is_the_identity(batch):
     images, mask = batch
     config = small_config(restoration={"steps": 0})
-    restored, trajectory = restore(Restorer(_model(), config.restoration), images, mask, range(7))
+    restored, _, trajectory = restore(
+        Restorer(_model(), config.restoration), images, mask, range(7)
+    )
     np.testing.assert_array_equal(restored, images)
     assert trajectory == {}
 
@@ -128,13 +130,13 @@ def test_a_slice_is_restored_alike_alone_in_a_batch_and_in_another_order(batch, 
     config = small_config(kind, restoration={"steps": 30})
     restorer = Restorer(_model(kind), config.restoration, seed=5)
     rows = np.array([3, 11, 4, 0, 8, 2, 100])
-    together, _ = restore(restorer, images, mask, rows)
+    together, *_ = restore(restorer, images, mask, rows)
     order = [4, 2, 6, 0, 1, 5, 3]
-    permuted, _ = restore(restorer, images[order], mask[order], rows[order])
+    permuted, *_ = restore(restorer, images[order], mask[order], rows[order])
     np.testing.assert_array_equal(permuted, together[order])
     for position in (0, 6):
         one = slice(position, position + 1)
-        alone, _ = restore(restorer, images[one], mask[one], rows[one])
+        alone, *_ = restore(restorer, images[one], mask[one], rows[one])
         np.testing.assert_array_equal(alone, together[one])
 
 
@@ -173,7 +175,7 @@ def test_noise_is_standard_normal():
 def test_trajectory_holds_the_images_at_every_k_steps(batch):
     images, mask = batch
     restorer = Restorer(_model(), small_config(restoration={"steps": 60}).restoration)
-    restored, trajectory = restore(restorer, images, mask, range(7), save_every=20)
+    restored, _, trajectory = restore(restorer, images, mask, range(7), save_every=20)
     assert list(trajectory) == trajectory_steps(60, 20) == [20, 40, 60]
     np.testing.assert_array_equal(trajectory[60], restored)
     early, _ = restorer(images, observed=images, mask=mask, slices=np.arange(7), stop=20)

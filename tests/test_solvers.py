@@ -117,7 +117,7 @@ def test_the_fast_solvers_beat_the_objective_of_the_released_schedule(setting, r
 
 def test_fewer_gradients_change_the_released_images_less_than_long_steps_do(setting, restored):
     images, mask, model, released = setting
-    other, _ = restore(Restorer(model, released, seed=1), images, mask, range(4))
+    other, *_ = restore(Restorer(model, released, seed=1), images, mask, range(4))
     inside = mask > 0
     distance = {
         name: np.sqrt(np.mean((image - restored["released"])[inside] ** 2))
@@ -131,7 +131,7 @@ def test_one_gradient_serves_for_several_steps_of_the_total_variation(setting):
     images, mask, model, _ = setting
     walk = {"steps": 1, "steps_per_gradient": 3, "step_sizes": ((0, 5e-3), (2, 1e-3))}
     settings = RestorationConfig().changed(**walk)
-    found, _ = restore(Restorer(model, settings), images, mask, range(4))
+    found, *_ = restore(Restorer(model, settings), images, mask, range(4))
     noise = slice_noise(model.noise_shapes, seed=0, step=0, slices=range(4), stream="restoration")
     _, gradient = elbo_gradient(model, tf.constant(images), noise)
     image = images
@@ -145,11 +145,11 @@ def test_one_gradient_serves_for_several_steps_of_the_total_variation(setting):
 def test_without_total_variation_only_the_prior_pulls(setting, solver):
     images, mask, model, released = setting
     settings = released.with_solver(solver).changed(tv_weight=0.0, steps=1)
-    alone, _ = restore(Restorer(model, settings), images, mask, range(4))
+    alone, *_ = restore(Restorer(model, settings), images, mask, range(4))
     clip = restoration.HUBER_CLIP if solver == "huber" else 100.0
     ascent = dataclasses.replace(settings.solver, step="ascent", gradient_clip=clip)
     plain = settings.changed(solver=ascent)
-    expected, _ = restore(Restorer(model, plain), images, mask, range(4))
+    expected, *_ = restore(Restorer(model, plain), images, mask, range(4))
     np.testing.assert_allclose(alone, expected, atol=1e-4)
 
 
@@ -157,7 +157,7 @@ def test_a_long_step_does_not_overshoot_where_the_gradient_is_steep(setting, mon
     images, mask, model, released = setting
     monkeypatch.setattr(restoration, "HUBER_CLIP", 1e-3)
     settings = released.with_solver("huber").changed(tv_weight=0.0, steps=1)
-    found, _ = restore(Restorer(model, settings), images, mask, range(4))
+    found, *_ = restore(Restorer(model, settings), images, mask, range(4))
     moved = np.abs(found - images)[mask > 0]
     assert moved.max() <= 1.01 * settings.solver.step_size(0) * 1e-3
     assert np.median(moved) > 0.9 * settings.solver.step_size(0) * 1e-3
@@ -167,10 +167,10 @@ def test_a_long_step_does_not_overshoot_where_the_gradient_is_steep(setting, mon
 def test_long_steps_keep_the_invariants_of_the_restoration(setting, solver):
     images, mask, model, released = setting
     restorer = Restorer(model, released.with_solver(solver))
-    whole, trajectory = restore(restorer, images, mask, range(4), save_every=20)
+    whole, _, trajectory = restore(restorer, images, mask, range(4), save_every=20)
     assert sorted(trajectory)[:2] == [20, 40]
     np.testing.assert_array_equal(whole[mask == 0], images[mask == 0])
-    alone, _ = restore(restorer, images[2:3], mask[2:3], [2])
+    alone, *_ = restore(restorer, images[2:3], mask[2:3], [2])
     np.testing.assert_array_equal(alone, whole[2:3])
     half, _ = restorer(images, observed=images, mask=mask, slices=range(4), stop=17)
     rest, _ = restorer(half, observed=images, mask=mask, slices=range(4), start=17)

@@ -214,10 +214,10 @@ class Prior:
         done = np.empty_like(observed)
         for start in range(0, len(observed), batch_size):
             part = slice(start, start + batch_size)
-            images, _ = restore(
+            restored = restore(
                 restorer, observed[part, ..., None], mask[part, ..., None] > 0, numbers[part]
             )
-            done[part] = images[..., 0]
+            done[part] = restored.images[..., 0]
         return done
 
     def detect(self, scan: Any, *, mask: Any = None, **options: Any) -> Any:

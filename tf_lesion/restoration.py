@@ -10,7 +10,7 @@ restoration of a batch of NumPy slices.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -322,6 +322,20 @@ class Restorer:
         )
 
 
+class Restored(NamedTuple):
+    """Restored slices.
+
+    Attributes:
+        images: [B, H, W, 1] float32, the mean over the restorations.
+        spread: [B, H, W, 1] float32, their standard deviation; 0 if there was one.
+        trajectory: {step: images}.
+    """
+
+    images: np.ndarray
+    spread: np.ndarray
+    trajectory: dict[int, np.ndarray]
+
+
 def restore(
     restorer: Restorer,
     observed: np.ndarray,
@@ -331,11 +345,10 @@ def restore(
     save_every: int | None = None,
     on_progress: Callable[[int], Any] | None = None,
     tv_weight: float | None = None,
-) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+) -> Restored:
     """Restore a batch from the observed slices to the last step.
 
-    Where the restorer's config says so, several times, with other noise or mirrored; what is
-    returned is then the mean.
+    Where the restorer's config says so, several times, with other noise or mirrored.
 
     Args:
         restorer: `Restorer`.
@@ -345,23 +358,21 @@ def restore(
         on_progress: called with the number of slice-steps just taken.
         tv_weight: lambda; that of the restorer's config by default.
 
-    Returns:
-        (restored [B, H, W, 1] float32, {step: images} of the trajectory).
-
     Raises:
         InputError: if the ascent diverges.
     """
     settings = restorer.restoration
     options = {"save_every": save_every, "on_progress": on_progress, "tv_weight": tv_weight}
-    total, trajectory = 0, {}
+    total, trajectory, repeats = 0, {}, []
     for seed in range(restorer.seed, restorer.seed + settings.seeds):
         for way in (1, -1) if settings.flip else (1,):
             turned = (np.asarray(images)[:, ::way] for images in (observed, mask))
             image, kept = _restore_once(restorer, *turned, slices, seed=seed, **options)
             total = total + image[:, ::way] / settings.repeats
+            repeats.append(image[:, ::way])
             for step, images in kept.items():
                 trajectory[step] = trajectory.get(step, 0) + images[:, ::way] / settings.repeats
-    return total, trajectory
+    return Restored(total, np.std(repeats, axis=0), trajectory)
 
 
 def _restore_once(restorer, observed, mask, slices, *, seed, save_every, on_progress, tv_weight):

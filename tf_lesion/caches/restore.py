@@ -88,7 +88,7 @@ def _restore_missing(restorer, cache, writer, batch_size, save_every):
             positions = missing[start : start + batch_size]
             rows = writer.rows[positions]
             observed, mask = cache.read(rows), cache.mask(rows)
-            images, trajectory = restore(
+            images, _, trajectory = restore(
                 restorer, observed, mask, rows, save_every=save_every, on_progress=progress.update
             )
             extras = {f"Trajectory/{step}": kept for step, kept in trajectory.items()}

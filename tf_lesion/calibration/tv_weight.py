@@ -107,10 +107,10 @@ def restored_batches(
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         observed, mask = cache.read(batch), cache.mask(batch)
-        images, _ = restore(
+        restored = restore(
             restorer, observed, mask, batch, tv_weight=tv_weight, on_progress=on_progress
         )
-        yield batch, observed[..., 0], images[..., 0], mask[..., 0]
+        yield batch, observed[..., 0], restored.images[..., 0], mask[..., 0]
 
 
 def select(

@@ -12,6 +12,7 @@ from tf_lesion import __version__
 from tf_lesion.detection.layout import (
     DONE,
     FAILED,
+    SCAN_TABLE,
     SKIPPED,
     SUMMARY,
     Layout,
@@ -24,7 +25,7 @@ from tf_lesion.detection.layout import (
     told_of,
 )
 from tf_lesion.detection.maps import Detector
-from tf_lesion.files import InputError, refuse_existing, write_json
+from tf_lesion.files import InputError, refuse_existing, write_json, written_whole
 from tf_lesion.scans import discovery, picture
 from tf_lesion.scans.discovery import Subject
 from tf_lesion.scans.prepare import PoorAlignmentError
@@ -33,7 +34,7 @@ PATTERNS = ("**/*_T2w.nii*", *(f"**/*{suffix}.nii*" for suffix in discovery.SUFF
 BIDS_VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"
 NAME = "tf_lesion"  # of the data set's maker
-BIDS_IGNORED = (SUMMARY, "*.html")
+BIDS_IGNORED = (SUMMARY, SCAN_TABLE, "*.html", "*_lesions.csv", "*_qc.png")
 
 
 # Which scans ------------------------------------------------------------------------------------
@@ -152,13 +153,14 @@ def detect_one(
     """
     if subject.problem:
         raise InputError(subject.problem)
-    for path in (*layout.volumes(detector.volume_names).values(), layout.facts):
+    for path in (*layout.volumes(detector.volume_names).values(), *layout.side_files):
         refuse_existing(path, force=force)
     try:
         maps = detector.detect(subject.scan, mask=subject.mask)
     except PoorAlignmentError as error:
-        picture.write_planes(layout.doubt, error.prepared, "; ".join(error.doubts))
-        raise InputError(f"{error} {layout.doubt}") from error
+        qc = {"verdict": FAILED, "reasons": error.doubts}
+        picture.write_picture(layout.picture, error.prepared, qc)
+        raise InputError(f"{error} Look at {layout.picture}") from error
     return save_maps(maps, subject, layout, command=command, force=force)
 
 
@@ -173,7 +175,8 @@ def detect_many(
 ) -> list[dict[str, str]]:
     """Scan after scan; one that fails does not stop the rest, one that is done is skipped.
 
-    Writes `OUT/summary.json` after every scan; what it says of other scans stays.
+    Writes `OUT/summary.json` after every scan, and `OUT/scans.csv`, a row a scan; what they say of
+    other scans stays.
 
     Returns:
         [{name, input, status, reason, facts}], one per subject; `facts` relative to `out`.
@@ -200,7 +203,22 @@ def detect_many(
         )
         told[rows[-1]["facts"]] = rows[-1]
         write_json(Path(out) / SUMMARY, {"command": command, "scans": list(told.values())})
+    write_scan_table(out, list(told.values()))
     return rows
+
+
+def write_scan_table(out: str | Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write `OUT/scans.csv`: a row a scan of the summary, those worth a look first."""
+    from tf_lesion.detection.table import scan_row, scan_table
+
+    whole = []
+    for row in rows:
+        path = Path(out) / row["facts"]
+        known = row["status"] != FAILED and path.exists()
+        more = scan_row(read_facts(path)) if known else {"qc": FAILED, "qc_reasons": row["reason"]}
+        whole.append({**{name: row[name] for name in ("name", "input", "status")}, **more})
+    with written_whole(Path(out) / SCAN_TABLE) as temporary:
+        scan_table(whole).to_csv(temporary, index=False)
 
 
 def _check_different(subjects, layouts):
@@ -255,4 +273,5 @@ def is_done(detector: Detector, subject: Subject, layout: Layout) -> bool:
             f"{layout.facts} was made with another {', '.join(other)}; pass force, or choose "
             "another folder."
         )
-    return all(path.exists() for path in layout.volumes(detector.volume_names).values())
+    volumes = layout.volumes(detector.volume_names).values()
+    return all(path.exists() for path in (*volumes, *layout.side_files))

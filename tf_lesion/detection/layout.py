@@ -7,16 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tf_lesion.files import InputError, content_identity, readable, refuse_existing, write_json
-from tf_lesion.scans import discovery
+from tf_lesion.files import (
+    InputError,
+    content_identity,
+    readable,
+    refuse_existing,
+    write_json,
+    written_whole,
+)
+from tf_lesion.scans import discovery, picture
 from tf_lesion.scans.discovery import Subject
 from tf_lesion.scans.volumes import ScanSource, save_like
 
 SUMMARY = "summary.json"
+SCAN_TABLE = "scans.csv"
 FACTS_PATTERNS = ("*_restoration.json", "*_desc-*restored_T2w.json")  # plain, BIDS
 # A map among the scans, and the JSON that proves it one.
-PLAIN_MAP = re.compile(r"(?P<start>.+)_(restored|residual|score|lesions_fpr_[0-9.]+)")
-BIDS_MAP = re.compile(r"(?P<start>.+_desc-[A-Za-z0-9+]*?)(restored|residual|score)_T2w")
+IMAGES = ("restored", "residual", "score", "uncertainty", "normalized")
+PLAIN_MAP = re.compile(rf"(?P<start>.+)_({'|'.join(IMAGES)}|brain|(lesions|labels)_fpr_[0-9.]+)")
+BIDS_MAP = re.compile(rf"(?P<start>.+_desc-[A-Za-z0-9+]*?)({'|'.join(IMAGES)})_T2w")
+DESCRIPTIONS = {
+    "restored": "restored towards healthy",
+    "residual": "abs(observed - restored) on the grid of the model",
+    "score": "the residual, post-processed",
+    "uncertainty": "standard deviation over the restorations",
+    "normalized": "intensities as the model was trained on",
+}
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 BIDS_SCAN = re.compile(
     r"(?P<entities>sub-[A-Za-z0-9+]+(_[a-z]+-[A-Za-z0-9+]+)*)_[A-Za-z0-9]+"  # sub-01_ses-1_T2w
@@ -48,20 +64,34 @@ class Layout:
         return self.folder / f"{self.prefix}_{ending}"
 
     @property
-    def doubt(self) -> Path:
-        """The picture of a scan that is not to be trusted."""
-        return self.folder / f"{self.prefix}_doubt.png"
+    def picture(self) -> Path:
+        """The picture for quality control: brain and alignment in three planes, histograms."""
+        return self.folder / f"{self.prefix}_qc.png"
+
+    @property
+    def lesions(self) -> Path:
+        """The table of the lesions."""
+        return self.folder / f"{self.prefix}_lesions.csv"
+
+    @property
+    def side_files(self) -> tuple[Path, ...]:
+        """What lies beside the volumes; the JSON, which is written last, is the last."""
+        return self.lesions, self.picture, self.facts
 
     def volume(self, name: str) -> Path:
-        """The NIfTI file of a volume: `restored`, `residual`, `score` or a threshold's name."""
-        is_mask = name.startswith("fpr_")
-        if self.bids:
-            rate = name.removeprefix("fpr_0.").ljust(2, "0")
-            mask = f"label-lesion_desc-{self.desc}fpr{rate}_mask"
-            label = mask if is_mask else f"desc-{self.desc}{name}_T2w"
-        else:
-            label = f"lesions_{name}" if is_mask else name
-        return self.folder / f"{self.prefix}_{label}.nii.gz"
+        """The NIfTI file of a volume of `maps.ScanMaps`."""
+        return self.folder / f"{self.prefix}_{self._label(name)}.nii.gz"
+
+    def _label(self, name):
+        kind, of_threshold, rate = name.rpartition("fpr_")
+        if not self.bids:
+            return f"lesions_{name}" if of_threshold and not kind else name
+        if name == "brain":
+            return f"desc-{self.desc}brain_mask"
+        if name in IMAGES:
+            return f"desc-{self.desc}{name}_T2w"
+        desc = f"desc-{self.desc}fpr{rate.removeprefix('0.').ljust(2, '0')}"
+        return f"{desc}_dseg" if kind else f"label-lesion_{desc}_mask"
 
     def volumes(self, names: Iterable[str]) -> dict[str, Path]:
         """{name: path} of these volumes."""
@@ -174,16 +204,21 @@ def save_maps(
         force: overwrite.
     """
     paths = layout.volumes(maps.volumes)
-    for path in (*paths.values(), layout.facts):
+    for path in (*paths.values(), *layout.side_files):
         refuse_existing(path, force=force)
     for volume, path in paths.items():
         save_like(maps.prepared.scan, maps.volumes[volume], path)
+    with written_whole(layout.lesions) as temporary:
+        maps.lesions.to_csv(temporary, index=False)
+    picture.write_picture(layout.picture, maps.prepared, maps.facts["qc"])
     facts = {
         "name": subject.name,
         "command": command,
         **maps.facts,
         "truth": absolute(subject.label),
         "files": {volume: path.name for volume, path in paths.items()},
+        "tables": {"lesions": layout.lesions.name},
+        "qc": {**maps.facts["qc"], "picture": layout.picture.name},
     }
     if layout.bids:
         facts |= _write_sidecars(paths, facts)
@@ -195,13 +230,13 @@ def _write_sidecars(paths, facts):
     """Write the JSON beside each volume but the first; returns the fields of that one."""
     common = {"Sources": [Path(facts["input"]).as_uri()], "SpatialReference": "orig"}
     what = {
-        "restored": {"Description": "restored towards healthy", "SkullStripped": True},
-        "residual": {"Description": "abs(observed - restored)", "SkullStripped": True},
-        "score": {"Description": "the residual, post-processed", "SkullStripped": True},
+        name: {"Description": about, "SkullStripped": True} for name, about in DESCRIPTIONS.items()
     }
+    what["brain"] = {"Type": "Brain"}
     for name, lesions in facts["lesions"].items():
         about = f"{lesions['of']} above the threshold that a share of healthy voxels exceeds"
         what[name] = {"Type": "Lesion", "Description": about, **lesions}
+        what[f"labels_{name}"] = {"Description": f"lesions of {paths[name].name}, numbered"}
     for name in list(paths)[1:]:
         sidecar = paths[name].with_name(f"{stem_of(paths[name])}.json")
         write_json(sidecar, {**common, **what[name]})

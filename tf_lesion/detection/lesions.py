@@ -6,10 +6,12 @@ A lesion is a 26-connected component of the truth in a whole scan, not in a slic
 from dataclasses import dataclass
 
 import numpy as np
+from nibabel.affines import apply_affine
 from scipy import ndimage
 from skimage import measure
 
 MM3_PER_ML = 1e3
+CENTER_DIGITS = 6  # of mm, where two lesions of a size are told apart
 
 
 @dataclass(frozen=True)
@@ -56,29 +58,60 @@ class Lesion:
     mean_residual: float
 
 
+def label_lesions(detected: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Number the lesions of a scan, 26-connected, from 1, the largest first.
+
+    Args:
+        detected: [X, Y, Z] bool; a file may be [X, Y, Z, 1].
+        affine: [4, 4], voxel -> mm; of lesions of one size the one with the lowest x, y, z of its
+            center comes first, so that the order does not depend on the file's orientation.
+
+    Returns:
+        Of the shape of `detected`, uint16, or uint32 if there are more than it counts.
+    """
+    parts = measure.label(np.reshape(detected, np.shape(detected)[:3]) > 0, connectivity=3)
+    voxels = np.nonzero(parts)
+    lesion = parts[voxels] - 1
+    count = np.bincount(lesion)
+    center = np.round(_centers(voxels, lesion, count, affine), CENTER_DIGITS)
+    order = np.lexsort((*center[:, ::-1].T, -count))
+    numbers = np.zeros(len(count) + 1, np.uint16 if len(count) < 2**16 else np.uint32)
+    numbers[1 + order] = np.arange(1, len(count) + 1)
+    return numbers[parts].reshape(np.shape(detected))
+
+
 def find_lesions(detected: np.ndarray, residual: np.ndarray, affine: np.ndarray) -> list[Lesion]:
-    """The `Lesion`s of a scan, 26-connected, the largest first.
+    """The `Lesion`s of a scan, as `label_lesions` numbers them.
 
     Args:
         detected: [X, Y, Z] bool.
         residual: [X, Y, Z], normalized intensity.
         affine: [4, 4], voxel -> mm.
     """
-    detected = np.reshape(detected, np.shape(detected)[:3]) > 0  # files may be [X, Y, Z, 1]
-    parts = measure.label(detected, connectivity=detected.ndim)
-    voxels = np.nonzero(parts)
-    lesion = parts[voxels] - 1
+    numbers = label_lesions(detected, affine)
+    numbers = numbers.reshape(numbers.shape[:3])
+    voxels = np.nonzero(numbers)
+    lesion = numbers[voxels].astype(np.intp) - 1
     count = np.bincount(lesion)
-    center = [np.bincount(lesion, weights=axis) / count for axis in voxels]
-    center = affine[:3, :3] @ center + affine[:3, 3:]
-    values = np.reshape(residual, detected.shape)[voxels].astype(np.float64)
-    volume = count * abs(np.linalg.det(affine[:3, :3])) / MM3_PER_ML
+    values = np.reshape(residual, numbers.shape)[voxels].astype(np.float64)
+    volume = count * voxel_ml(affine)
+    center = _centers(voxels, lesion, count, affine)
     mean = np.bincount(lesion, weights=values) / count
-    found = [
+    return [
         Lesion(volume_ml=ml, center_mm=tuple(mm), mean_residual=value)
-        for ml, mm, value in zip(volume.tolist(), center.T.tolist(), mean.tolist(), strict=True)
+        for ml, mm, value in zip(volume.tolist(), center.tolist(), mean.tolist(), strict=True)
     ]
-    return sorted(found, key=lambda lesion: (-lesion.volume_ml, lesion.center_mm))
+
+
+def voxel_ml(affine: np.ndarray) -> float:
+    """Milliliters of a voxel."""
+    return abs(float(np.linalg.det(affine[:3, :3]))) / MM3_PER_ML
+
+
+def _centers(voxels, lesion, count, affine):
+    """[n, 3] mm, centers of mass of the lesions."""
+    center = [np.bincount(lesion, weights=axis) / count for axis in voxels]
+    return apply_affine(affine, np.transpose(center)) if len(count) else np.zeros((0, 3))
 
 
 def stack_volume(slices: np.ndarray, slice_index: np.ndarray) -> np.ndarray:

@@ -1,27 +1,28 @@
 """Detect in one scan: maps on the scan's own grid, and what a reader must know about them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 
+from tf_lesion.caches.slices import BRAIN_FLOOR
 from tf_lesion.calibration.file import Threshold
 from tf_lesion.config import AUTO, RestorationConfig
+from tf_lesion.detection import facts
 from tf_lesion.detection.layout import layout_of, one_scan, save_maps, told_of
-from tf_lesion.detection.lesions import find_lesions
+from tf_lesion.detection.lesions import label_lesions
 from tf_lesion.detection.postprocessing import Postprocessing, anomaly_score, axes_mm
+from tf_lesion.detection.table import COLUMNS, lesion_table
 from tf_lesion.files import InputError
 from tf_lesion.provenance import stamp
 from tf_lesion.scans.prepare import PreparedScan, ScanSettings, prepare_scan, to_scan_grid
 from tf_lesion.scans.volumes import MniGrid, ScanSource, image_like
 
-NO_REFERENCE = "no reference histogram comes with this model: intensities not matched."
-SEEN_SHARE = 0.95  # of the brain; below it a warning says so
-DIGITS = 3  # of milliliters and millimeters
+DETAIL_UNTIL = np.float32(0.05)  # change in intensity; where it is larger, fine detail goes too
 UNNAMED = "scan"  # the files of an image in memory
 
 
@@ -31,15 +32,19 @@ class ScanMaps:
 
     Attributes:
         prepared: the `PreparedScan`.
-        volumes: {name: array} on the scan file's own grid: `restored` and `residual` float32,
-            normalized intensity, `score` float32 if there is post-processing, and one uint8 mask
-            for each threshold (`fpr_0.05`).
+        volumes: {name: array} on the scan file's own grid. Float32, normalized intensity:
+            `normalized` (what was observed), `restored`, `residual`, `uncertainty` (standard
+            deviation over the restorations, if there are several), `score` (in its own unit, if
+            there is post-processing). Uint8: `brain`, and a mask for each threshold (`fpr_0.05`).
+            Unsigned integers: the lesions of each mask, numbered (`labels_fpr_0.05`).
+        lesions: one row a lesion and threshold, see `detection.table.lesion_table`.
         facts: JSON-serializable; what `restoration.json` says.
         points: {name: `Threshold`} of the masks.
     """
 
     prepared: PreparedScan = field(repr=False)
     volumes: dict[str, np.ndarray] = field(repr=False)
+    lesions: pd.DataFrame = field(repr=False)
     facts: dict[str, Any] = field(repr=False)
     points: dict[str, Threshold]
 
@@ -54,13 +59,18 @@ class ScanMaps:
 
     @property
     def residual(self) -> nib.Nifti1Image:
-        """|observed - restored|, normalized intensity."""
+        """|observed - restored| on the model's grid, normalized intensity."""
         return self.image("residual")
 
     @property
     def score(self) -> nib.Nifti1Image | None:
         """The post-processed residual, or None without post-processing."""
         return self.image("score") if "score" in self.volumes else None
+
+    @property
+    def normalized(self) -> nib.Nifti1Image:
+        """The scan as the model saw it, normalized intensity, 0 outside the brain."""
+        return self.image("normalized")
 
     @property
     def masks(self) -> dict[str, nib.Nifti1Image]:
@@ -71,6 +81,14 @@ class ScanMaps:
         """Write all of it into a folder, under the name of the scan; returns the facts."""
         subject = one_scan(self.prepared.scan.path or UNNAMED)
         return save_maps(self, subject, layout_of(subject, folder), force=force)
+
+
+class RestoredVolume(NamedTuple):
+    """A scan restored on the grid, [X, Y, Z]; see `restoration.Restored` for the spread."""
+
+    image: np.ndarray
+    spread: np.ndarray
+    slices: np.ndarray  # [n] indices of the restored axial slices
 
 
 class Detector:
@@ -137,8 +155,11 @@ class Detector:
     @property
     def volume_names(self) -> tuple[str, ...]:
         """Names of the maps of every scan."""
-        score = ("score",) if self._scored else ()
-        return ("restored", "residual", *score, *self.points)
+        scored = ("score",) if self._scored else ()
+        repeated = ("uncertainty",) if self._repeats > 1 else ()
+        labels = (f"labels_{name}" for name in self.points)
+        first = ("restored", "residual", *scored, *repeated, "normalized", "brain")
+        return (*first, *self.points, *labels)
 
     @property
     def thresholded(self) -> str:
@@ -149,6 +170,10 @@ class Detector:
     def _scored(self):
         return self.postprocessing != Postprocessing()
 
+    @property
+    def _repeats(self):
+        return self._restorer.restoration.repeats
+
     def detect(self, scan: ScanSource, *, mask: ScanSource | None = None) -> ScanMaps:
         """The `ScanMaps` of a scan, a path or a nibabel image, optionally with its brain mask.
 
@@ -157,17 +182,58 @@ class Detector:
                 `PoorAlignmentError` if its brain or alignment is not to be trusted.
         """
         prepared = self.prepare(scan, mask=mask)
-        restored, slices = self.restore_volume(prepared)
-        residual = np.abs(prepared.image - restored) * prepared.mask
-        volumes = {"restored": restored, "residual": residual}
-        if self._scored:
-            volumes["score"] = self.score_volume(prepared, restored)
-        volumes = {name: to_scan_grid(volume, prepared) for name, volume in volumes.items()}
+        restored = self.restore_volume(prepared)
+        volumes = self._images(prepared, restored)
+        seen = self._seen(prepared)
+        tables = [pd.DataFrame(columns=COLUMNS)]
         for name, point in self.points.items():
             above = volumes[self.thresholded] > np.float64(point.threshold)
             volumes[name] = above.astype(np.uint8)
-        facts = {**told_of("brain_mask", mask), **self._facts(prepared, volumes, slices)}
-        return ScanMaps(prepared, volumes, facts, self.points)
+            numbers = label_lesions(above, prepared.scan.file_affine)
+            volumes[f"labels_{name}"] = numbers
+            tables.append(self._lesions(numbers, volumes, seen, prepared, point))
+        lesions = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
+        told = {**told_of("brain_mask", mask), **self._facts(prepared, restored, seen, lesions)}
+        ordered = {name: volumes[name] for name in self.volume_names}
+        return ScanMaps(prepared, ordered, lesions, told, self.points)
+
+    def _images(self, prepared, restored):
+        """The images of the scan on its own grid.
+
+        What is finer than the model's grid stays in the restored image as far as the model left its
+        place as it was; in the residual there is what the model changed.
+        """
+        change, healthy, residual = (
+            to_scan_grid(volume, prepared)
+            for volume in (
+                restored.image - prepared.image,
+                restored.image,
+                np.abs(prepared.image - restored.image) * prepared.mask,
+            )
+        )
+        to_file = prepared.scan.to_file_orientation
+        brain, normalized = to_file(prepared.scan_mask), to_file(prepared.normalized)
+        kept = np.exp(-np.square(change / DETAIL_UNTIL))
+        healthy += kept * (normalized - (healthy - change))
+        healthy = np.where(brain, np.maximum(healthy, np.float32(BRAIN_FLOOR)), np.float32(0))
+        images = {"brain": brain.astype(np.uint8), "normalized": normalized}
+        images |= {"restored": healthy, "residual": residual}
+        if self._repeats > 1:
+            images["uncertainty"] = to_scan_grid(restored.spread, prepared)
+        if self._scored:
+            images["score"] = to_scan_grid(self.score_volume(prepared, restored.image), prepared)
+        return images
+
+    def _lesions(self, numbers, volumes, seen, prepared, point):
+        return lesion_table(
+            numbers,
+            score=volumes[self.thresholded],
+            residual=volumes["residual"],
+            seen=seen,
+            affine=prepared.scan.file_affine,
+            scan_from_mni=prepared.scan_from_mni,
+            target_fpr=point.target_fpr,
+        )
 
     def prepare(self, scan: ScanSource, *, mask: ScanSource | None = None) -> PreparedScan:
         """The `PreparedScan` of a scan, as it is restored; errors as of `detect`."""
@@ -178,13 +244,11 @@ class Detector:
             reference=self.prior.reference,
         )
 
-    def restore_volume(self, prepared: PreparedScan) -> tuple[np.ndarray, np.ndarray]:
+    def restore_volume(self, prepared: PreparedScan) -> RestoredVolume:
         """Restore the axial slices with brain of a `PreparedScan`.
 
-        Returns:
-            (volume [X, Y, Z] on the grid, indices of the restored slices). The change of slices
-            left out is interpolated from their neighbors; outside the crop it is the observed
-            volume.
+        The change of slices left out is interpolated from their neighbors; outside the crop the
+        volume is the observed one.
         """
         from tqdm import tqdm
 
@@ -199,24 +263,26 @@ class Detector:
                 f"{prepared.scan.name}: expected brain inside the model's window, found none; is "
                 "it aligned? Try align rigid."
             )
-        change = np.zeros((len(slices), *observed.shape[1:3]), np.float32)
+        change, spread = np.zeros((2, len(slices), *observed.shape[1:3]), np.float32)
         ascent = self._restorer.restoration
         total = len(slices) * ascent.steps * ascent.repeats
         with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
             for start in range(0, len(slices), self.batch_size):
                 part = slice(start, start + self.batch_size)
                 chosen = slices[part]
-                restored, _ = restore(
+                restored = restore(
                     self._restorer,
                     observed[chosen],
                     mask[chosen],
                     chosen,
                     on_progress=progress.update,
                 )
-                change[part] = (restored - observed[chosen])[..., 0]
-        volume = prepared.image.copy()
+                change[part] = (restored.images - observed[chosen])[..., 0]
+                spread[part] = restored.spread[..., 0]
+        volume, uncertain = prepared.image.copy(), np.zeros_like(prepared.image)
         volume[window] += _between(change, slices, len(mask)) * prepared.mask[window]
-        return volume, slices
+        uncertain[window] = _between(spread, slices, len(mask)) * prepared.mask[window]
+        return RestoredVolume(volume, uncertain, slices)
 
     def score_volume(self, prepared: PreparedScan, restored: np.ndarray) -> np.ndarray:
         """The post-processed anomaly score [X, Y, Z] on the grid."""
@@ -229,57 +295,29 @@ class Detector:
         score = anomaly_score(*slices, settings=settings, healthy=healthy, axes=axes)
         return np.moveaxis(score, 0, 2)
 
-    def _facts(self, prepared, volumes, slices):
-        seen = self._seen(prepared)
-        brain_ml = _milliliters(prepared.scan_mask, prepared.scan)
-        examined = _milliliters(seen, prepared.scan) / brain_ml
-        warnings = [*prepared.scan.warnings, *prepared.warnings]
-        if self.prior.reference is None:
-            warnings.append(NO_REFERENCE)
-        if examined < SEEN_SHARE:
-            warnings.append(f"only {examined:.0%} of the brain were examined.")
+    def _facts(self, prepared, restored, seen, lesions):
+        told = facts.preparation_facts(prepared, seen)
+        warnings = facts.warnings_of(
+            prepared, told["examined_fraction"], matched=self.prior.reference is not None
+        )
+        of, unit = self.thresholded, self.postprocessing.unit
         return {
             **stamp(),
             **told_of("input", prepared.scan.path),
             **self.described,
-            "scan": _scan_facts(prepared.scan),
-            "scan_from_grid": prepared.scan_from_grid.tolist(),
-            "brain_ml": brain_ml,
-            "examined_fraction": examined,
-            "slices_restored": len(slices),
-            "mutual_information": _number(prepared.mutual_information),
-            "brain": {"kind": prepared.brain_kind, **prepared.confidence.facts()},
-            "atlas_overlap": prepared.atlas_overlap,
-            "histogram_distance": _number(prepared.histogram_distance),
-            "lesions": {
-                name: self._lesion_facts(name, volumes, prepared.scan) for name in self.points
-            },
+            **told,
+            "slices_restored": len(restored.slices),
+            "lesions": facts.lesion_facts(lesions, self.points, of=of, unit=unit),
             "warnings": warnings,
+            "qc": facts.verdict(warnings),
         }
 
     def _seen(self, prepared):
-        """[x, y, z] bool on `scan.data`: brain that was inside the model's window."""
+        """Uint8 in the file's shape: brain that was inside the model's window."""
         window = crop_of(self.prior, prepared.grid)
         seen = np.zeros_like(prepared.mask)
         seen[window] = prepared.mask[window]
-        return to_scan_grid(seen, prepared, order=0) > 0
-
-    def _lesion_facts(self, name, volumes, scan):
-        found = find_lesions(volumes[name], volumes["residual"], scan.file_affine)
-        largest = found[0] if found else None
-        point = self.points[name]
-        return {
-            "of": self.thresholded,
-            "unit": self.postprocessing.unit,
-            "threshold": point.threshold,
-            "target_fpr": point.target_fpr,
-            "healthy_fpr": point.fpr,
-            **point.left_out(),
-            "volume_ml": _rounded(sum(lesion.volume_ml for lesion in found)),
-            "count": len(found),
-            "largest_ml": _rounded(largest.volume_ml) if largest else 0.0,
-            "largest_center_mm": [_rounded(mm) for mm in largest.center_mm] if largest else None,
-        }
+        return to_scan_grid(seen, prepared, order=0)
 
 
 def postprocessing_of(prior: Any, steps: str) -> Postprocessing:
@@ -351,26 +389,3 @@ def _between(change, slices, count):
     ends = (change[0], change[-1])
     line = interp1d(slices, change, axis=0, bounds_error=False, fill_value=ends)
     return np.moveaxis(line(np.arange(count)).astype(np.float32), 0, 2)
-
-
-def _scan_facts(scan):
-    from nibabel import aff2axcodes
-
-    return {
-        "shape": list(scan.file_shape),
-        "voxel_sizes_mm": [round(float(size), 4) for size in scan.voxel_sizes],
-        "orientation": "".join(aff2axcodes(scan.file_affine)),
-        "orientation_from": scan.placed_by,
-    }
-
-
-def _milliliters(mask, scan):
-    return float(np.count_nonzero(mask)) * abs(np.linalg.det(scan.affine[:3, :3])) / 1e3
-
-
-def _rounded(value):
-    return round(value, DIGITS)
-
-
-def _number(value):
-    return None if math.isnan(value) else value

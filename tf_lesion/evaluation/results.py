@@ -123,6 +123,8 @@ class Result:
     @functools.cached_property
     def brain(self) -> np.ndarray:
         """Bool."""
+        if "brain" in self.facts["files"]:  # unknown to versions before
+            return self.volume("brain") > 0
         brain = self.restored != 0
         return brain if brain.any() else np.ones_like(brain)
 

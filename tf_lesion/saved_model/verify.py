@@ -130,7 +130,7 @@ def _expected_outputs(prior, inputs, restoration, thresholds):
     mask = given["mask"] > 0
 
     def restored(name, observed, slices, settings, seed):
-        images, _ = restore(Restorer(prior.model, settings, seed=seed), observed, mask, slices)
+        images, *_ = restore(Restorer(prior.model, settings, seed=seed), observed, mask, slices)
         outputs[f"{name}/restored"] = images
         outputs[f"{name}/residual"] = np.abs(observed - images) * mask
         return images

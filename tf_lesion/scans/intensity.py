@@ -15,6 +15,7 @@ from tf_lesion.files import InputError
 from tf_lesion.scans import itk
 
 QUANTILES = 1001  # of the reference: 0, 0.1, ... 100 %
+TRANSFER_POINTS = 4097  # of a map of intensities
 N4_SPACING_MM = 4.0  # the bias field is smooth, so it is estimated on voxels of about this size
 N4_STEPS = (50, 50, 30)  # at each of three resolutions of the spline
 
@@ -87,6 +88,24 @@ def match_to_reference(volume: np.ndarray, mask: np.ndarray, reference: np.ndarr
     matched = match_histograms(volume[mask].astype(np.float64), reference)
     low = max(reference.min(), BRAIN_FLOOR)
     return _inside(np.clip(matched, low, max(reference.max(), low)), mask)
+
+
+def transfer(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Points of the monotone map that took the brain of `before` [X, Y, Z] to that of `after`.
+
+    Returns [2, n] float64: intensities before, ascending, and what became of them; at most
+    `TRANSFER_POINTS`, the same share of voxels between two of them.
+    """
+    values = before[mask]
+    order = np.argsort(values, kind="stable")
+    steps = np.linspace(0, len(order) - 1, min(len(order), TRANSFER_POINTS)).round().astype(int)
+    rows = order[steps]
+    return np.stack([values[rows], np.maximum.accumulate(after[mask][rows])]).astype(np.float64)
+
+
+def transferred(volume: np.ndarray, mask: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The brain of another sampling of the same scan through the map of `transfer`; 0 outside."""
+    return _inside(np.interp(volume[mask], *points), mask)
 
 
 def _inside(values, mask):

@@ -66,10 +66,14 @@ class PreparedScan:
     image: np.ndarray = field(repr=False)  # float32, 1e-3 to 1 in the brain, exactly 0 outside
     mask: np.ndarray = field(repr=False)  # bool, brain
     label: np.ndarray | None = field(repr=False)  # uint8, the values of the segmentation
-    scan_from_grid: np.ndarray  # [4, 4], mm in MNI space -> mm of the scan (RAS)
+    scan_from_grid: np.ndarray  # [4, 4], mm in MNI space -> mm of the scan (RAS); rigid
+    scan_from_mni: np.ndarray  # the same with the scale of this brain, as it fits the atlas
     grid: MniGrid
     scan: Scan
     scan_mask: np.ndarray = field(repr=False)  # bool, the brain on the voxels of `scan.data`
+    # float32 on the voxels of `scan.data`, the intensities of `image`, exactly 0 outside the brain
+    normalized: np.ndarray = field(repr=False)
+    quantiles: np.ndarray = field(repr=False)  # [1001] of the brain, normalized, before matching
     brain_kind: str  # how the mask was made: stripped, with skull, mask given, mask of the atlas
     confidence: Confidence
     atlas_overlap: float  # Dice of the brain mask with that of the atlas
@@ -152,10 +156,12 @@ def _prepare(scan, found, brain, label, settings, reference):
     values, weight = brain_means(data, brain.mask, to_grid)
     mask = weight >= HALF
     image = intensity.normalize(values, mask)
+    quantiles = intensity.brain_quantiles(image, mask)
     distance = math.nan
     if reference is not None:
         distance = intensity.histogram_distance(image, mask, reference)
         image = intensity.match_to_reference(image, mask, reference)
+    points = intensity.transfer(values, image, mask)
     if label is not None:
         label = to_grid(label, order=0)
     prepared = PreparedScan(
@@ -163,9 +169,12 @@ def _prepare(scan, found, brain, label, settings, reference):
         mask=mask,
         label=label,
         scan_from_grid=transform,
+        scan_from_mni=placed.scan_from_mni,
         grid=grid,
         scan=scan,
         scan_mask=brain.mask,
+        normalized=intensity.transferred(data, brain.mask, points),
+        quantiles=quantiles,
         brain_kind=brain.kind,
         confidence=confidence,
         atlas_overlap=2 * float(np.sum(mask & atlas)) / float(mask.sum() + atlas.sum()),
