@@ -522,12 +522,13 @@ def test_detect_takes_what_the_run_was_calibrated_with_and_says_why_not(model, t
     assert _detect(*quick[:1], tmp_path / "own", *quick[1:]) == 0
     facts = _facts(tmp_path / "own")
     assert (facts["tv_weight"], facts["steps"], facts["postprocessing"]) == (0.3, 2, steps)
-    assert set(facts["files"]) == {"restored", "residual", "score", "fpr_0.05"}
+    always = {"restored", "residual", "normalized", "brain"}
+    assert set(facts["files"]) == always | {"score", "fpr_0.05", "labels_fpr_0.05"}
     assert facts["calibration_cache_identity"] == "0123456789ab"
     capsys.readouterr()
     other = ("--tv-weight", 0.5, "--steps", 1, "--postprocess", "none")
     assert _detect(*quick[:1], tmp_path / "other", *quick[1:], *other) == 0
-    assert set(_facts(tmp_path / "other")["files"]) == {"restored", "residual"}
+    assert set(_facts(tmp_path / "other")["files"]) == always
     assert "No lesion maps: The calibration was made with tv_weight 0.3, not 0.5" in (
         capsys.readouterr().err
     )
@@ -546,7 +547,8 @@ def test_the_form_of_bids_apps_takes_participants_and_writes_derivatives(model, 
     assert _detect(source, out, "participant", "--participant-label", "02", *given) == 0
     found = {path.relative_to(out).as_posix() for path in out.rglob("*.nii.gz")}
     stem = "sub-02/anat/sub-02_desc"
-    assert found == {f"{stem}-restored_T2w.nii.gz", f"{stem}-residual_T2w.nii.gz"}
+    names = ("restored_T2w", "residual_T2w", "normalized_T2w", "brain_mask")
+    assert found == {f"{stem}-{name}.nii.gz" for name in names}
     assert (out / "dataset_description.json").exists()
     wrong = ("participant", "--participant-label", "sub-01", "07")
     assert _detect(source, tmp_path / "no", *wrong, *given) == 2

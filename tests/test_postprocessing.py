@@ -25,6 +25,7 @@ from tf_lesion.detection.postprocessing import (
     Postprocessing,
     anomaly_score,
     axes_mm,
+    own_level,
 )
 from tf_lesion.files import InputError
 from tf_lesion.prior import load
@@ -235,6 +236,34 @@ def work(tmp_path_factory):
         "patients": patients,
         "scan": scans / subject_files(PATIENT, 0)[0],
     }
+
+
+def test_a_score_in_multiples_of_its_own_level_is_the_same_whatever_the_prior_changes():
+    rng = np.random.default_rng(3)
+    mask = rng.random((9, 20, 22)) > 0.3
+    change = 0.02 * rng.gamma(0.5, 1.0, mask.shape) * mask
+    score = anomaly_score(
+        change, np.zeros_like(change), mask, settings=Postprocessing(signed=True, scale=True)
+    )
+    stronger = anomaly_score(
+        7 * change, np.zeros_like(change), mask, settings=Postprocessing(signed=True, scale=True)
+    )
+    np.testing.assert_allclose(stronger, score, rtol=1e-5)
+    lower = np.sort(score[mask])[: int(0.8 * mask.sum())]
+    assert lower.mean() == pytest.approx(1)
+    assert Postprocessing.parse("signed,scale").unit == "multiples of the scan's own level"
+    nothing = anomaly_score(0 * change, 0 * change, mask, settings=Postprocessing(scale=True))
+    assert not nothing.any()
+
+
+def test_a_lesion_of_a_twelfth_of_the_brain_leaves_the_level_nearly_as_it_is():
+    rng = np.random.default_rng(4)
+    mask = np.ones((12, 20, 22), bool)
+    score = rng.gamma(0.5, 1.0, mask.shape)
+    lesion = score.copy()
+    lesion[:1] += 50
+    healthy, with_lesion = own_level(score, mask), own_level(lesion, mask)
+    assert healthy < with_lesion < 1.5 * healthy
 
 
 def test_the_average_is_the_mean_of_the_restorations(work):

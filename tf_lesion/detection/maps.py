@@ -286,7 +286,7 @@ class Detector:
 
     def score_volume(self, prepared: PreparedScan, restored: np.ndarray) -> np.ndarray:
         """The post-processed anomaly score [X, Y, Z] on the grid."""
-        images = (prepared.image, restored, prepared.mask)
+        images = (prepared.image, restored, self._examined(prepared))
         settings, healthy = self.postprocessing, None
         axes = axes_mm(prepared.grid.shape, prepared.grid.voxel_size)
         if settings.needs_healthy:
@@ -314,10 +314,14 @@ class Detector:
 
     def _seen(self, prepared):
         """Uint8 in the file's shape: brain that was inside the model's window."""
+        return to_scan_grid(self._examined(prepared), prepared, order=0)
+
+    def _examined(self, prepared):
+        """[X, Y, Z] bool on the grid, the same."""
         window = crop_of(self.prior, prepared.grid)
-        seen = np.zeros_like(prepared.mask)
-        seen[window] = prepared.mask[window]
-        return to_scan_grid(seen, prepared, order=0)
+        examined = np.zeros_like(prepared.mask)
+        examined[window] = prepared.mask[window]
+        return examined
 
 
 def postprocessing_of(prior: Any, steps: str) -> Postprocessing:

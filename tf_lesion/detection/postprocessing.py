@@ -9,6 +9,7 @@
     median=N     3-D median of N x N x N voxels: takes out specks
     smooth=N     3-D Gaussian of N mm (standard deviation) within the brain
     erode=N      0 within N voxels of the brain's edge, in the plane of the slice
+    scale        divided by the scan's own level: the mean of the lowest 80 % of its brain's scores
 
 They are done in this order. The first two make the restored image, the others the score.
 """
@@ -31,6 +32,8 @@ MIRROR_SMOOTHING_MM = 4.0  # standard deviation: no brain is quite symmetric
 MIRROR_SHARE = 0.5  # the rest is the healthy share
 MIRROR_LEAST = 0.05  # share of brain around a mirrored place below which the healthy maps weigh in
 RELATIVE_FLOOR = 0.03  # normalized intensity, added to what is expected
+LEVEL_SHARE = 0.8  # of the brain, the part of the lowest scores
+LEAST_LEVEL = 1e-7  # normalized intensity: what rounding to float32 leaves
 NONE = "none"
 NORMALIZED = "normalized intensity"  # unit of images and residuals
 SHARED_VARIANCE = 1.0  # share of the whole brain's variance added to the local one
@@ -48,6 +51,7 @@ class Postprocessing:
     median: int = 1  # voxels, odd
     smooth: int = 0  # millimeters
     erode: int = 0  # voxels
+    scale: bool = False
 
     def __post_init__(self):
         for name, least in (("seeds", 1), ("median", 1), ("smooth", 0), ("erode", 0)):
@@ -84,6 +88,8 @@ class Postprocessing:
     @property
     def unit(self) -> str:
         """What the score is in."""
+        if self.scale:
+            return "multiples of the scan's own level"
         if self.normalize:
             return "healthy standard deviations"
         return "multiples of what is expected" if self.relative else NORMALIZED
@@ -122,8 +128,8 @@ def anomaly_score(
         axes: positions along x, y and z, mm, as of `axes_mm`; likewise.
 
     Returns:
-        With `normalize` in healthy standard deviations, with `relative` in multiples of what is
-        expected, else normalized intensity.
+        With `scale` in multiples of the scan's own level, else with `normalize` in healthy standard
+        deviations, with `relative` in multiples of what is expected, else normalized intensity.
     """
     change = observed - restored
     if not settings.signed:
@@ -146,7 +152,20 @@ def anomaly_score(
         reach = ndimage.generate_binary_structure(3, 1)
         reach[0] = reach[2] = False  # slices may be several millimeters apart
         inside = ndimage.binary_erosion(mask, reach, iterations=settings.erode)
+    if settings.scale:
+        score = score / own_level(score, mask)
     return (score * inside).astype(np.float32)
+
+
+def own_level(score: np.ndarray, mask: np.ndarray) -> float:
+    """The mean of the lower `LEVEL_SHARE` of the brain's scores, at least `LEAST_LEVEL`.
+
+    What a prior changes in healthy tissue is several times as much in one scanner's scans as in
+    another's; its own level says how much. Lesions move it little: one of a tenth of the brain by a half.
+    """
+    values = np.sort(score[mask > 0])
+    lower = values[: int(LEVEL_SHARE * values.size)].astype(np.float64)
+    return max(float(lower.mean()), LEAST_LEVEL) if lower.size else LEAST_LEVEL
 
 
 def _pixel_mm(axes):

@@ -13,7 +13,7 @@ from tf_lesion.detection.lesions import voxel_ml
 AXES = ("x", "y", "z")
 DECIMALS = {
     "volume_ml": 6,
-    **{f"{kind}_{axis}_mm": 1 for kind in ("center", "mni") for axis in AXES},
+    **{f"{kind}_{axis}_mm": 3 for kind in ("center", "mni") for axis in AXES},
     **dict.fromkeys(("peak_score", "mean_score", "mean_residual", "outside_window"), 4),
     "ventricle_distance_mm": 1,
 }
