@@ -29,7 +29,7 @@ from tf_lesion.files import InputError, refuse_existing
 OF_CACHE = ("--save-every", "--shard", "--max-slices", "--crop")
 OF_SCANS = (
     *("--bids-out", "--mask", *detect.patterns(), "--align", "--allow-poor-alignment"),
-    "--slice-step",
+    *("--slice-step", "--series"),
 )
 OF_BOTH = (
     *("--model", "--calibration", "--postprocess", "--batch-size", "--precision", "--seed"),
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     source = Path(options.input) if options.input else None
     check_options(options)
-    detect.check_sources(source, options)
+    found = detect.find(source, options) if source else None
     if options.merge:
         from tf_lesion.caches.restored import merge_shards
 
@@ -107,4 +107,4 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     typed = detect.typed_line("restore_brats.py", argv)
     detector = detect.detector_of(prior, options, calibrated=False)
-    return detect.detect_scans(detector, source, options, labels=(), typed=typed)
+    return detect.detect_scans(detector, found, options, typed=typed)

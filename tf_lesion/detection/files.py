@@ -152,10 +152,10 @@ def detect_one(
     """
     if subject.problem:
         raise InputError(subject.problem)
-    for path in (*layout.volumes(detector.volume_names).values(), layout.facts):
+    for path in (*layout.volumes(detector.volume_names, subject).values(), layout.facts):
         refuse_existing(path, force=force)
     try:
-        maps = detector.detect(subject.scan, mask=subject.mask)
+        maps = detector.detect(subject.source, mask=subject.mask)
     except PoorAlignmentError as error:
         picture.write_planes(layout.doubt, error.prepared, "; ".join(error.doubts))
         raise InputError(f"{error} {layout.doubt}") from error
@@ -246,7 +246,7 @@ def is_done(detector: Detector, subject: Subject, layout: Layout) -> bool:
     facts = read_facts(layout.facts)
     now = {
         **json.loads(json.dumps(detector.described)),
-        **told_of("input", subject.scan),
+        **told_of("input", subject.source),
         **told_of("brain_mask", subject.mask),
     }
     other = [name for name, value in now.items() if facts.get(name) != value]
@@ -255,4 +255,4 @@ def is_done(detector: Detector, subject: Subject, layout: Layout) -> bool:
             f"{layout.facts} was made with another {', '.join(other)}; pass force, or choose "
             "another folder."
         )
-    return all(path.exists() for path in layout.volumes(detector.volume_names).values())
+    return all(path.exists() for path in layout.volumes(detector.volume_names, subject).values())

@@ -9,14 +9,16 @@ from typing import Any
 
 from tf_lesion.files import InputError, content_identity, readable, refuse_existing, write_json
 from tf_lesion.scans import discovery
+from tf_lesion.scans.dicom.series import Series
 from tf_lesion.scans.discovery import Subject
 from tf_lesion.scans.volumes import ScanSource, save_like
 
 SUMMARY = "summary.json"
+SCAN = "scan"  # a scan that was converted from DICOM, beside its maps
 FACTS_PATTERNS = ("*_restoration.json", "*_desc-*restored_T2w.json")  # plain, BIDS
 # A map among the scans, and the JSON that proves it one.
-PLAIN_MAP = re.compile(r"(?P<start>.+)_(restored|residual|score|lesions_fpr_[0-9.]+)")
-BIDS_MAP = re.compile(r"(?P<start>.+_desc-[A-Za-z0-9+]*?)(restored|residual|score)_T2w")
+PLAIN_MAP = re.compile(r"(?P<start>.+)_(scan|restored|residual|score|lesions_fpr_[0-9.]+)")
+BIDS_MAP = re.compile(r"(?P<start>.+_desc-[A-Za-z0-9+]*?)(scan|restored|residual|score)_T2w")
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 BIDS_SCAN = re.compile(
     r"(?P<entities>sub-[A-Za-z0-9+]+(_[a-z]+-[A-Za-z0-9+]+)*)_[A-Za-z0-9]+"  # sub-01_ses-1_T2w
@@ -63,14 +65,16 @@ class Layout:
             label = f"lesions_{name}" if is_mask else name
         return self.folder / f"{self.prefix}_{label}.nii.gz"
 
-    def volumes(self, names: Iterable[str]) -> dict[str, Path]:
-        """{name: path} of these volumes."""
-        return {name: self.volume(name) for name in names}
+    def volumes(self, names: Iterable[str], subject: Subject | None = None) -> dict[str, Path]:
+        """{name: path} of these volumes, and of the scan itself where that is no NIfTI."""
+        of_scan = (SCAN,) if subject and subject.series is not None else ()
+        return {name: self.volume(name) for name in (*names, *of_scan)}
 
 
 def stem_of(path: str | Path) -> str:
-    """File name without `.nii` or `.nii.gz`."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    """File name without `.nii`, `.nii.gz` or `.zip`."""
+    name = Path(path).name or Path(path).resolve().name  # of the folder "."
+    return re.sub(r"\.zip$", "", name.removesuffix(".gz").removesuffix(".nii"), flags=re.I)
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
@@ -145,14 +149,25 @@ def layout_of(
     return Layout(folder, BIDS_DESC.sub("", entities), bids=True, desc=own)
 
 
+def scan_of(facts_path: str | Path, facts: dict[str, Any]) -> tuple[Path, str | None]:
+    """(path of the scan as NIfTI, identity of its content), as the facts have it."""
+    if SCAN in facts["files"]:
+        return Path(facts_path).parent / facts["files"][SCAN], facts.get("scan_file_identity")
+    return Path(facts["input"]), facts.get("input_identity")  # unknown to versions before
+
+
 def absolute(path: ScanSource | None) -> str | None:
-    """The whole path of a file; None for an image in memory."""
+    """The whole path of a file, or of the folder of a series; None for an image in memory."""
+    if isinstance(path, Series):
+        path = path.path
     return str(Path(path).resolve()) if isinstance(path, str | Path) else None
 
 
 def told_of(name: str, source: ScanSource | None) -> dict[str, str | None]:
     """What facts say of a file: its whole path as `name`, and the identity of its content."""
     path = absolute(source)
+    if isinstance(source, Series):
+        return {name: path, f"{name}_identity": source.identity}
     return {name: path, f"{name}_identity": content_identity(path) if path else None}
 
 
@@ -173,11 +188,14 @@ def save_maps(
         command: the command line, for the facts.
         force: overwrite.
     """
-    paths = layout.volumes(maps.volumes)
+    volumes = dict(maps.volumes)
+    if maps.prepared.scan.series is not None:
+        volumes[SCAN] = maps.prepared.scan.as_stored()
+    paths = layout.volumes(volumes)
     for path in (*paths.values(), layout.facts):
         refuse_existing(path, force=force)
     for volume, path in paths.items():
-        save_like(maps.prepared.scan, maps.volumes[volume], path)
+        save_like(maps.prepared.scan, volumes[volume], path)
     facts = {
         "name": subject.name,
         "command": command,
@@ -185,6 +203,8 @@ def save_maps(
         "truth": absolute(subject.label),
         "files": {volume: path.name for volume, path in paths.items()},
     }
+    if SCAN in paths:
+        facts["scan_file_identity"] = content_identity(paths[SCAN])
     if layout.bids:
         facts |= _write_sidecars(paths, facts)
     write_json(layout.facts, facts)
@@ -198,6 +218,7 @@ def _write_sidecars(paths, facts):
         "restored": {"Description": "restored towards healthy", "SkullStripped": True},
         "residual": {"Description": "abs(observed - restored)", "SkullStripped": True},
         "score": {"Description": "the residual, post-processed", "SkullStripped": True},
+        SCAN: {"Description": "the scan, converted from DICOM", "SkullStripped": False},
     }
     for name, lesions in facts["lesions"].items():
         about = f"{lesions['of']} above the threshold that a share of healthy voxels exceeds"

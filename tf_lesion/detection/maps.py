@@ -240,7 +240,8 @@ class Detector:
             warnings.append(f"only {examined:.0%} of the brain were examined.")
         return {
             **stamp(),
-            **told_of("input", prepared.scan.path),
+            **told_of("input", prepared.scan.source),
+            **({} if prepared.scan.series is None else {"series": prepared.scan.series.facts()}),
             **self.described,
             "scan": _scan_facts(prepared.scan),
             "scan_from_grid": prepared.scan_from_grid.tolist(),

@@ -1,0 +1,89 @@
+"""A series as NIfTI, by dcm2niix, in a temporary folder that goes at once."""
+
+import functools
+import shutil
+import subprocess
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from tf_lesion.files import InputError
+from tf_lesion.scans.dicom.headers import EXTRA
+from tf_lesion.scans.dicom.series import Series
+
+# No sidecar, no compression, no settings of the user's: what is read depends on the files alone.
+OPTIONS = ("-b", "n", "-z", "n", "-f", "scan", "-g", "i")
+TEXTS = ("descrip", "aux_file", "intent_name", "db_name")  # may hold comments on the patient
+
+
+def to_nifti(series: Series) -> nib.Nifti1Image:
+    """The image that dcm2niix makes of a series, without a text from the header.
+
+    Raises:
+        InputError: if dcm2niix is not there, or does not make one volume of the series.
+    """
+    with tempfile.TemporaryDirectory(prefix="tf_lesion-") as folder:
+        given, made = Path(folder) / "given", Path(folder) / "made"
+        given.mkdir()
+        made.mkdir()
+        _copy(series, given)
+        run = subprocess.run(
+            [_binary(), *OPTIONS, "-o", str(made), str(given)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        found = sorted(made.glob("*.nii"))
+        if len(found) != 1:
+            said = [line for line in (run.stdout + run.stderr).splitlines() if "rror" in line]
+            raise InputError(
+                f"{series.path}: expected one volume of series {series.first.number}, "
+                f"dcm2niix made {len(found)} ({'; '.join(said) or 'no reason given'}); convert it "
+                "by hand, and give the NIfTI file."
+            )
+        return _without_texts(nib.load(found[0]))
+
+
+@functools.cache
+def converter() -> str:
+    """Name and version of what converts."""
+    try:
+        return f"dcm2niix {metadata.version('dcm2niix')}"
+    except metadata.PackageNotFoundError:
+        return "dcm2niix"
+
+
+def _binary():
+    """The program of the package, or one that is installed otherwise."""
+    try:
+        import dcm2niix
+
+        return dcm2niix.bin
+    except ImportError as error:
+        if found := shutil.which("dcm2niix"):
+            return found
+        raise InputError(f"Expected dcm2niix to be installed: {EXTRA}.") from error
+
+
+def _copy(series: Series, folder: Path) -> None:
+    """Copy the files of a series, under names of our own."""
+    with series.files.reader() as reader:
+        for number, image in enumerate(series.images):
+            with reader.open(image.name) as file, (folder / f"{number:06}.dcm").open("wb") as copy:
+                shutil.copyfileobj(file, copy)
+
+
+def _without_texts(image: nib.Nifti1Image) -> Any:
+    values, header = np.asanyarray(image.dataobj), image.header.copy()
+    for name in TEXTS:
+        header[name] = b""
+    header.extensions.clear()
+    if values.dtype == np.float64:  # scaled
+        values = values.astype(np.float32)
+    header.set_data_dtype(values.dtype)
+    header.set_slope_inter(1, 0)
+    return nib.Nifti1Image(values, None, header)
