@@ -10,7 +10,7 @@ from typing import Any
 from tf_lesion.files import InputError, content_identity, readable, refuse_existing, write_json
 from tf_lesion.scans import discovery
 from tf_lesion.scans.dicom.series import Series
-from tf_lesion.scans.discovery import Subject
+from tf_lesion.scans.discovery import BIDS_SUBJECT, Subject
 from tf_lesion.scans.volumes import ScanSource, save_like
 
 SUMMARY = "summary.json"
@@ -128,9 +128,17 @@ def is_map(path: Path) -> bool:
 
 
 def name_of(scan: Path, otherwise: str | None = None) -> str:
-    """The BIDS entities of a scan's name, all of them: a subject may have many scans."""
+    """The BIDS entities of a scan's name, all of them: a subject may have many scans.
+
+    Of a file that has none, in the folder of a subject's session, they are those of the folders.
+    """
     bids = BIDS_SCAN.fullmatch(stem_of(scan))
-    return bids["entities"] if bids else otherwise or stem_of(scan)
+    if bids:
+        return bids["entities"]
+    sessions = [part for part in scan.parts[:-1] if BIDS_SESSION.fullmatch(f"_{part}")]
+    if otherwise and sessions and BIDS_SUBJECT.fullmatch(otherwise):
+        return f"{otherwise}_{sessions[-1]}"
+    return otherwise or stem_of(scan)
 
 
 def layout_of(

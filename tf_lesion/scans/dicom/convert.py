@@ -4,6 +4,7 @@ import functools
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,21 @@ import nibabel as nib
 import numpy as np
 
 from tf_lesion.files import InputError
+from tf_lesion.scans.dicom.files import Files
 from tf_lesion.scans.dicom.headers import EXTRA
-from tf_lesion.scans.dicom.series import Series
 
 # No sidecar, no compression, no settings of the user's: what is read depends on the files alone.
 OPTIONS = ("-b", "n", "-z", "n", "-f", "scan", "-g", "i")
 TEXTS = ("descrip", "aux_file", "intent_name", "db_name")  # may hold comments on the patient
 
 
-def to_nifti(series: Series) -> nib.Nifti1Image:
+def to_nifti(files: Files, names: Sequence[str], *, called: str) -> nib.Nifti1Image:
     """The image that dcm2niix makes of a series, without a text from the header.
+
+    Args:
+        files: where they are.
+        names: of the series' files.
+        called: what an error calls the series.
 
     Raises:
         InputError: if dcm2niix is not there, or does not make one volume of the series.
@@ -30,7 +36,7 @@ def to_nifti(series: Series) -> nib.Nifti1Image:
         given, made = Path(folder) / "given", Path(folder) / "made"
         given.mkdir()
         made.mkdir()
-        _copy(series, given)
+        _copy(files, names, given)
         run = subprocess.run(
             [_binary(), *OPTIONS, "-o", str(made), str(given)],
             capture_output=True,
@@ -41,9 +47,9 @@ def to_nifti(series: Series) -> nib.Nifti1Image:
         if len(found) != 1:
             said = [line for line in (run.stdout + run.stderr).splitlines() if "rror" in line]
             raise InputError(
-                f"{series.path}: expected one volume of series {series.first.number}, "
-                f"dcm2niix made {len(found)} ({'; '.join(said) or 'no reason given'}); convert it "
-                "by hand, and give the NIfTI file."
+                f"{called}: expected one volume, dcm2niix made {len(found)} "
+                f"({'; '.join(said) or 'no reason given'}); convert it by hand, and give the NIfTI "
+                "file."
             )
         return _without_texts(nib.load(found[0]))
 
@@ -69,11 +75,11 @@ def _binary():
         raise InputError(f"Expected dcm2niix to be installed: {EXTRA}.") from error
 
 
-def _copy(series: Series, folder: Path) -> None:
+def _copy(files, names, folder):
     """Copy the files of a series, under names of our own."""
-    with series.files.reader() as reader:
-        for number, image in enumerate(series.images):
-            with reader.open(image.name) as file, (folder / f"{number:06}.dcm").open("wb") as copy:
+    with files.reader() as reader:
+        for number, name in enumerate(names):
+            with reader.open(name) as file, (folder / f"{number:06}.dcm").open("wb") as copy:
                 shutil.copyfileobj(file, copy)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from tf_lesion.files import IDENTITY_DIGITS
 from tf_lesion.scans import MOST_VOXELS
+from tf_lesion.scans.dicom.convert import converter, to_nifti
 from tf_lesion.scans.dicom.files import Files
 from tf_lesion.scans.dicom.headers import Image
 
@@ -76,14 +77,11 @@ class Series:
 
     def image(self) -> Any:
         """The series as a nibabel image; see `convert.to_nifti`."""
-        from tf_lesion.scans.dicom.convert import to_nifti
-
-        return to_nifti(self)
+        called = f"{self.path}: series {self.first.number}"
+        return to_nifti(self.files, [image.name for image in self.images], called=called)
 
     def facts(self) -> dict[str, Any]:
         """What results say of it, JSON-serializable; nothing about the patient."""
-        from tf_lesion.scans.dicom.convert import converter
-
         first = self.first
         return {
             "number": first.number,
