@@ -22,6 +22,10 @@ from tf_lesion.files import InputError
 
 PATTERNS = ("pattern", "mask_pattern", "seg_pattern")
 SETTINGS = ("tv_weight", "steps", "solver")
+CITATION = (
+    "The method, to be cited: S. You, K. C. Tezcan, X. Chen, E. Konukoglu. Unsupervised Lesion\n"
+    "Detection via Image Restoration with a Normative Prior. MIDL 2019."
+)
 DEVICE = ("--device", "--threads")
 
 
@@ -37,6 +41,7 @@ def parser() -> Any:
     add(made, *restoring(), "--slice-step", "--batch-size", "--precision", "--seed", *DEVICE)
     add(made, "--bids-out", "--force")
     add(made, "--postprocess", default="auto")
+    add(made.add_mutually_exclusive_group(), "--verbose", "--quiet")
     return made
 
 
@@ -142,24 +147,59 @@ def find(source: Path, options: Any) -> Found:
 def detect_scans(detector: Any, found: Found, options: Any, *, typed: str) -> int:
     """Detect in the scans that were found; returns the exit status."""
     from tf_lesion.detection import files, layout
+    from tf_lesion.detection.progress import LOG, Progress
 
     source, out, bids = found.source, options.out, options.bids_out
     if bids:
         files.refuse_other_dataset(out, force=options.force)
-    written = {"command": typed, "force": options.force}
-    if found.many:
-        rows = files.detect_many(detector, found.subjects, out, bids=bids, **written)
-    else:
-        (subject,) = found.subjects
-        place = layout.layout_of(subject, out, bids=bids)
-        files.tell_warnings(files.detect_one(detector, subject, place, **written))
-        rows = [{"status": layout.DONE}]
-    if bids:
-        files.write_dataset_description(out, source if source.is_dir() else source.parent)
-    statuses = [row["status"] for row in rows]
-    counts = [f"{statuses.count(name)} {name}" for name in dict.fromkeys(statuses)]
-    print(f"Wrote maps of {source} to {out}: {', '.join(counts)}.")
+    with Progress(len(found.subjects), screen=_screen(options), log=out / LOG) as progress:
+        _tell_beginning(progress, detector, typed)
+        written = {"command": typed, "force": options.force, "progress": progress}
+        if found.many:
+            rows = files.detect_many(detector, found.subjects, out, bids=bids, **written)
+        else:
+            (subject,) = found.subjects
+            with progress.scan(subject.name):
+                place = layout.layout_of(subject, out, bids=bids)
+                files.detect_one(detector, subject, place, **written)
+                progress.tell(layout.DONE)
+            rows = [{"status": layout.DONE}]
+        if bids:
+            files.write_dataset_description(out, source if source.is_dir() else source.parent)
+        statuses = [row["status"] for row in rows]
+        counts = [f"{statuses.count(name)} {name}" for name in dict.fromkeys(statuses)]
+        progress.say(f"Wrote maps of {source} to {out}: {', '.join(counts)}.")
+        if progress.first and layout.DONE in statuses and not options.quiet:
+            print(CITATION)
     return int(layout.FAILED in statuses)
+
+
+def _screen(options):
+    from tf_lesion.detection.progress import NORMAL, QUIET, VERBOSE
+
+    return VERBOSE if options.verbose else QUIET if options.quiet else NORMAL
+
+
+def _tell_beginning(progress, detector, typed):
+    """To the log what runs, and to the screen of who wants to know."""
+    from tf_lesion.detection.progress import VERBOSE
+    from tf_lesion.provenance import stamp
+
+    made_by = stamp()
+    device, versions = made_by["device"], made_by["versions"]
+    commit = f" ({made_by['commit'][:12]})" if made_by["commit"] else ""
+    lines = [
+        typed,
+        f"tf_lesion {made_by['tf_lesion_version']}{commit} on {device['name']}, "
+        f"{device['threads']} threads; {', '.join(map(' '.join, versions.items()))}",
+        f"model {detector.prior.path}, {len(detector.points)} thresholds, "
+        f"postprocessing {detector.postprocessing or 'none'}",
+    ]
+    for line in [*lines, detector.unfit and f"no lesion maps: {detector.unfit}"]:
+        if line:
+            progress.note(line)
+            if progress.screen >= VERBOSE:
+                print(line)
 
 
 def check_sources(source: Path, options: Any, *, exam: bool, labels: Any) -> None:
@@ -179,7 +219,7 @@ def check_sources(source: Path, options: Any, *, exam: bool, labels: Any) -> Non
 
 def typed_line(name: str, argv: list[str] | None) -> str:
     """The command as it was typed."""
-    return shlex.join([name, *(sys.argv[1:] if argv is None else argv)])
+    return f"{name} {shlex.join(sys.argv[1:] if argv is None else argv)}"
 
 
 @command

@@ -69,6 +69,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--config": {"type": Path, "help": "YAML, see eval/experiment.yaml"},
     "--force": _flag("overwrite --out"),
+    "--verbose": {
+        **_flag("say how long each stage took, and where errors came from"),
+        "also": "-v",
+    },
+    "--quiet": {**_flag("say only what failed; the log says all"), "also": "-q"},
     "--dry-run": _flag("say what would be done, and leave"),
     # devices
     "--device": {"default": "auto", "help": "cpu, gpu, gpu:N or auto"},

@@ -31,6 +31,7 @@ OF_SCANS = (
     *("--bids-out", "--mask", *detect.patterns(), "--align", "--allow-poor-alignment"),
     *("--slice-step", "--series"),
 )
+SCREEN = ("--verbose", "--quiet")
 OF_BOTH = (
     *("--model", "--calibration", "--postprocess", "--batch-size", "--precision", "--seed"),
     *detect.restoring(),
@@ -48,13 +49,14 @@ def parser() -> Any:
     add(made, "--out", required=True, help="HDF5 file (--cache) or folder (--input)")
     add(made, *OF_SCANS, "--calibration", *detect.restoring())
     add(made, "--postprocess", default="")
+    add(made.add_mutually_exclusive_group(), *SCREEN)
     add(made, *OF_CACHE, "--batch-size", "--precision", "--seed", *detect.DEVICE, "--force")
     return made
 
 
 def check_options(options: Any) -> None:
     """Raise `InputError` for options that mean nothing to what is restored."""
-    sources = {"--cache": OF_CACHE, "--input": OF_SCANS, "--cache or --input": OF_BOTH}
+    sources = {"--cache": OF_CACHE, "--input": (*OF_SCANS, *SCREEN), "--cache or --input": OF_BOTH}
     there = {"--cache": options.cache, "--input": options.input}
     there["--cache or --input"] = options.cache or options.input
     needs = {name: (source, bool(there[source])) for source in sources for name in sources[source]}

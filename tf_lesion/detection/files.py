@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from tf_lesion.detection.layout import (
     told_of,
 )
 from tf_lesion.detection.maps import Detector
+from tf_lesion.detection.progress import LOG, Progress
 from tf_lesion.files import InputError, refuse_existing, write_json
 from tf_lesion.scans import discovery, picture
 from tf_lesion.scans.discovery import Subject
@@ -33,7 +33,7 @@ PATTERNS = ("**/*_T2w.nii*", *(f"**/*{suffix}.nii*" for suffix in discovery.SUFF
 BIDS_VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"
 NAME = "tf_lesion"  # of the data set's maker
-BIDS_IGNORED = (SUMMARY, "*.html")
+BIDS_IGNORED = (SUMMARY, "*.html", LOG)
 
 
 # Which scans ------------------------------------------------------------------------------------
@@ -135,7 +135,13 @@ def write_dataset_description(out: str | Path, source: str | Path) -> None:
 
 
 def detect_one(
-    detector: Detector, subject: Subject, layout: Layout, *, command: str = "", force: bool = False
+    detector: Detector,
+    subject: Subject,
+    layout: Layout,
+    *,
+    command: str = "",
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Detect in a scan and write its files, the JSON last; returns the facts.
 
@@ -145,6 +151,7 @@ def detect_one(
         layout: `Layout`.
         command: the command line, for the facts.
         force: overwrite.
+        progress: is told the stages, and the warnings.
 
     Raises:
         FileExistsError, InputError, OSError: before anything is written, if the scan cannot be
@@ -155,11 +162,14 @@ def detect_one(
     for path in (*layout.volumes(detector.volume_names, subject).values(), layout.facts):
         refuse_existing(path, force=force)
     try:
-        maps = detector.detect(subject.source, mask=subject.mask)
+        maps = detector.detect(subject.source, mask=subject.mask, progress=progress)
     except PoorAlignmentError as error:
         picture.write_planes(layout.doubt, error.prepared, "; ".join(error.doubts))
         raise InputError(f"{error} {layout.doubt}") from error
-    return save_maps(maps, subject, layout, command=command, force=force)
+    facts = save_maps(maps, subject, layout, command=command, force=force)
+    for warning in facts["warnings"] if progress is not None else ():
+        progress.warn(warning)
+    return facts
 
 
 def detect_many(
@@ -170,6 +180,7 @@ def detect_many(
     bids: bool = False,
     command: str = "",
     force: bool = False,
+    progress: Progress | None = None,
 ) -> list[dict[str, str]]:
     """Scan after scan; one that fails does not stop the rest, one that is done is skipped.
 
@@ -184,11 +195,12 @@ def detect_many(
     layouts = [layout_of(subject, out, bids=bids, many=True) for subject in subjects]
     _check_different(subjects, layouts)
     rows, told = [], {row["facts"]: row for row in read_summary(out)}
-    for number, (subject, layout) in enumerate(zip(subjects, layouts, strict=True), start=1):
-        print(f"[{number}/{len(subjects)}] {subject.name}", flush=True)
-        status, reason = _attempt(detector, subject, layout, command=command, force=force)
-        if status == FAILED:
-            print(f"error: {subject.name}: {reason}", file=sys.stderr)
+    progress = progress or Progress(len(subjects))
+    written = {"command": command, "force": force, "progress": progress}
+    for subject, layout in zip(subjects, layouts, strict=True):
+        with progress.scan(subject.name):
+            status, reason = _attempt(detector, subject, layout, **written)
+            progress.tell(status, reason)
         rows.append(
             {
                 "name": subject.name,
@@ -214,25 +226,21 @@ def _check_different(subjects, layouts):
             )
 
 
-def _attempt(detector, subject, layout, *, command, force):
+def _attempt(detector, subject, layout, *, command, force, progress):
     """(status, reason) of one scan among many."""
     try:
         if not (force or subject.problem) and is_done(detector, subject, layout):
             return SKIPPED, ""
         # Without its JSON a scan was interrupted: what lies there is half of it.
-        facts = detect_one(detector, subject, layout, command=command, force=True)
+        written = {"command": command, "force": True, "progress": progress}
+        detect_one(detector, subject, layout, **written)
     except Exception as error:
         reason = str(error) or type(error).__name__
-        known = isinstance(error, InputError | OSError)
-        return FAILED, reason if known else f"{type(error).__name__}: {reason}"
-    tell_warnings(facts)
+        if isinstance(error, InputError | OSError):
+            return FAILED, reason
+        progress.note(f"{subject.name}: unexpected", error=error)
+        return FAILED, f"{type(error).__name__}: {reason}"
     return DONE, ""
-
-
-def tell_warnings(facts: dict[str, Any]) -> None:
-    """Print the warnings of a scan."""
-    for warning in facts["warnings"]:
-        print(f"warning: {facts['name']}: {warning}", file=sys.stderr)
 
 
 def is_done(detector: Detector, subject: Subject, layout: Layout) -> bool:

@@ -1,7 +1,8 @@
 """Detect in one scan: maps on the scan's own grid, and what a reader must know about them."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tf_lesion.config import AUTO, RestorationConfig
 from tf_lesion.detection.layout import layout_of, one_scan, save_maps, told_of
 from tf_lesion.detection.lesions import find_lesions
 from tf_lesion.detection.postprocessing import Postprocessing, anomaly_score, axes_mm
+from tf_lesion.detection.progress import Progress
 from tf_lesion.files import InputError
 from tf_lesion.provenance import stamp
 from tf_lesion.scans.prepare import PreparedScan, ScanSettings, prepare_scan, to_scan_grid
@@ -149,15 +151,25 @@ class Detector:
     def _scored(self):
         return self.postprocessing != Postprocessing()
 
-    def detect(self, scan: ScanSource, *, mask: ScanSource | None = None) -> ScanMaps:
+    def detect(
+        self,
+        scan: ScanSource,
+        *,
+        mask: ScanSource | None = None,
+        progress: Progress | None = None,
+    ) -> ScanMaps:
         """The `ScanMaps` of a scan, a path or a nibabel image, optionally with its brain mask.
+
+        `progress` is told the stages; without one, a bar shows the restoration.
 
         Raises:
             FileNotFoundError, InputError: if the scan cannot be used, or its restoration diverges;
                 `PoorAlignmentError` if its brain or alignment is not to be trusted.
         """
-        prepared = self.prepare(scan, mask=mask)
-        restored, slices = self.restore_volume(prepared)
+        prepared = self.prepare(scan, mask=mask, on_stage=progress and progress.stage)
+        restored, slices = self.restore_volume(prepared, progress)
+        if progress is not None:
+            progress.stage("writing")  # from here to the last file
         residual = np.abs(prepared.image - restored) * prepared.mask
         volumes = {"restored": restored, "residual": residual}
         if self._scored:
@@ -169,16 +181,25 @@ class Detector:
         facts = {**told_of("brain_mask", mask), **self._facts(prepared, volumes, slices)}
         return ScanMaps(prepared, volumes, facts, self.points)
 
-    def prepare(self, scan: ScanSource, *, mask: ScanSource | None = None) -> PreparedScan:
+    def prepare(
+        self,
+        scan: ScanSource,
+        *,
+        mask: ScanSource | None = None,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> PreparedScan:
         """The `PreparedScan` of a scan, as it is restored; errors as of `detect`."""
         return prepare_scan(
             scan,
             settings=self.scan_settings,
             mask_path=mask,
             reference=self.prior.reference,
+            on_stage=on_stage,
         )
 
-    def restore_volume(self, prepared: PreparedScan) -> tuple[np.ndarray, np.ndarray]:
+    def restore_volume(
+        self, prepared: PreparedScan, progress: Progress | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Restore the axial slices with brain of a `PreparedScan`.
 
         Returns:
@@ -186,8 +207,6 @@ class Detector:
             left out is interpolated from their neighbors; outside the crop it is the observed
             volume.
         """
-        from tqdm import tqdm
-
         from tf_lesion.restoration import restore
 
         window = crop_of(self.prior, prepared.grid)
@@ -202,7 +221,7 @@ class Detector:
         change = np.zeros((len(slices), *observed.shape[1:3]), np.float32)
         ascent = self._restorer.restoration
         total = len(slices) * ascent.steps * ascent.repeats
-        with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
+        with _shown(progress, total) as advance:
             for start in range(0, len(slices), self.batch_size):
                 part = slice(start, start + self.batch_size)
                 chosen = slices[part]
@@ -211,7 +230,7 @@ class Detector:
                     observed[chosen],
                     mask[chosen],
                     chosen,
-                    on_progress=progress.update,
+                    on_progress=advance,
                 )
                 change[part] = (restored - observed[chosen])[..., 0]
         volume = prepared.image.copy()
@@ -281,6 +300,19 @@ class Detector:
             "largest_ml": _rounded(largest.volume_ml) if largest else 0.0,
             "largest_center_mm": [_rounded(mm) for mm in largest.center_mm] if largest else None,
         }
+
+
+@contextlib.contextmanager
+def _shown(progress, total):
+    """What is to be called as the restoration goes on."""
+    from tqdm import tqdm
+
+    if progress is not None:
+        progress.stage("restoring", total)
+        yield progress.advance
+        return
+    with tqdm(total=total, desc="restoring", unit="slice-step") as bar:
+        yield bar.update
 
 
 def postprocessing_of(prior: Any, steps: str) -> Postprocessing:
