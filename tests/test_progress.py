@@ -102,11 +102,14 @@ def test_the_estimate_is_right_for_scans_that_take_as_long_as_the_first(clock):
 def test_a_restoration_slower_than_before_is_seen_at_once(clock):
     told = Progress(1)
     told._clock.begin()
-    told._clock.guess = dict(SECONDS)
     told.stage("restoring", 10)
     clock(100)
     told.advance(5)
-    assert told._clock.left(1) == pytest.approx(100 + SECONDS["writing"])
+    assert told._clock.left(1) == pytest.approx(100 + progress.STAGES["writing"])
+    clock(100)
+    told.stage("writing")
+    slower = 200 / progress.STAGES["restoring"]
+    assert told._clock.left(1) == pytest.approx(slower * progress.STAGES["writing"])
 
 
 def test_the_bar_fits_80_columns_and_goes_when_the_scan_is_done(clock, monkeypatch):
@@ -177,6 +180,7 @@ def test_a_run_over_a_folder_is_told_and_logged(run, scans, tmp_path, capsys, mo
     found = [line.split(" in ")[0] for line in lines[:3]]
     assert found == ["[1/3] a: done", "[2/3] b: failed", "[3/3] c: done"]
     assert "2 done, 1 failed" in lines[3]
+    assert str(out / LOG) in lines[4]
     assert "MIDL 2019" in lines[-1]
     assert "|" not in said.out + said.err
     assert "\r" not in said.out + said.err

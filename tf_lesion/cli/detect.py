@@ -23,7 +23,7 @@ from tf_lesion.files import InputError
 PATTERNS = ("pattern", "mask_pattern", "seg_pattern")
 SETTINGS = ("tv_weight", "steps", "solver")
 CITATION = (
-    "The method, to be cited: S. You, K. C. Tezcan, X. Chen, E. Konukoglu. Unsupervised Lesion\n"
+    "To be cited: S. You, K. C. Tezcan, X. Chen, E. Konukoglu. Unsupervised Lesion\n"
     "Detection via Image Restoration with a Normative Prior. MIDL 2019."
 )
 DEVICE = ("--device", "--threads")
@@ -169,6 +169,8 @@ def detect_scans(detector: Any, found: Found, options: Any, *, typed: str) -> in
         statuses = [row["status"] for row in rows]
         counts = [f"{statuses.count(name)} {name}" for name in dict.fromkeys(statuses)]
         progress.say(f"Wrote maps of {source} to {out}: {', '.join(counts)}.")
+        if layout.FAILED in statuses:
+            progress.say(f"What went wrong is in {out / LOG} too.")
         if progress.first and layout.DONE in statuses and not options.quiet:
             print(CITATION)
     return int(layout.FAILED in statuses)

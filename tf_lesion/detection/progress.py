@@ -190,6 +190,7 @@ class _Clock:
         if self.name:
             seconds = time.monotonic() - self.began
             self.spent[self.name] = self.spent.get(self.name, 0.0) + seconds
+            self.guess.setdefault(self.name, 0.0)
 
     def table(self):
         return ", ".join(f"{name} {_duration(seconds)}" for name, seconds in self.spent.items())
@@ -207,17 +208,20 @@ class _Clock:
 
     def left(self, number):
         """Seconds until all scans are done; None before anything was measured."""
-        part, now = self.part(), time.monotonic()
-        if not self.done and part < SOON:
+        part, now, names = self.part(), time.monotonic(), list(self.guess)
+        measured = self.done or part >= SOON or "restoring" in self.spent
+        if not measured or self.name not in names:
             return None
-        names = list(self.guess)
-        later = names[names.index(self.name) + 1 :] if self.name in self.guess else names
-        in_stage = max(self.guess.get(self.name, 0.0) - (now - self.began), 0.0)
+        in_stage, slower = now - self.began, 1.0
+        if not self.done and self.spent:  # than `STAGES` have it
+            slower = sum(self.spent.values()) / sum(self.guess[name] for name in self.spent)
         if part >= SOON:
-            in_stage = (now - self.began) * (1 - part) / part
-        this = in_stage + sum(self.guess[name] for name in later)
-        each = sum(self.done) / len(self.done) if self.done else now - self.scan_began + this
-        return this + (self.count - number) * each
+            rest = in_stage * (1 - part) / part
+        else:
+            rest = max(slower * self.guess[self.name] - in_stage, 0.0)
+        rest += slower * sum(self.guess[name] for name in names[names.index(self.name) + 1 :])
+        each = sum(self.done) / len(self.done) if self.done else now - self.scan_began + rest
+        return rest + (self.count - number) * each
 
 
 def _bar(text: str) -> Any:
