@@ -288,6 +288,10 @@ def _change(path, **tags):
             lambda folder: _change(folder / "IM0020", ImageOrientationPatient=[1, 0, 0, 0, 0, 1]),
             "several directions",
         ),
+        (
+            lambda folder: _change(folder / "IM0020", ImagePositionPatient=None),
+            "slices without a position",
+        ),
         (lambda folder: [path.unlink() for path in folder.glob("IM00[1-4]*")], "only 40 mm"),
     ],
 )
@@ -299,6 +303,13 @@ def test_what_is_no_volume_is_refused_also_by_hand(volume, tmp_path, spoil, reas
     if "only" not in reason:
         with pytest.raises(InputError, match=reason):
             find_series(folder, "3")
+
+
+def test_linked_folders_are_read_and_links_that_lead_back_are_not(volume, tmp_path):
+    (tmp_path / "exam").mkdir()
+    (tmp_path / "exam" / "again").symlink_to(tmp_path / "exam")
+    (tmp_path / "exam" / "linked").symlink_to(tiny_dicom.write_series(tmp_path / "far", *volume))
+    assert find_series(tmp_path / "exam").count == volume[0].shape[2]
 
 
 def test_an_image_that_is_there_twice_counts_once(volume, tmp_path):

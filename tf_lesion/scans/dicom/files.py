@@ -64,10 +64,11 @@ class Files:
             if every:
                 raise error
 
-        left_out = self.left_out and self.left_out.resolve()
-        for folder, below, names in os.walk(self.path, onerror=failed):
+        seen = {self.left_out and self.left_out.resolve()}
+        for folder, below, names in os.walk(self.path, onerror=failed, followlinks=True):
             place = Path(folder)
-            below[:] = [name for name in below if (place / name).resolve() != left_out]
+            seen.add(place.resolve())  # a link may lead back, or to what was read
+            below[:] = [name for name in sorted(below) if (place / name).resolve() not in seen]
             local = PurePosixPath(place.relative_to(self.path).as_posix())
             for name in names:  # a link that leads nowhere is not left out in silence
                 if (place / name).is_file() or (place / name).is_symlink():

@@ -140,6 +140,8 @@ class Series:
             yield "a truncated file"
         if self.normal is None:
             yield "slices in several directions, or in none"
+        elif not len(self.heights):
+            yield "slices without a position"
         elif len(steps) and (steps < SAME_PLACE).any():
             yield "several images at one place: more than one volume"
         elif len(steps) and np.abs(steps - self.spacing[2]).max() > UNEVEN * self.spacing[2]:
