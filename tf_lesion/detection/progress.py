@@ -96,7 +96,8 @@ class Progress:
         if reason:
             print(f"error: {self._name}: {reason}", file=sys.stderr, flush=True)
         level = logging.ERROR if reason else logging.INFO
-        self._log.log(level, "%s%s", line, f": {reason}" if reason else "")
+        text = f"{line}: {reason}" if reason else line
+        self._log.log(level, "%s", text, extra={"outcome": status})
         if status == "done":
             self._log.info("  %s", self._clock.table())
 
@@ -260,16 +261,17 @@ def _logger(path):
 
 
 class _Patient(logging.Handler):
-    """Appends to a file as soon as its folder exists: who fails before leaves no folder behind."""
+    """Appends to a file from the first outcome on: what is refused before leaves nothing behind."""
 
     def __init__(self, path: Path):
         super().__init__()
-        self.path, self.waiting = path, []
+        self.path, self.waiting, self.begun = path, [], path.exists()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append the record, and those that waited; a log that cannot be written stops nothing."""
         self.waiting.append(f"{self.format(record)}\n")
-        if not self.path.parent.is_dir():
+        self.begun = self.begun or record.levelno >= logging.ERROR or hasattr(record, "outcome")
+        if not (self.begun and self.path.parent.is_dir()):
             return
         with contextlib.suppress(OSError), self._opened() as file:
             file.writelines(self.waiting)
