@@ -30,8 +30,17 @@ LIBRARY = [
     "tensorboard",
     "tqdm",
 ]
+DICOM = ["pydicom>=3", "dcm2niix>=1.0.20220715"]
 SCRIPTS = ["pyyaml"]  # eval.tables reads its experiments from it
-TEST = ["bids-validator-deno>=2", "pytest", "pytest-xdist", "ruff", "setuptools>=64", "wheel"]
+TEST = [
+    "bids-validator-deno>=2",
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "setuptools>=64",
+    "wheel",
+    *DICOM,
+]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "ruff"]
 
 setup(
@@ -57,5 +66,5 @@ setup(
     entry_points={"console_scripts": ["tf-lesion = tf_lesion.cli.main:main"]},
     python_requires=">=3.11",
     install_requires=LIBRARY,
-    extras_require={"scripts": SCRIPTS, "test": TEST, "docs": DOCS},
+    extras_require={"dicom": DICOM, "scripts": SCRIPTS, "test": TEST, "docs": DOCS},
 )

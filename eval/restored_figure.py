@@ -72,7 +72,7 @@ def draw(results: Path) -> Any:
     """
     import nibabel as nib
 
-    from tf_lesion.detection.layout import FACTS_PATTERNS, read_facts
+    from tf_lesion.detection.layout import FACTS_PATTERNS, read_facts, scan_of
     from tf_lesion.scans.discovery import segmentation_beside
 
     found = [path for pattern in FACTS_PATTERNS for path in results.glob(pattern)]
@@ -81,7 +81,7 @@ def draw(results: Path) -> Any:
     facts = read_facts(found[0])
     if MASK not in facts["files"]:
         raise InputError(f"Expected a mask {MASK} in {found[0]}, got {', '.join(facts['files'])}.")
-    scan, truth = Path(facts["input"]), segmentation_beside(Path(facts["input"]))
+    scan, truth = scan_of(found[0], facts)[0], segmentation_beside(Path(facts["input"]))
     if not scan.exists():
         raise InputError(f"Expected the scan of {found[0]} at {scan}, it is not there.")
     paths = {name: found[0].parent / Path(path).name for name, path in facts["files"].items()}

@@ -9,6 +9,7 @@ import tiny_scans
 
 from preprocessing import brats, camcan, cohort
 from tf_lesion.detection.files import find_scans
+from tf_lesion.detection.layout import layout_of
 from tf_lesion.files import InputError
 from tf_lesion.scans import discovery
 
@@ -154,6 +155,26 @@ def test_sessions_and_labels_with_a_plus_are_scans_of_their_own(tmp_path):
         touch(tmp_path / name.replace("_", "/") / "anat" / f"{name}_T2w.nii.gz")
     names = [subject.name for subject in find_scans(tmp_path)]
     assert names == ["sub-a+1_ses-1", "sub-a+1_ses-2", "sub-a+2_ses-1"]
+
+
+@pytest.mark.parametrize("bids", [False, True])
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        (None, ["{}/anat/{}_T2w", "{}/anat/{}_run-1_T2w", "{}/anat/{}_run-2_T2w"]),
+        (None, ["{}/anat/{}_acq-a_T2w", "{}/anat/{}_acq-a_run-1_T2w", "{}/anat/{}_rec-a_T2w"]),
+        (None, ["{}/ses-1/anat/{}_ses-1_T2w", "{}/ses-2/anat/{}_ses-2_T2w"]),
+        ("**/T2.nii.gz", ["{}/ses-1/T2", "{}/ses-2/T2", "{}/T2"]),
+        ("**/*t2*.nii.gz", ["{}/ses-1/anat/t2", "{}/ses-2/anat/t2"]),
+    ],
+)
+def test_all_scans_of_a_subject_get_files_of_their_own(tmp_path, bids, pattern, names):
+    for subject in ("sub-1", "sub-2"):
+        for name in names:
+            touch(tmp_path / f"{name.replace('{}', subject)}.nii.gz")
+    subjects = find_scans(tmp_path, pattern=pattern)
+    made = {layout_of(one, "out", bids=bids, many=True).facts for one in subjects}
+    assert len(made) == len(subjects) == 2 * len(names)
 
 
 def test_maps_among_the_scans_are_no_scans(tmp_path):

@@ -88,7 +88,8 @@ def test_all_that_the_library_imports_is_a_dependency(unpacked):
         for line in metadata.read_text().splitlines()
         if line.startswith("Requires-Dist: ")
     ]
-    names = {each.name.lower().replace("-", "_") for each in required if each.marker is None}
+    needed = (each for each in required if str(each.marker) in ("None", 'extra == "dicom"'))
+    names = {each.name.lower().replace("-", "_") for each in needed}
     imports = re.compile(r"^\s*(?:import|from) (\w+)", re.MULTILINE)
     packaged = {"skimage": "scikit_image", "sitk": "simpleitk", "tensorflow_probability": ""}
     used = {

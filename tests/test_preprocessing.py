@@ -391,6 +391,21 @@ def test_two_scans_of_one_subject_are_refused(tmp_path):
         camcan.find_subjects(tmp_path)
 
 
+@pytest.mark.parametrize("find", [camcan.find_subjects, brats.find_subjects])
+@pytest.mark.parametrize("name", ["sub-{}_ses-{}_T2w", "T2"])
+def test_sessions_of_a_subject_are_never_split_between_train_and_test(tmp_path, find, name):
+    for subject in (1, 2, 3):
+        for session in (1, 2):
+            folder = tmp_path / f"sub-{subject}" / f"ses-{session}" / "anat"
+            folder.mkdir(parents=True)
+            (folder / f"{name.format(subject, session)}.nii.gz").touch()
+    with pytest.raises(InputError, match=r"Two scans of sub-1: .*ses-1.*ses-2.*one scan\s+per"):
+        find(tmp_path, pattern="**/*.nii.gz")
+    for session in (1, 2):
+        found = find(tmp_path, pattern=f"**/ses-{session}/anat/*.nii.gz")
+        assert [subject.name for subject in found] == ["sub-1", "sub-2", "sub-3"]
+
+
 def test_scans_are_named_after_bids_file_or_folder(tmp_path):
     paths = [tmp_path / "sub-9" / "a.nii", tmp_path / "x" / "b_t2.nii.gz"]
     assert scan_names(paths, tmp_path, suffixes=["_t2"]) == ["sub-9", "b"]

@@ -224,7 +224,8 @@ class Prior:
         """Restore a scan and find what is not healthy.
 
         Args:
-            scan: path of a T2 scan (NIfTI, any grid and orientation), or a nibabel image.
+            scan: path of a T2 scan (NIfTI, any grid and orientation; a folder of DICOM or a zip
+                of one), or a nibabel image.
             mask: its brain mask, on its grid; likewise.
             options: of `detection.maps.Detector`.
 

@@ -58,7 +58,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # files
     "--model": {"help": "pretrained, a run, a folder of a TF1 checkpoint, or a SavedModel"},
     "--cache": {"type": Path, "help": "HDF5 cache of slices"},
-    "--input": {"help": "T2 scan (NIfTI, any grid and orientation), a folder of scans, or BIDS"},
+    "--input": {"help": "T2 scan (NIfTI, DICOM folder or zip), a folder of scans, or BIDS"},
     "--restored": {"type": Path, "help": "restored slices of restore_brats.py"},
     "--results": {"type": Path, "help": "maps of restore_brats.py --input or tf-lesion detect"},
     "--out": {"type": Path, "help": "file or folder to write"},
@@ -69,6 +69,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--config": {"type": Path, "help": "YAML, see eval/experiment.yaml"},
     "--force": _flag("overwrite --out"),
+    "--verbose": {
+        **_flag("say how long each stage took, and where errors came from"),
+        "also": "-v",
+    },
+    "--quiet": {**_flag("say only what failed; the log says all"), "also": "-q"},
     "--dry-run": _flag("say what would be done, and leave"),
     # devices
     "--device": {"default": "auto", "help": "cpu, gpu, gpu:N or auto"},
@@ -132,6 +137,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--mask-pattern": {"help": "glob of their brain masks, with {subject} and {folder}"},
     "--seg-pattern": {"help": "the same for true segmentations"},
     "--mask": {"type": Path, "help": "brain mask of the one scan, NIfTI on its grid"},
+    "--series": {
+        "metavar": "N|TEXT",
+        "help": "DICOM series to take, by number or description; default: the T2-weighted one",
+    },
     "--participant-label": {"nargs": "+", "help": "participants of a BIDS dataset; default: all"},
     "--align": {"choices": ALIGN_MODES, "help": "to MNI space; default: as the training scans"},
     "--allow-poor-alignment": _flag(

@@ -29,8 +29,9 @@ from tf_lesion.files import InputError, refuse_existing
 OF_CACHE = ("--save-every", "--shard", "--max-slices", "--crop")
 OF_SCANS = (
     *("--bids-out", "--mask", *detect.patterns(), "--align", "--allow-poor-alignment"),
-    "--slice-step",
+    *("--slice-step", "--series"),
 )
+SCREEN = ("--verbose", "--quiet")
 OF_BOTH = (
     *("--model", "--calibration", "--postprocess", "--batch-size", "--precision", "--seed"),
     *detect.restoring(),
@@ -48,13 +49,14 @@ def parser() -> Any:
     add(made, "--out", required=True, help="HDF5 file (--cache) or folder (--input)")
     add(made, *OF_SCANS, "--calibration", *detect.restoring())
     add(made, "--postprocess", default="")
+    add(made.add_mutually_exclusive_group(), *SCREEN)
     add(made, *OF_CACHE, "--batch-size", "--precision", "--seed", *detect.DEVICE, "--force")
     return made
 
 
 def check_options(options: Any) -> None:
     """Raise `InputError` for options that mean nothing to what is restored."""
-    sources = {"--cache": OF_CACHE, "--input": OF_SCANS, "--cache or --input": OF_BOTH}
+    sources = {"--cache": OF_CACHE, "--input": (*OF_SCANS, *SCREEN), "--cache or --input": OF_BOTH}
     there = {"--cache": options.cache, "--input": options.input}
     there["--cache or --input"] = options.cache or options.input
     needs = {name: (source, bool(there[source])) for source in sources for name in sources[source]}
@@ -91,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     source = Path(options.input) if options.input else None
     check_options(options)
-    detect.check_sources(source, options)
+    found = detect.find(source, options) if source else None
     if options.merge:
         from tf_lesion.caches.restored import merge_shards
 
@@ -107,4 +109,4 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     typed = detect.typed_line("restore_brats.py", argv)
     detector = detect.detector_of(prior, options, calibrated=False)
-    return detect.detect_scans(detector, source, options, labels=(), typed=typed)
+    return detect.detect_scans(detector, found, options, typed=typed)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from tf_lesion.detection.layout import (
     told_of,
 )
 from tf_lesion.detection.maps import Detector
+from tf_lesion.detection.progress import LOG, Progress
 from tf_lesion.files import InputError, refuse_existing, write_json, written_whole
 from tf_lesion.scans import discovery, picture
 from tf_lesion.scans.discovery import Subject
@@ -34,7 +34,7 @@ PATTERNS = ("**/*_T2w.nii*", *(f"**/*{suffix}.nii*" for suffix in discovery.SUFF
 BIDS_VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"
 NAME = "tf_lesion"  # of the data set's maker
-BIDS_IGNORED = (SUMMARY, SCAN_TABLE, "*.html", "*_lesions.csv", "*_qc.png")
+BIDS_IGNORED = (SUMMARY, SCAN_TABLE, LOG, "*.html", "*_lesions.csv", "*_qc.png")
 
 
 # Which scans ------------------------------------------------------------------------------------
@@ -136,7 +136,13 @@ def write_dataset_description(out: str | Path, source: str | Path) -> None:
 
 
 def detect_one(
-    detector: Detector, subject: Subject, layout: Layout, *, command: str = "", force: bool = False
+    detector: Detector,
+    subject: Subject,
+    layout: Layout,
+    *,
+    command: str = "",
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Detect in a scan and write its files, the JSON last; returns the facts.
 
@@ -146,6 +152,7 @@ def detect_one(
         layout: `Layout`.
         command: the command line, for the facts.
         force: overwrite.
+        progress: is told the stages, and the warnings.
 
     Raises:
         FileExistsError, InputError, OSError: before anything is written, if the scan cannot be
@@ -153,15 +160,19 @@ def detect_one(
     """
     if subject.problem:
         raise InputError(subject.problem)
-    for path in (*layout.volumes(detector.volume_names).values(), *layout.side_files):
+    volumes = layout.volumes(detector.volume_names, subject).values()
+    for path in (*volumes, *layout.side_files):
         refuse_existing(path, force=force)
     try:
-        maps = detector.detect(subject.scan, mask=subject.mask)
+        maps = detector.detect(subject.source, mask=subject.mask, progress=progress)
     except PoorAlignmentError as error:
         qc = {"verdict": FAILED, "reasons": error.doubts}
         picture.write_picture(layout.picture, error.prepared, qc)
         raise InputError(f"{error} Look at {layout.picture}") from error
-    return save_maps(maps, subject, layout, command=command, force=force)
+    facts = save_maps(maps, subject, layout, command=command, force=force)
+    for warning in facts["warnings"] if progress is not None else ():
+        progress.warn(warning)
+    return facts
 
 
 def detect_many(
@@ -172,6 +183,7 @@ def detect_many(
     bids: bool = False,
     command: str = "",
     force: bool = False,
+    progress: Progress | None = None,
 ) -> list[dict[str, str]]:
     """Scan after scan; one that fails does not stop the rest, one that is done is skipped.
 
@@ -187,11 +199,12 @@ def detect_many(
     layouts = [layout_of(subject, out, bids=bids, many=True) for subject in subjects]
     _check_different(subjects, layouts)
     rows, told = [], {row["facts"]: row for row in read_summary(out)}
-    for number, (subject, layout) in enumerate(zip(subjects, layouts, strict=True), start=1):
-        print(f"[{number}/{len(subjects)}] {subject.name}", flush=True)
-        status, reason = _attempt(detector, subject, layout, command=command, force=force)
-        if status == FAILED:
-            print(f"error: {subject.name}: {reason}", file=sys.stderr)
+    progress = progress or Progress(len(subjects))
+    written = {"command": command, "force": force, "progress": progress}
+    for subject, layout in zip(subjects, layouts, strict=True):
+        with progress.scan(subject.name):
+            status, reason = _attempt(detector, subject, layout, **written)
+            progress.tell(status, reason)
         rows.append(
             {
                 "name": subject.name,
@@ -232,25 +245,21 @@ def _check_different(subjects, layouts):
             )
 
 
-def _attempt(detector, subject, layout, *, command, force):
+def _attempt(detector, subject, layout, *, command, force, progress):
     """(status, reason) of one scan among many."""
     try:
         if not (force or subject.problem) and is_done(detector, subject, layout):
             return SKIPPED, ""
         # Without its JSON a scan was interrupted: what lies there is half of it.
-        facts = detect_one(detector, subject, layout, command=command, force=True)
+        written = {"command": command, "force": True, "progress": progress}
+        detect_one(detector, subject, layout, **written)
     except Exception as error:
         reason = str(error) or type(error).__name__
-        known = isinstance(error, InputError | OSError)
-        return FAILED, reason if known else f"{type(error).__name__}: {reason}"
-    tell_warnings(facts)
+        if isinstance(error, InputError | OSError):
+            return FAILED, reason
+        progress.note(f"{subject.name}: unexpected", error=error)
+        return FAILED, f"{type(error).__name__}: {reason}"
     return DONE, ""
-
-
-def tell_warnings(facts: dict[str, Any]) -> None:
-    """Print the warnings of a scan."""
-    for warning in facts["warnings"]:
-        print(f"warning: {facts['name']}: {warning}", file=sys.stderr)
 
 
 def is_done(detector: Detector, subject: Subject, layout: Layout) -> bool:
@@ -264,7 +273,7 @@ def is_done(detector: Detector, subject: Subject, layout: Layout) -> bool:
     facts = read_facts(layout.facts)
     now = {
         **json.loads(json.dumps(detector.described)),
-        **told_of("input", subject.scan),
+        **told_of("input", subject.source),
         **told_of("brain_mask", subject.mask),
     }
     other = [name for name, value in now.items() if facts.get(name) != value]
@@ -273,5 +282,5 @@ def is_done(detector: Detector, subject: Subject, layout: Layout) -> bool:
             f"{layout.facts} was made with another {', '.join(other)}; pass force, or choose "
             "another folder."
         )
-    volumes = layout.volumes(detector.volume_names).values()
+    volumes = layout.volumes(detector.volume_names, subject).values()
     return all(path.exists() for path in (*volumes, *layout.side_files))

@@ -16,23 +16,26 @@ from tf_lesion.files import (
     written_whole,
 )
 from tf_lesion.scans import discovery, picture
-from tf_lesion.scans.discovery import Subject
+from tf_lesion.scans.dicom.series import Series
+from tf_lesion.scans.discovery import BIDS_SUBJECT, Subject
 from tf_lesion.scans.volumes import ScanSource, save_like
 
 SUMMARY = "summary.json"
 SCAN_TABLE = "scans.csv"
+SCAN = "scan"  # a scan that was converted from DICOM, beside its maps
 FACTS_PATTERNS = ("*_restoration.json", "*_desc-*restored_T2w.json")  # plain, BIDS
-# A map among the scans, and the JSON that proves it one.
-IMAGES = ("restored", "residual", "score", "uncertainty", "normalized")
-PLAIN_MAP = re.compile(rf"(?P<start>.+)_({'|'.join(IMAGES)}|brain|(lesions|labels)_fpr_[0-9.]+)")
-BIDS_MAP = re.compile(rf"(?P<start>.+_desc-[A-Za-z0-9+]*?)({'|'.join(IMAGES)})_T2w")
 DESCRIPTIONS = {
     "restored": "restored towards healthy",
     "residual": "abs(observed - restored) on the grid of the model",
     "score": "the residual, post-processed",
     "uncertainty": "standard deviation over the restorations",
     "normalized": "intensities as the model was trained on",
+    SCAN: "the scan, converted from DICOM",
 }
+# A map among the scans, and the JSON that proves it one.
+IMAGES = "|".join(DESCRIPTIONS)
+PLAIN_MAP = re.compile(rf"(?P<start>.+)_({IMAGES}|brain|(lesions|labels)_fpr_[0-9.]+)")
+BIDS_MAP = re.compile(rf"(?P<start>.+_desc-[A-Za-z0-9+]*?)({IMAGES})_T2w")
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 BIDS_SCAN = re.compile(
     r"(?P<entities>sub-[A-Za-z0-9+]+(_[a-z]+-[A-Za-z0-9+]+)*)_[A-Za-z0-9]+"  # sub-01_ses-1_T2w
@@ -88,19 +91,21 @@ class Layout:
             return f"lesions_{name}" if of_threshold and not kind else name
         if name == "brain":
             return f"desc-{self.desc}brain_mask"
-        if name in IMAGES:
+        if name in DESCRIPTIONS:
             return f"desc-{self.desc}{name}_T2w"
         desc = f"desc-{self.desc}fpr{rate.removeprefix('0.').ljust(2, '0')}"
         return f"{desc}_dseg" if kind else f"label-lesion_{desc}_mask"
 
-    def volumes(self, names: Iterable[str]) -> dict[str, Path]:
-        """{name: path} of these volumes."""
-        return {name: self.volume(name) for name in names}
+    def volumes(self, names: Iterable[str], subject: Subject | None = None) -> dict[str, Path]:
+        """{name: path} of these volumes, and of the scan itself where that is no NIfTI."""
+        of_scan = (SCAN,) if subject and subject.series is not None else ()
+        return {name: self.volume(name) for name in (*names, *of_scan)}
 
 
 def stem_of(path: str | Path) -> str:
-    """File name without `.nii` or `.nii.gz`."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    """File name without `.nii`, `.nii.gz` or `.zip`."""
+    name = Path(path).name or Path(path).resolve().name  # of the folder "."
+    return re.sub(r"\.zip$", "", name.removesuffix(".gz").removesuffix(".nii"), flags=re.I)
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
@@ -154,9 +159,17 @@ def is_map(path: Path) -> bool:
 
 
 def name_of(scan: Path, otherwise: str | None = None) -> str:
-    """The BIDS entities of a scan's name, all of them: a subject may have many scans."""
+    """The BIDS entities of a scan's name, all of them: a subject may have many scans.
+
+    Of a file that has none, in the folder of a subject's session, they are those of the folders.
+    """
     bids = BIDS_SCAN.fullmatch(stem_of(scan))
-    return bids["entities"] if bids else otherwise or stem_of(scan)
+    if bids:
+        return bids["entities"]
+    sessions = [part for part in scan.parts[:-1] if BIDS_SESSION.fullmatch(f"_{part}")]
+    if otherwise and sessions and BIDS_SUBJECT.fullmatch(otherwise):
+        return f"{otherwise}_{sessions[-1]}"
+    return otherwise or stem_of(scan)
 
 
 def layout_of(
@@ -175,14 +188,25 @@ def layout_of(
     return Layout(folder, BIDS_DESC.sub("", entities), bids=True, desc=own)
 
 
+def scan_of(facts_path: str | Path, facts: dict[str, Any]) -> tuple[Path, str | None]:
+    """(path of the scan as NIfTI, identity of its content), as the facts have it."""
+    if SCAN in facts["files"]:
+        return Path(facts_path).parent / facts["files"][SCAN], facts.get("scan_file_identity")
+    return Path(facts["input"]), facts.get("input_identity")  # unknown to versions before
+
+
 def absolute(path: ScanSource | None) -> str | None:
-    """The whole path of a file; None for an image in memory."""
+    """The whole path of a file, or of the folder of a series; None for an image in memory."""
+    if isinstance(path, Series):
+        path = path.path
     return str(Path(path).resolve()) if isinstance(path, str | Path) else None
 
 
 def told_of(name: str, source: ScanSource | None) -> dict[str, str | None]:
     """What facts say of a file: its whole path as `name`, and the identity of its content."""
     path = absolute(source)
+    if isinstance(source, Series):
+        return {name: path, f"{name}_identity": source.identity}
     return {name: path, f"{name}_identity": content_identity(path) if path else None}
 
 
@@ -203,11 +227,14 @@ def save_maps(
         command: the command line, for the facts.
         force: overwrite.
     """
-    paths = layout.volumes(maps.volumes)
+    volumes = dict(maps.volumes)
+    if maps.prepared.scan.series is not None:
+        volumes[SCAN] = maps.prepared.scan.as_stored()
+    paths = layout.volumes(volumes)
     for path in (*paths.values(), *layout.side_files):
         refuse_existing(path, force=force)
     for volume, path in paths.items():
-        save_like(maps.prepared.scan, maps.volumes[volume], path)
+        save_like(maps.prepared.scan, volumes[volume], path)
     with written_whole(layout.lesions) as temporary:
         maps.lesions.to_csv(temporary, index=False)
     picture.write_picture(layout.picture, maps.prepared, maps.facts["qc"])
@@ -220,6 +247,8 @@ def save_maps(
         "tables": {"lesions": layout.lesions.name},
         "qc": {**maps.facts["qc"], "picture": layout.picture.name},
     }
+    if SCAN in paths:
+        facts["scan_file_identity"] = content_identity(paths[SCAN])
     if layout.bids:
         facts |= _write_sidecars(paths, facts)
     write_json(layout.facts, facts)
@@ -230,7 +259,8 @@ def _write_sidecars(paths, facts):
     """Write the JSON beside each volume but the first; returns the fields of that one."""
     common = {"Sources": [Path(facts["input"]).as_uri()], "SpatialReference": "orig"}
     what = {
-        name: {"Description": about, "SkullStripped": True} for name, about in DESCRIPTIONS.items()
+        name: {"Description": about, "SkullStripped": name != SCAN}
+        for name, about in DESCRIPTIONS.items()
     }
     what["brain"] = {"Type": "Brain"}
     for name, lesions in facts["lesions"].items():

@@ -1,6 +1,7 @@
 """Detect in one scan: maps on the scan's own grid, and what a reader must know about them."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from tf_lesion.detection import facts
 from tf_lesion.detection.layout import layout_of, one_scan, save_maps, told_of
 from tf_lesion.detection.lesions import label_lesions
 from tf_lesion.detection.postprocessing import Postprocessing, anomaly_score, axes_mm
+from tf_lesion.detection.progress import Progress
 from tf_lesion.detection.table import COLUMNS, lesion_table
 from tf_lesion.files import InputError
 from tf_lesion.provenance import stamp
@@ -174,15 +176,25 @@ class Detector:
     def _repeats(self):
         return self._restorer.restoration.repeats
 
-    def detect(self, scan: ScanSource, *, mask: ScanSource | None = None) -> ScanMaps:
+    def detect(
+        self,
+        scan: ScanSource,
+        *,
+        mask: ScanSource | None = None,
+        progress: Progress | None = None,
+    ) -> ScanMaps:
         """The `ScanMaps` of a scan, a path or a nibabel image, optionally with its brain mask.
+
+        `progress` is told the stages; without one, a bar shows the restoration.
 
         Raises:
             FileNotFoundError, InputError: if the scan cannot be used, or its restoration diverges;
                 `PoorAlignmentError` if its brain or alignment is not to be trusted.
         """
-        prepared = self.prepare(scan, mask=mask)
-        restored = self.restore_volume(prepared)
+        prepared = self.prepare(scan, mask=mask, on_stage=progress and progress.stage)
+        restored = self.restore_volume(prepared, progress)
+        if progress is not None:
+            progress.stage("writing")  # from here to the last file
         volumes = self._images(prepared, restored)
         seen = self._seen(prepared)
         tables = [pd.DataFrame(columns=COLUMNS)]
@@ -235,23 +247,30 @@ class Detector:
             target_fpr=point.target_fpr,
         )
 
-    def prepare(self, scan: ScanSource, *, mask: ScanSource | None = None) -> PreparedScan:
+    def prepare(
+        self,
+        scan: ScanSource,
+        *,
+        mask: ScanSource | None = None,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> PreparedScan:
         """The `PreparedScan` of a scan, as it is restored; errors as of `detect`."""
         return prepare_scan(
             scan,
             settings=self.scan_settings,
             mask_path=mask,
             reference=self.prior.reference,
+            on_stage=on_stage,
         )
 
-    def restore_volume(self, prepared: PreparedScan) -> RestoredVolume:
+    def restore_volume(
+        self, prepared: PreparedScan, progress: Progress | None = None
+    ) -> RestoredVolume:
         """Restore the axial slices with brain of a `PreparedScan`.
 
         The change of slices left out is interpolated from their neighbors; outside the crop the
         volume is the observed one.
         """
-        from tqdm import tqdm
-
         from tf_lesion.restoration import restore
 
         window = crop_of(self.prior, prepared.grid)
@@ -266,7 +285,7 @@ class Detector:
         change, spread = np.zeros((2, len(slices), *observed.shape[1:3]), np.float32)
         ascent = self._restorer.restoration
         total = len(slices) * ascent.steps * ascent.repeats
-        with tqdm(total=total, desc="restoring", unit="slice-step") as progress:
+        with _shown(progress, total) as advance:
             for start in range(0, len(slices), self.batch_size):
                 part = slice(start, start + self.batch_size)
                 chosen = slices[part]
@@ -275,7 +294,7 @@ class Detector:
                     observed[chosen],
                     mask[chosen],
                     chosen,
-                    on_progress=progress.update,
+                    on_progress=advance,
                 )
                 change[part] = (restored.images - observed[chosen])[..., 0]
                 spread[part] = restored.spread[..., 0]
@@ -303,7 +322,8 @@ class Detector:
         of, unit = self.thresholded, self.postprocessing.unit
         return {
             **stamp(),
-            **told_of("input", prepared.scan.path),
+            **told_of("input", prepared.scan.source),
+            **({} if prepared.scan.series is None else {"series": prepared.scan.series.facts()}),
             **self.described,
             **told,
             "slices_restored": len(restored.slices),
@@ -322,6 +342,19 @@ class Detector:
         examined = np.zeros_like(prepared.mask)
         examined[window] = prepared.mask[window]
         return examined
+
+
+@contextlib.contextmanager
+def _shown(progress, total):
+    """What is to be called as the restoration goes on."""
+    from tqdm import tqdm
+
+    if progress is not None:
+        progress.stage("restoring", total)
+        yield progress.advance
+        return
+    with tqdm(total=total, desc="restoring", unit="slice-step") as bar:
+        yield bar.update
 
 
 def postprocessing_of(prior: Any, steps: str) -> Postprocessing:

@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from tf_lesion.detection.layout import FACTS_PATTERNS, FAILED, read_facts, read_summary
+from tf_lesion.detection.layout import FACTS_PATTERNS, FAILED, read_facts, read_summary, scan_of
 from tf_lesion.detection.lesions import Lesion, find_lesions
 from tf_lesion.evaluation.scans import LabeledScan, Mask, Scans, equalized
 from tf_lesion.files import InputError, content_identity
@@ -59,12 +59,12 @@ class Result:
         """
         facts_path = Path(facts_path)
         facts = read_facts(facts_path)
-        scan_path = Path(scan or facts["input"])
+        scan_path, made_of = scan_of(facts_path, facts)
+        scan_path = Path(scan or scan_path)
         if not scan_path.exists():
             raise FileNotFoundError(
                 f"No scan at {scan_path}, from which {facts_path} was made; say where that scan is."
             )
-        made_of = facts.get("input_identity")  # unknown to versions before
         if made_of and content_identity(scan_path) != made_of:
             raise InputError(
                 f"{scan_path} is not what {facts_path} was made of: another file has taken its "

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tf_lesion.files import InputError, readable
 
@@ -29,7 +30,8 @@ NO_SUBJECTS = ("derivatives", "sourcedata", "code")  # folders of a BIDS dataset
 class Subject:
     """A subject's files: the scan, and if there are any its brain mask and segmentation.
 
-    `problem` says why the subject must be skipped, if a file that should be there is not.
+    `problem` says why the subject must be skipped, if a file that should be there is not. Of DICOM
+    `scan` is a folder or zip, and `series` the `scans.dicom.series.Series` that was chosen in it.
     """
 
     name: str
@@ -37,6 +39,12 @@ class Subject:
     mask: Path | None = None
     label: Path | None = None
     problem: str = ""
+    series: Any = None
+
+    @property
+    def source(self) -> Any:
+        """The scan as `load_scan` takes it."""
+        return self.scan if self.series is None else self.series
 
 
 def find_subjects(

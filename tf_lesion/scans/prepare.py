@@ -105,6 +105,7 @@ def prepare_scan(
     mask_path: ScanSource | None = None,
     label_path: ScanSource | None = None,
     reference: np.ndarray | None = None,
+    on_stage: Callable[[str], None] | None = None,
 ) -> PreparedScan:
     """Read, align, mask and normalise a scan.
 
@@ -116,17 +117,22 @@ def prepare_scan(
         mask_path: brain mask on the scan's grid.
         label_path: segmentation on the scan's grid.
         reference: [Q] quantiles of the brain to match to; None leaves the histogram as it is.
+        on_stage: called with "reading", "finding" (the brain) and "aligning" as these begin.
 
     Raises:
         FileNotFoundError, InputError: naming the file that cannot be used, and why.
         PoorAlignmentError: if brain and alignment are not to be trusted, unless that is allowed.
     """
+    begin = on_stage or (lambda name: None)
+    begin("reading")
     scan = load_scan(path)
     label = load_labels(label_path, scan) if label_path is not None else None
     found = None
     if settings.align == "rigid" or (mask_path is None and settings.mask != "nonzero"):
+        begin("finding")
         found = find(scan.data, scan.affine)
     brain = brain_mask.brain_of(scan, found, mode=settings.mask, mask_path=mask_path)
+    begin("aligning")
     try:
         prepared = _prepare(scan, found, brain, label, settings, reference)
     except InputError as error:

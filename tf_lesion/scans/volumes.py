@@ -21,6 +21,10 @@ from nibabel.orientations import (
 
 from tf_lesion.caches.slices import RELEASED_CROP, SIZE_STEP, SMALLEST_SIZE
 from tf_lesion.files import InputError, written_whole
+from tf_lesion.scans import MOST_VOXELS
+from tf_lesion.scans.dicom.choice import find_series
+from tf_lesion.scans.dicom.files import is_exam
+from tf_lesion.scans.dicom.series import Series
 
 # ICBM152 2009a at 1 mm, the grid of the released caches and of the template in nilearn.
 MNI_SHAPE_1MM = (197, 233, 189)
@@ -36,9 +40,8 @@ FORMS_APART_MM = 1.0  # of the corners; qform and sform that disagree by more ar
 # Of the largest side: a head with neck is below, a slab of a brain above. A header beyond them is
 # in other units, or damaged, and would size what is computed.
 SMALLEST_EXTENT_MM, LARGEST_EXTENT_MM = 5.0, 1000.0
-MOST_VOXELS = 2**29  # 2 GB as float32; heads at 0.3 mm
 MOST_COMPRESSED = 1032  # times, by gzip
-ScanSource = str | Path | nib.spatialimages.SpatialImage  # what `load_scan` takes
+ScanSource = str | Path | nib.spatialimages.SpatialImage | Series  # what `load_scan` takes
 _UNREADABLE = (
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
@@ -125,11 +128,23 @@ class Scan:
     mm_per_unit: float = 1.0  # of length in the header
     placed_by: str = "sform"  # what says where it lies: sform, qform or nothing
     warnings: tuple[str, ...] = ()  # sentences about its header, for the user
+    series: Series | None = None  # of DICOM, that it was converted from
 
     @property
     def name(self) -> str:
         """What messages call it: its path, or "image in memory"."""
         return name_of(self.path)
+
+    @property
+    def source(self) -> Path | Series | None:
+        """What it was read from."""
+        return self.path if self.series is None else self.series
+
+    def as_stored(self) -> np.ndarray:
+        """The values in the file's orientation, of the file's type where that holds them."""
+        values, kind = self.to_file_orientation(self.data), self.header.get_data_dtype()
+        whole = kind.kind in "iu" and np.array_equal(values, np.rint(values))
+        return values.astype(kind) if whole else values
 
     @property
     def voxel_sizes(self) -> np.ndarray:
@@ -145,9 +160,10 @@ class Scan:
 
 
 def load_scan(source: ScanSource) -> Scan:
-    """Read a NIfTI scan as a float32 volume in RAS.
+    """Read a scan as a float32 volume in RAS.
 
-    Any orientation, voxel size, number type, scaling; `.nii`, `.nii.gz` or a nibabel image.
+    Any orientation, voxel size, number type, scaling; `.nii`, `.nii.gz` or a nibabel image; a
+    folder of DICOM, a zip of one, or a `Series` of them.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -220,15 +236,23 @@ def save_like(scan: Scan, array: np.ndarray, path: str | Path) -> None:
 
 def name_of(source: ScanSource | None) -> str:
     """What messages call a file, or an image."""
+    if isinstance(source, Series):
+        return str(source.path)
     return str(source) if isinstance(source, str | Path) else "image in memory"
 
 
 def _read(source):
     """A `Scan` with everything checked but its values."""
+    if isinstance(source, str | Path) and is_exam(source):
+        source = find_series(source)
     name, is_file = name_of(source), isinstance(source, str | Path)
+    series = source if isinstance(source, Series) else None
     if is_file and not Path(source).exists():
         raise FileNotFoundError(f"No such scan: {name}")
-    image = _readable(name, nib.load, source) if is_file else source
+    if series is not None:
+        image = series.image()
+    else:
+        image = _readable(name, nib.load, source) if is_file else source
     if not isinstance(image, nib.Nifti1Pair):
         kind = type(image).__name__
         raise InputError(f"{name}: expected a NIfTI file (.nii, .nii.gz), got {kind}; convert it.")
@@ -247,7 +271,7 @@ def _read(source):
     # orientations would be aligned to MNI with different last digits.
     affine[:3, 3] = np.rint(affine[:3, 3] / ORIGIN_STEP_MM) * ORIGIN_STEP_MM
     return Scan(
-        path=Path(source) if is_file else None,
+        path=Path(source) if is_file else series and series.path,
         data=np.ascontiguousarray(apply_orientation(values, orientation)),
         affine=affine,
         file_shape=tuple(image.shape),
@@ -256,6 +280,7 @@ def _read(source):
         mm_per_unit=mm_per_unit,
         placed_by=placed_by,
         warnings=warnings,
+        series=series,
     )
 
 
