@@ -29,8 +29,9 @@ from tf_lesion.calibration.thresholds import (
 from tf_lesion.calibration.tv_weight import Kept, chosen, measure_change, parse_grid
 from tf_lesion.cli import calibrate, detect
 from tf_lesion.detection.files import find_scans
-from tf_lesion.detection.maps import Detector, crop_of
+from tf_lesion.detection.maps import Detector
 from tf_lesion.detection.postprocessing import HealthyMaps, HealthyResidual
+from tf_lesion.detection.settings import crop_of
 from tf_lesion.files import InputError
 from tf_lesion.scans.discovery import Subject
 

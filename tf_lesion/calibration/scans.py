@@ -14,7 +14,8 @@ from tf_lesion.caches.slices import CacheWriter
 from tf_lesion.calibration.file import Calibration
 from tf_lesion.calibration.make import calibrate
 from tf_lesion.config import AUTO
-from tf_lesion.detection.maps import Detector, crop_of
+from tf_lesion.detection.maps import Detector
+from tf_lesion.detection.settings import crop_of
 from tf_lesion.files import InputError
 from tf_lesion.scans.discovery import Subject
 

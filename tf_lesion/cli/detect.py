@@ -82,7 +82,8 @@ def restoration_of(prior: Any, options: Any, *, calibrated: bool) -> Any:
 
 def detector_of(prior: Any, options: Any, *, calibrated: bool) -> Any:
     """The `Detector` of the options; a given calibration that does not fit them is an error."""
-    from tf_lesion.detection.maps import Detector, postprocessing_of
+    from tf_lesion.detection.maps import Detector
+    from tf_lesion.detection.settings import postprocessing_of
 
     restoration = restoration_of(prior, options, calibrated=calibrated)
     points = None

@@ -66,7 +66,7 @@ def check_options(options: Any) -> None:
 def restore_cache(prior: Any, options: Any) -> None:
     """Restore `Test` of a cache into an HDF5 file."""
     from tf_lesion.caches.restore import restore_to_file
-    from tf_lesion.detection.maps import postprocessing_of
+    from tf_lesion.detection.settings import postprocessing_of
 
     restoration = detect.restoration_of(prior, options, calibrated=False)
     restoration = postprocessing_of(prior, options.postprocess).restoration(restoration)

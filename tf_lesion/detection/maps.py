@@ -18,11 +18,18 @@ from tf_lesion.detection.layout import layout_of, one_scan, save_maps, told_of
 from tf_lesion.detection.lesions import label_lesions
 from tf_lesion.detection.postprocessing import Postprocessing, anomaly_score, axes_mm
 from tf_lesion.detection.progress import Progress
+from tf_lesion.detection.settings import (
+    crop_of,
+    healthy_maps,
+    own_points,
+    postprocessing_of,
+    scan_settings,
+)
 from tf_lesion.detection.table import COLUMNS, lesion_table
 from tf_lesion.files import InputError
 from tf_lesion.provenance import stamp
-from tf_lesion.scans.prepare import PreparedScan, ScanSettings, prepare_scan, to_scan_grid
-from tf_lesion.scans.volumes import MniGrid, ScanSource, image_like
+from tf_lesion.scans.prepare import PreparedScan, prepare_scan, to_scan_grid
+from tf_lesion.scans.volumes import ScanSource, image_like
 
 DETAIL_UNTIL = np.float32(0.05)  # change in intensity; where it is larger, fine detail goes too
 UNNAMED = "scan"  # the files of an image in memory
@@ -309,7 +316,7 @@ class Detector:
         settings, healthy = self.postprocessing, None
         axes = axes_mm(prepared.grid.shape, prepared.grid.voxel_size)
         if settings.needs_healthy:
-            healthy = _healthy_maps(self.prior).at(axes)
+            healthy = healthy_maps(self.prior).at(axes)
         slices = (np.moveaxis(volume, 2, 0) for volume in images)
         score = anomaly_score(*slices, settings=settings, healthy=healthy, axes=axes)
         return np.moveaxis(score, 0, 2)
@@ -355,66 +362,6 @@ def _shown(progress, total):
         return
     with tqdm(total=total, desc="restoring", unit="slice-step") as bar:
         yield bar.update
-
-
-def postprocessing_of(prior: Any, steps: str) -> Postprocessing:
-    """The `Postprocessing` of a text; "auto" is the calibration's own, if there is one."""
-    if steps != AUTO:
-        return Postprocessing.parse(steps)
-    return Postprocessing() if prior.calibration is None else prior.calibration.steps()
-
-
-def own_points(
-    prior: Any, described: dict[str, Any], processing: Postprocessing
-) -> tuple[tuple[Threshold, ...], str]:
-    """Thresholds of the prior's calibration, and why there are none ("" if there are).
-
-    Args:
-        prior: `Prior`.
-        described: how scans will be restored.
-        processing: steps of the score; without any, thresholds are those of the residual.
-    """
-    if prior.calibration is None:
-        return (), f"{prior.path} has no calibration; make one with tf-lesion calibrate."
-    score = "score" if str(processing) else "residual"
-    try:
-        return prior.calibration.thresholds(
-            score, restoration=described, postprocessing=str(processing)
-        ), ""
-    except InputError as error:
-        return (), str(error)
-
-
-def _healthy_maps(prior):
-    if prior.calibration is None or prior.calibration.healthy is None:
-        raise InputError(
-            f"Expected healthy maps with {prior.path} for normalize or relative; make them with "
-            f"tf-lesion calibrate."
-        )
-    return prior.calibration.healthy
-
-
-def scan_settings(prior: Any, *, align: str | None = None) -> ScanSettings:
-    """`ScanSettings` of the training cache; those of the released code where the run has none."""
-    stored = dict(prior.data.get("preprocessing", {}).get("scan", {}))
-    stored["align"] = align or stored.get("align", "rigid")
-    return ScanSettings(**stored)
-
-
-def crop_of(prior: Any, grid: MniGrid) -> tuple[slice, slice]:
-    """The window (x, y) of the grid's slices that the model was trained on.
-
-    Raises:
-        InputError: if the grid's is of another size than the model's slices.
-    """
-    network = prior.config.network
-    x0, x1, y0, y1 = prior.data.get("crop", grid.crop)
-    if (x1 - x0, y1 - y0) != (network.height, network.width):
-        raise InputError(
-            f"{prior.path} restores {network.height} x {network.width} slices, the grid of "
-            f"{grid.voxel_size:g} mm is cropped to {x1 - x0} x {y1 - y0}."
-        )
-    return slice(x0, x1), slice(y0, y1)
 
 
 def _between(change, slices, count):
