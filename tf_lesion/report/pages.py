@@ -210,15 +210,16 @@ def index_page(
     table = pd.DataFrame(rows).dropna(axis="columns", how="all")
     key = next(name for name in ORDERS if name in table)
     table = table.sort_values(key, ascending=key == "dice", kind="stable", na_position="last")
+    ranks = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
     if "verdict" in table:
-        ranks = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
-        table = table.sort_values(
-            "verdict", key=lambda column: column.map(ranks).fillna(len(ranks)), kind="stable"
-        )
+        first = table["verdict"].map(ranks).fillna(ranks["pass"])
+        table = table.loc[first.sort_values(kind="stable").index]
     return _template("index.html").render(
         rows=table.to_dict("records"),
         columns={name: column for name, column in COLUMNS.items() if name in table},
         sorted_by=key,
+        ranks=ranks,
+        checked="verdict" in table and bool(table["verdict"].isin(VERDICTS[:-1]).any()),
         orders=ORDERS,
         failed=failed,
         point_name=shown_at,

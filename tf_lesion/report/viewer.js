@@ -125,6 +125,7 @@ function tell() {
   controls.threshold.disabled = controls.opacity.disabled = !name;
   byId("opacity-said").textContent = `${controls.opacity.value} %`;
   byId("threshold-said").textContent = "–";
+  byId("bar").hidden = !name;
   if (!name) return;
   const value = thresholds[name], {unit, to} = layers[name];
   controls.threshold.value = scale(name).place(value);
