@@ -91,6 +91,7 @@ def page(
         index=index,
         viewer=shown,
         names=lambda kind: [layer[1:] for layer in layers if layer[0] == kind],
+        about=viewer.MAPS,
         qc_picture=_qc_picture(result),
         montage=pictures.montage(result),
         colors={"mask": pictures.MASK_COLOR, "truth": pictures.TRUTH_COLOR},

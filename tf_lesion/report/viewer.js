@@ -13,15 +13,15 @@ const VIEWS = ["axial", "coronal", "sagittal", "all"];
 const SLIDER = 1000, LOWEST = 1e-3;  // the threshold slider is logarithmic, from this share of the end
 const ZOOM = 1.25, FARTHEST = 8, PAD = 3;
 const COLOR_FROM_ZERO = 2, WINDOWING = 9, NEVER = 0;  // of NiiVue
-const INSIDE = 0.08, RIM = 1;  // opacity of a mask
+const INSIDE = 0.03, RIM = 1;  // opacity of a mask
 
 const rgb = hex => [1, 3, 5].map(start => parseInt(hex.slice(start, start + 2), 16));
 const text = value => value === 0 ? "0" : Number(value.toPrecision(3)).toString();
 
 function say(problem) {
   byId("no-viewer").hidden = false;
-  byId("no-viewer").textContent = problem + " The slices below show the same.";
-  form.classList.add("off");
+  byId("no-viewer").textContent = problem + " The slices below show the scan, the maps and the mask.";
+  document.body.classList.add("no-viewer");
 }
 
 if (!document.createElement("canvas").getContext("webgl2")) {
@@ -303,6 +303,7 @@ document.addEventListener("keyup", event => {
 // ---- start ----
 
 (async () => {
+  document.body.classList.remove("no-viewer");
   await nv.attachToCanvas(form.querySelector("canvas"));
   if (form.clientWidth < 640) controls.view.value = "0";
   changed("view");
@@ -311,8 +312,8 @@ document.addEventListener("keyup", event => {
   await draw();
   go(data.start);
   if (rows().length) mark(rows()[0]);
-  form.dataset.ready = "yes";
   for (const name of Object.keys(thresholds)) await image(name);  // for the values at the cross
   nv.createOnLocationChange();
+  form.dataset.ready = "yes";
 })().catch(problem => say(`No viewer: ${problem.message ?? problem}.`));
 })();

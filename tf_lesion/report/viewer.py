@@ -27,7 +27,11 @@ SHOWN_PERCENTILE = 99.0  # of a map in the brain; what is above is colored, with
 FULL_PERCENTILE = 99.9  # has the last color
 MOST_NUMBERS = 255  # of lesions; all beyond share the last
 GRAYS = {"scan": "scan", "normalized": "normalized scan", "restored": "restored"}
-MAPS = ("score", "residual", "uncertainty")
+MAPS = {
+    "score": "the residual after post-processing",
+    "residual": "|observed − restored|",
+    "uncertainty": "standard deviation over the restorations",
+}
 INTENSITY = "normalized intensity"
 
 
