@@ -59,6 +59,8 @@ setup(
             "pretrained/*/checkpoints/*",
             "report/*.html",
             "report/*.css",
+            "report/*.js",
+            "report/*.txt",
             "scans/finder/*.npz",
             "scans/finder/*.md",
         ]

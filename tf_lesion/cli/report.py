@@ -1,7 +1,7 @@
-"""Pages that show restored scans: the residual over the scan, lesions, fit to the truth.
+"""Pages that show restored scans: a viewer with maps and masks, lesions, fit to the truth.
 
-One HTML file a scan, which needs no network and no other file; for a cohort a table of the
-subjects as well, the worst first.
+One HTML file a scan, which needs no network and no other file, and prints as one or two pages;
+for a cohort a table of the subjects as well: what failed or is worth a look, then the worst.
 """
 
 import argparse
@@ -15,7 +15,7 @@ EXAMPLE = """example:
   tf-lesion detect patient_t2.nii.gz maps
   tf-lesion report --results maps
 
-Takes about 15 s per scan at 1 mm."""
+Takes about 20 s per scan at 1 mm."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,13 +10,16 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 
 from tf_lesion.detection.layout import FACTS_PATTERNS, FAILED, read_facts, read_summary, scan_of
-from tf_lesion.detection.lesions import Lesion, find_lesions
+from tf_lesion.detection.lesions import find_lesions
 from tf_lesion.evaluation.scans import LabeledScan, Mask, Scans, equalized
 from tf_lesion.files import InputError, content_identity
 from tf_lesion.scans.discovery import subject_with_files
 from tf_lesion.scans.volumes import Scan, load_labels, load_scan
+
+CENTER = ("center_x_mm", "center_y_mm", "center_z_mm")  # columns of a table of lesions
 
 
 @dataclass(frozen=True)
@@ -79,18 +82,31 @@ class Result:
     @property
     def made_from(self) -> str:
         """The map that the masks were made from: `score` where there is one, else `residual`."""
-        return "score" if "score" in self.facts["files"] else "residual"
+        return "score" if self.has("score") else "residual"
 
     @functools.cached_property
     def scan(self) -> Scan:
         """The scan itself."""
         return load_scan(self.scan_path)
 
-    def volume(self, name: str) -> np.ndarray:
-        """Float32 `restored`, `residual` or `score`, or uint8 of a threshold's mask."""
-        path = self.facts_path.parent / self.facts["files"][name]
+    def has(self, name: str) -> bool:
+        """Whether the maps have a volume of that name; older versions wrote fewer."""
+        return name in self.facts["files"]
+
+    def named(self, file_name: str) -> Path:
+        """The file of that name beside the JSON.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+        """
+        path = self.facts_path.parent / file_name
         if not path.exists():
             raise FileNotFoundError(f"No {path}, which {self.facts_path} names.")
+        return path
+
+    def volume(self, name: str) -> np.ndarray:
+        """Float32 of a volume of `facts["files"]`, or uint8 of a threshold's mask."""
+        path = self.named(self.facts["files"][name])
         if name in self.facts["lesions"]:
             return load_labels(path, self.scan)
         image = nib.as_closest_canonical(nib.load(path))
@@ -123,9 +139,7 @@ class Result:
     @functools.cached_property
     def brain(self) -> np.ndarray:
         """Bool."""
-        if "brain" in self.facts["files"]:  # unknown to versions before
-            return self.volume("brain") > 0
-        brain = self.restored != 0
+        brain = (self.volume("brain") if self.has("brain") else self.restored) != 0
         return brain if brain.any() else np.ones_like(brain)
 
     @functools.cached_property
@@ -138,17 +152,57 @@ class Result:
         """Bool, or None."""
         return None if self.truth_path is None else load_labels(self.truth_path, self.scan) > 0
 
-    @functools.cached_property
-    def lesions(self) -> list[Lesion]:
-        """The `Lesion`s at `point`, largest first."""
-        return find_lesions(self.mask, self.residual, self.scan.affine)
+    def mask_at(self, point: str) -> np.ndarray:
+        """Bool, the detection at a threshold."""
+        return self.mask if point == self.point else self.volume(point) > 0
 
-    def lesion_overlaps(self) -> list[float]:
-        """Share of each of the `lesions` that is truth; zeros without a truth."""
+    def numbers_at(self, point: str) -> np.ndarray | None:
+        """Uint16, the number of its lesion at each voxel, 0 outside; None if no file holds it."""
+        name = f"labels_{point}"
+        return np.rint(self.volume(name)).astype(np.uint16) if self.has(name) else None
+
+    def lesions_at(self, point: str) -> list[dict[str, Any]]:
+        """The lesions at a threshold, one dict each, in the order of their numbers, largest first.
+
+        They are those of the table beside the JSON, without what is not known of a lesion;
+        without a table `lesion`, `volume_ml`, `center_{x,y,z}_mm` and `mean_residual` of the mask.
+        """
+        if self._lesion_table is not None:
+            rate = self.facts["lesions"][point]["target_fpr"]
+            rows = self._lesion_table[np.isclose(self._lesion_table["target_fpr"], rate)]
+            rows = rows.sort_values("lesion").astype({"lesion": int}).to_dict("records")
+            return [{k: v for k, v in row.items() if v == v and v != ""} for row in rows]
+        found = find_lesions(self.mask_at(point), self.residual, self.scan.affine)
+        return [_as_row(number, lesion) for number, lesion in enumerate(found, 1)]
+
+    @functools.cached_property
+    def _lesion_table(self):
+        name = self.facts.get("tables", {}).get("lesions")
+        if name is None:
+            return None
+        import pandas as pd
+
+        path = self.named(name)
+        table = pd.read_csv(path)
+        missing = {"target_fpr", "lesion", "volume_ml", *CENTER} - set(table)
+        if missing:
+            raise InputError(
+                f"{path}: expected a table of lesions with the columns {', '.join(sorted(missing))}"
+                f", got {', '.join(map(str, table))}."
+            )
+        return table
+
+    def true_shares_at(self, point: str) -> list[float]:
+        """Share of each lesion of `lesions_at` that is truth; zeros without a truth."""
+        numbers = self.numbers_at(point)
         if self.truth is None:
-            return [0.0] * len(self.lesions)
-        inside = find_lesions(self.mask, self.truth.astype(np.float32), self.scan.affine)
-        return [lesion.mean_residual for lesion in inside]
+            return [0.0] * len(self.lesions_at(point))
+        if numbers is None:
+            truth = self.truth.astype(np.float32)
+            found = find_lesions(self.mask_at(point), truth, self.scan.affine)
+            return [lesion.mean_residual for lesion in found]
+        order = [row["lesion"] for row in self.lesions_at(point)]
+        return np.nan_to_num(ndimage.mean(self.truth, numbers, order)).tolist() if order else []
 
     def labeled(self, *, name: str | None = None, every: bool = True) -> LabeledScan:
         """The `LabeledScan`; it must have a truth.
@@ -170,6 +224,12 @@ class Result:
         ]
         name = name or self.facts["name"]
         return LabeledScan(name, self.scan.affine, self.brain, self.truth, scores, masks)
+
+
+def _as_row(number, lesion):
+    center = dict(zip(CENTER, lesion.center_mm, strict=True))
+    known = {"volume_ml": lesion.volume_ml, "mean_residual": lesion.mean_residual}
+    return {"lesion": number, **center, **known}
 
 
 def from_maps(results: Mapping[str, Result]) -> Scans:

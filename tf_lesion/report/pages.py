@@ -1,5 +1,6 @@
 """HTML of restored scans: a page each, which needs no other file, and a table of a cohort."""
 
+import base64
 import json
 import math
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ from tf_lesion.files import InputError, refuse_existing, written_whole
 
 MOST_LESIONS = 15  # rows of the table
 VERSION_NAMES = ("python", "tensorflow", "numpy", "nibabel", "SimpleITK")
+FOLDER = Path(__file__).parent
 COLUMNS = {  # of the table of subjects: heading, and how its numbers are shown
     "name": ("subject", "{}"),
+    "verdict": ("check", "{}"),
     "volume_ml": ("lesions ml", "{:.1f}"),
     "count": ("lesions", "{:.0f}"),
     "largest_ml": ("largest ml", "{:.1f}"),
@@ -22,13 +25,30 @@ COLUMNS = {  # of the table of subjects: heading, and how its numbers are shown
     "examined": ("brain examined", "{:.1%}"),
     "warnings": ("warnings", "{}"),
 }
-# What puts a subject first, if it is known of any: the lowest Dice, or the most of the others.
+# What puts a subject first, after those that failed or are worth a look, if it is known of any:
+# the lowest Dice, or the most of the others.
 ORDERS = {"dice": "lowest Dice", "volume_ml": "most lesion volume", "warnings": "most warnings"}
+VERDICTS = ("failed", "look", "pass")  # of the check of a scan, in the order of the table
 
 
 def number(value: float, digits: int) -> str:
     """A number of so many decimals, a dash if there is none (the rate of an empty truth)."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def known(value: float | None, digits: int) -> str:
+    """As `number`; a dash also for what is not known."""
+    return "–" if value is None else number(value, digits)
+
+
+def significant(value: float) -> str:
+    """Three significant digits: 0.000372, 0.15, 12.3."""
+    return f"{float(f'{value:.3g}'):.12f}".rstrip("0").rstrip(".")
+
+
+def whole(values: Sequence[float]) -> str:
+    """(1.2, -0.3) -> "1, 0"."""
+    return ", ".join(f"{round(value):d}" for value in values)
 
 
 def percent(rate: float, digits: int = 0) -> str:
@@ -40,7 +60,7 @@ def point_name(result: Result) -> str:
     """What the pictures are thresholded at, in words; "" without thresholds."""
     if result.point is None:
         return ""
-    return f"the {100 * result.facts['lesions'][result.point]['target_fpr']:g} % threshold"
+    return f"the {rate_of(result, result.point)} threshold"
 
 
 def page(
@@ -56,28 +76,61 @@ def page(
     Returns:
         (html, {name: number} of `COLUMNS` for the table of subjects).
     """
-    from tf_lesion.report import pictures
+    from tf_lesion.report import pictures, viewer
 
     truth = _measured(result)
     numbers = _numbers(result, truth)
+    lesions = {point: _lesions(result, point) for point in result.facts["lesions"]}
+    first = lesions[result.point]["rows"][:1] if result.point else []
+    shown = viewer.viewer(result, start=first[0][2] if first else None)
+    layers = [(layer["kind"], layer["name"], layer["label"]) for layer in shown["layers"]]
     html = _template("page.html").render(
         result=result,
         facts=result.facts,
         numbers=numbers,
         index=index,
-        viewer=pictures.viewer(result),
-        shown_from=pictures.shown_range(result)[0],
+        viewer=shown,
+        names=lambda kind: [layer[1:] for layer in layers if layer[0] == kind],
+        about=viewer.MAPS,
+        qc_picture=_qc_picture(result),
         montage=pictures.montage(result),
         colors={"mask": pictures.MASK_COLOR, "truth": pictures.TRUTH_COLOR},
         point_name=point_name(result),
         truth=truth,
         curves=_curves(result, truth, evaluation),
         evaluation=evaluation,
-        lesions=list(zip(result.lesions, result.lesion_overlaps(), strict=True)),
+        lesions=lesions,
+        if_healthy_ml=lambda at: _if_healthy_ml(result.facts, at),
         most_lesions=MOST_LESIONS,
         version_names=VERSION_NAMES,
     )
     return html, numbers
+
+
+def _lesions(result, point):
+    """Table of the lesions at a threshold: its name, what is known, (row, true share, place)."""
+    from tf_lesion.report.viewer import lesion_places
+
+    rows = result.lesions_at(point)
+    places = lesion_places(result, point, rows)
+    return {
+        "name": f"the {rate_of(result, point)} threshold",
+        "columns": {name for row in rows for name in row},
+        "rows": list(zip(rows, result.true_shares_at(point), places, strict=True)),
+    }
+
+
+def rate_of(result: Result, point: str) -> str:
+    """Healthy rate of a threshold: "5 %"."""
+    return f"{100 * result.facts['lesions'][point]['target_fpr']:g} %"
+
+
+def _qc_picture(result):
+    """Data URI of the picture of the check; "" if there is none."""
+    name = result.facts.get("qc", {}).get("picture")
+    if not name:
+        return ""
+    return "data:image/png;base64," + base64.b64encode(result.named(name).read_bytes()).decode()
 
 
 def _measured(result):
@@ -96,9 +149,17 @@ def _numbers(result, truth):
         **{name: at.get(name, math.nan) for name in ("volume_ml", "count", "largest_ml")},
         "dice": (truth or {}).get(f"dice_{result.point}", math.nan),
         "auc": truth["auc"] if truth else math.nan,
+        "if_healthy_ml": _if_healthy_ml(facts, at),
         "examined": facts["examined_fraction"],
         "warnings": len(facts["warnings"]),
+        "verdict": facts.get("qc", {}).get("verdict"),
+        "reasons": facts.get("qc", {}).get("reasons", []),
     }
+
+
+def _if_healthy_ml(facts, at):
+    """Milliliters that the threshold would mark in healthy brain as large as what was examined."""
+    return at.get("healthy_fpr", math.nan) * facts["brain_ml"] * facts["examined_fraction"]
 
 
 def _curves(result, truth, evaluation):
@@ -138,7 +199,7 @@ def of_score(evaluation: dict[str, Any], score: str) -> dict[str, Any]:
 def index_page(
     rows: Sequence[dict[str, Any]], *, failed: Sequence[tuple[str, str]] = (), shown_at: str = ""
 ) -> str:
-    """The HTML of the table of subjects, the worst first; see `ORDERS`.
+    """The HTML of the table of subjects, the worst first; see `VERDICTS` and `ORDERS`.
 
     Args:
         rows: [{name, page, and the numbers of `page`}].
@@ -150,10 +211,16 @@ def index_page(
     table = pd.DataFrame(rows).dropna(axis="columns", how="all")
     key = next(name for name in ORDERS if name in table)
     table = table.sort_values(key, ascending=key == "dice", kind="stable", na_position="last")
+    ranks = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
+    if "verdict" in table:
+        first = table["verdict"].map(ranks).fillna(ranks["pass"])
+        table = table.loc[first.sort_values(kind="stable").index]
     return _template("index.html").render(
         rows=table.to_dict("records"),
         columns={name: column for name, column in COLUMNS.items() if name in table},
         sorted_by=key,
+        ranks=ranks,
+        checked="verdict" in table and bool(table["verdict"].isin(VERDICTS[:-1]).any()),
         orders=ORDERS,
         failed=failed,
         point_name=shown_at,
@@ -162,17 +229,22 @@ def index_page(
 
 def _template(name):
     import jinja2
+    import markupsafe
 
-    folder = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=folder,
+        loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "percent": percent}
-    environment.globals |= {"isnan": lambda value: value != value, "of_score": of_score}
+    filters = (number, known, significant, whole, percent)
+    environment.filters |= {each.__name__: each for each in filters}
+    environment.globals |= {
+        "isnan": lambda value: value != value,
+        "of_score": of_score,
+        "inline": lambda file: markupsafe.Markup((FOLDER / file).read_text(encoding="utf-8")),
+    }
     return environment.get_template(name)
 
 

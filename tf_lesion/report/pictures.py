@@ -1,4 +1,4 @@
-"""Pictures of a report, as pieces of HTML that need no other file: montage, curves, viewer."""
+"""Pictures of a report, as pieces of HTML that need no other file: montage, curves."""
 
 import base64
 import io
@@ -13,7 +13,6 @@ from scipy import ndimage
 from tf_lesion.evaluation.metrics import Curve
 from tf_lesion.evaluation.plots import BAR_LABELS, WINDOW_PERCENTILE, as_seen, curves, plt, save
 from tf_lesion.evaluation.results import Result
-from tf_lesion.scans.alignment import world_aligned
 
 MONTAGE_SLICES = 7
 MONTAGE_SHARE = (0.12, 0.88)  # of the brain's height; the ends show little
@@ -23,9 +22,6 @@ MONTAGE_DPI = 140
 MASK_COLOR, TRUTH_COLOR = "#ffd400", "#00d0ff"
 RESIDUAL_MAP = "inferno"
 MOST_CURVE_POINTS = 400
-VIEWER_VOXELS = 4e6  # more is resampled: the page stays small
-SHOWN_PERCENTILE = 99.0  # of the residual in the brain, without thresholds
-FAVICON = re.compile(r"<link[^>]*icon[^>]*>")  # the one thing nilearn's page asks the network for
 SVG_HEADER = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 
 
@@ -33,7 +29,7 @@ def montage(result: Result) -> str:
     """PNG data URI of `montage_figure`."""
     figure = montage_figure(result, montage_slices(result.brain, result.mask))
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=MONTAGE_DPI, facecolor=figure.get_facecolor())
+    figure.savefig(buffer, format="png", dpi=MONTAGE_DPI)
     plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
@@ -59,7 +55,6 @@ def montage_figure(result: Result, chosen: np.ndarray) -> Figure:
         gridspec_kw={"wspace": 0.02, "hspace": 0.02},
         layout="constrained",
         squeeze=False,
-        facecolor="black",
     )
     for row, (name, volume) in zip(axes, rows.items(), strict=True):
         limits = dict(zip(("vmin", "vmax"), _limits(volume[result.brain]), strict=True))
@@ -68,17 +63,17 @@ def montage_figure(result: Result, chosen: np.ndarray) -> Figure:
             image, aspect = as_seen(volume[(*window, z)]), sizes[1] / sizes[0]
             picture = axis.imshow(image, cmap=cmap, aspect=aspect, **limits)
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name, fontsize=9, color="white")
+        row[0].set_ylabel(name, fontsize=9)
         if cmap == RESIDUAL_MAP:
             bar = figure.colorbar(picture, ax=row, fraction=0.03, pad=0.01)
-            bar.set_label(BAR_LABELS.get(name, name), color="white", fontsize=7)
-            bar.ax.tick_params(colors="white", labelsize=7)
+            bar.set_label(BAR_LABELS.get(name, name), fontsize=7)
+            bar.ax.tick_params(labelsize=7)
             bar.outline.set_visible(False)
     for axis, z in zip(axes[0], chosen, strict=True):
         _outline(axis, result.mask[(*window, z)], MASK_COLOR, "-")
         if result.truth is not None:
             _outline(axis, result.truth[(*window, z)], TRUTH_COLOR, "--")
-        axis.set_title(f"z = {_height_mm(result, z):.0f} mm", fontsize=8, color="white")
+        axis.set_title(f"z = {_height_mm(result, z):.0f} mm", fontsize=8)
     return figure
 
 
@@ -92,9 +87,9 @@ def scan_picture(
     if not chosen.size:
         chosen = montage_slices(result.brain, result.mask, count=count)
     figure = montage_figure(result, chosen)
-    figure.suptitle(title, color="white", fontsize=9)
+    figure.suptitle(title, fontsize=9)
     key = f"truth: blue, dashed{f'; {result.point}: yellow' if result.point else ''}"
-    figure.supxlabel(key, color="white", fontsize=8)
+    figure.supxlabel(key, fontsize=8)
     save(figure, path, pdf=pdf, force=force)
 
 
@@ -177,45 +172,6 @@ def _thinned(values):
         return np.arange(len(values))
     wanted = np.linspace(values[0], values[-1], MOST_CURVE_POINTS)
     return np.unique(np.searchsorted(values, wanted).clip(0, len(values) - 1))
-
-
-def viewer(result: Result) -> str:
-    """HTML of nilearn's viewer: the scan, and over it what is above the threshold."""
-    import nibabel as nib
-    from nilearn.plotting import view_img
-
-    extent = np.prod(np.array(result.scan.data.shape) * result.scan.voxel_sizes)
-    voxel_mm = float(max(result.scan.voxel_sizes.min(), np.cbrt(extent / VIEWER_VOXELS)))
-    images = []
-    scan = np.clip(result.scan.data, *_limits(result.scan.data[result.brain]))
-    for volume in (scan, result.thresholded):
-        images.append(nib.Nifti1Image(*world_aligned(volume, result.scan.affine, voxel_mm)))
-    lowest, highest = shown_range(result)
-    view = view_img(
-        images[1],
-        bg_img=images[0],
-        threshold=lowest,
-        vmin=0.0,
-        vmax=highest,
-        symmetric_cmap=False,
-        cmap=RESIDUAL_MAP,
-        cut_coords=result.lesions[0].center_mm if result.lesions else None,
-        radiological=True,
-        black_bg=True,
-        opacity=0.8,
-        title="",
-    )
-    return FAVICON.sub("", view.get_standalone())
-
-
-def shown_range(result: Result) -> tuple[float, float]:
-    """(least, largest) value that the viewer colors: from the threshold, or the top percent."""
-    inside = result.thresholded[result.brain]
-    if result.point:
-        lowest = result.facts["lesions"][result.point]["threshold"]
-    else:
-        lowest = float(np.percentile(inside, SHOWN_PERCENTILE))
-    return lowest, max(float(np.percentile(inside, 99.9)), 1.5 * lowest, 1e-6)
 
 
 def _svg(figure):
