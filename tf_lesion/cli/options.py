@@ -228,7 +228,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--evaluation": {"type": Path, "help": "--out of tf-lesion evaluate: the cohort's ROC curve"},
     "--target-fpr": {
         "type": float,
-        "default": 0.05,
+        "default": 0.01,
         "help": "show the threshold with this share of healthy voxels above it, a fraction",
     },
     "--seg": {"type": Path, "help": "segmentation of the one scan, NIfTI on its grid"},

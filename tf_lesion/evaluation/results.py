@@ -47,7 +47,7 @@ class Result:
         *,
         scan: Path | None = None,
         truth: Path | None = None,
-        target_fpr: float = 0.05,
+        target_fpr: float = 0.01,
     ) -> "Result":
         """The result of a JSON of restore_brats.py.
 
