@@ -43,20 +43,22 @@ clean:
 # Every command below is one a user would type: make prints it before it runs it.
 FAST := --solver huber --precision bfloat16
 demo: $(VENV)/installed
-	@echo "A demonstration: synthetic scans, every third or sixth slice, a prior trained for minutes."
+	@echo "A demonstration: synthetic scans, at 2 mm, a prior trained for a minute."
 	@echo "It shows the whole way from NIfTI to lesion maps, not the quality that real data give."
 	@echo "The maps of one scan come from the prior that is shipped, the figures from the one trained here."
 	rm -rf $(DEMO)
-	$(BIN)/python -m preprocessing.phantom --out $(DEMO)/scans --healthy 14 --patients 4 --seed 1 --jobs $(CORES)
-	$(BIN)/python -m preprocessing.camcan --input $(DEMO)/scans/healthy --out $(DEMO)/healthy.h5 --match --slice-step 3 --test-subjects 2 --jobs $(CORES)
-	$(BIN)/python -m preprocessing.brats --input $(DEMO)/scans/patients --reference $(DEMO)/healthy.h5 --out $(DEMO)/patients.h5 --slice-step 6 --jobs $(CORES)
+	$(BIN)/python -m preprocessing.phantom --out $(DEMO)/scans --healthy 10 --patients 3 --seed 1 --jobs $(CORES)
+	$(BIN)/python -m preprocessing.camcan --input $(DEMO)/scans/healthy --out $(DEMO)/healthy.h5 --match --voxel-size 2 --test-subjects 2 --jobs $(CORES)
+	$(BIN)/python -m preprocessing.brats --input $(DEMO)/scans/patients --reference $(DEMO)/healthy.h5 --voxel-size 2 --out $(DEMO)/patients.h5 --slice-step 2 --jobs $(CORES)
 	$(BIN)/tf-lesion train --cache $(DEMO)/healthy.h5 --out $(DEMO)/run --preset practical --steps 1000
 	$(BIN)/tf-lesion calibrate --model $(DEMO)/run --cache $(DEMO)/healthy.h5 --tv-weight auto --grid 1.8,2.7,3.6 --grid-slices 8 --grid-steps 150 --max-slices 24 $(FAST)
 	$(BIN)/python restore_brats.py --model $(DEMO)/run --cache $(DEMO)/patients.h5 --out $(DEMO)/restored.h5 --tv-weight auto --calibration $(DEMO)/run/calibration.h5 $(FAST)
-	$(BIN)/tf-lesion detect $(DEMO)/scans/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz $(DEMO)/maps
 	$(BIN)/tf-lesion evaluate --restored $(DEMO)/restored.h5 --cache $(DEMO)/patients.h5 --calibration $(DEMO)/run/calibration.h5 --out $(DEMO)/evaluation
-	$(BIN)/tf-lesion report --results $(DEMO)/maps --evaluation $(DEMO)/evaluation
-	@echo "This was a demonstration on synthetic scans. Lesion maps: $(DEMO)/maps; picture: $(DEMO)/evaluation/panel.png"
+	$(BIN)/tf-lesion detect $(DEMO)/scans/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz $(DEMO)/maps
+	$(BIN)/python -m eval.restored_figure --results $(DEMO)/maps --out $(DEMO)/restored.png
+	$(BIN)/tf-lesion report --results $(DEMO)/maps
+	@echo "This was a demonstration on synthetic scans. Figures of the prior trained here: $(DEMO)/evaluation"
+	@echo "Maps of the shipped prior: $(DEMO)/maps; a restored slice: $(DEMO)/restored.png"
 	@echo "Look at it: file://$(CURDIR)/$(DEMO)/maps/report.html"
 
 # Everything the shipped priors came from; LABEL_MAPS is a folder of FreeSurfer label maps.

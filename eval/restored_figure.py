@@ -4,8 +4,8 @@
     python -m eval.restored_figure --results maps --out restored.png
 
 The slice is the one with most lesion: of the segmentation beside the scan (`CASE_seg` beside
-`CASE_t2`), else of the 1 % mask. The patient's left is on the left. The picture of the README is
-made by it.
+`CASE_t2`), else of the 1 % mask. Scan and restored are in normalized intensity, in one window. The
+patient's left is on the right. The picture of the README is made by it.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ import numpy as np
 
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
+from tf_lesion.evaluation.plots import as_seen
 from tf_lesion.files import InputError, refuse_existing, written_whole
 
 MASK = "fpr_0.01"
@@ -56,11 +57,11 @@ def figure(panels: Panels, outlines: Sequence[tuple], aspect: float) -> Any:
     )
     axes = drawn.subplots(1, len(panels))
     for axis, (title, (image, colors, top)) in zip(axes, panels.items(), strict=True):
-        axis.imshow(image.T, cmap=colors, vmin=0, vmax=top, origin="lower", aspect=aspect)
+        axis.imshow(as_seen(image), cmap=colors, vmin=0, vmax=top, aspect=aspect)
         axis.set_title(title, color="white", fontsize=9)
         axis.set_axis_off()
     for mask, color in outlines:
-        axes[-1].contour(mask.T, levels=[0.5], colors=[color], linewidths=1.1)
+        axes[-1].contour(as_seen(mask), levels=[0.5], colors=[color], linewidths=1.1)
     return drawn
 
 
@@ -88,13 +89,17 @@ def draw(results: Path) -> Any:
     paths |= {"scan": scan} | ({"truth": truth} if truth else {})
     images = {name: nib.as_closest_canonical(nib.load(path)) for name, path in paths.items()}
     volumes = {name: np.asarray(image.dataobj, np.float32) for name, image in images.items()}
+    if "normalized" in volumes:  # unknown to versions before
+        volumes["scan"] = volumes["normalized"]
     sizes = images["scan"].header.get_zooms()
     z = chosen_slice(volumes.get("truth", volumes[MASK]) > 0)
     brain = volumes["restored"][..., z] > 0
     window = window_around(brain, sizes)
     planes = {name: volume[..., z][window] for name, volume in volumes.items()}
     white = np.percentile(planes["scan"][brain[window]], BRIGHTEST_PERCENTILE)
-    gray = np.percentile(planes["restored"][brain[window]], BRIGHTEST_PERCENTILE)
+    gray = white
+    if "normalized" not in volumes:
+        gray = np.percentile(planes["restored"][brain[window]], BRIGHTEST_PERCENTILE)
     top = max(LEAST_RESIDUAL, float(planes["residual"].max()))
     panels = {
         "scan": (planes["scan"], "gray", white),
