@@ -191,6 +191,10 @@ def test_a_mask_that_is_given_goes_before_what_is_found(tmp_path):
     np.testing.assert_array_equal(given.mask, truth)
     np.testing.assert_array_equal(given.image > 0, truth)
     assert given.brain_kind == "mask given"
+    fractions = tiny_scans.write(tmp_path / "share.nii", 0.45 * truth, affine)
+    np.testing.assert_array_equal(
+        prepare_scan(path, settings=QUICK, mask_path=fractions).mask, truth
+    )
 
 
 def test_a_brain_outside_the_crop_is_warned_of(tmp_path):

@@ -20,7 +20,7 @@ the same whenever and wherever the cache is made. What is made of a cache carrie
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tf_lesion import __version__
+from tf_lesion.caches.hdf5 import intact, open_hdf5
 from tf_lesion.files import (
     IDENTITY_DIGITS,
     InputError,
@@ -186,7 +187,8 @@ class CacheWriter:
         """
         if dataset not in ("Train", "Test"):
             raise ValueError(f"Expected dataset 'Train' or 'Test', got {dataset!r}.")
-        for name, images in ((dataset, slices), ("Mask", mask), ("Label", label)):
+        brain = None if mask is None else np.asarray(mask) > 0  # of fractions, none is lost
+        for name, images in ((dataset, slices), ("Mask", brain), ("Label", label)):
             if images is not None:
                 self._extend(name, np.asarray(images))
         rows = np.fromiter(slice_index, "<i4")
@@ -280,7 +282,8 @@ class SliceCache:
             self._read_layout(crop, counts)
         if label_path:
             self._label_file = open_hdf5(label_path, **CACHE)
-        self.has_label = "Label" in self._label_file
+        with intact(self._label_file.filename):
+            self.has_label = "Label" in self._label_file
 
     def _read_layout(self, crop, counts):
         self._slices = _dataset(self._file, self.dataset)
@@ -389,35 +392,6 @@ def read_counts(path: str | Path) -> np.ndarray:
     if counts.size == 0 or (counts < 1).any() or not np.equal(np.mod(counts, 1), 0).all():
         raise InputError(f"Expected positive whole numbers of slices in {path}, got {counts}.")
     return counts.astype(int).ravel()
-
-
-def open_hdf5(path: Path | str, *, what: str, made_by: str, mode: str = "r") -> h5py.File:
-    """The file, opened; the errors say what was expected and which command makes it."""
-    if not Path(path).exists():
-        raise FileNotFoundError(f"No {what} at {path}; make one with {made_by}.")
-    try:
-        return h5py.File(path, mode)
-    except BlockingIOError as error:
-        raise InputError(
-            f"{path} is in use by another process, which writes it; wait until that is done."
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"Expected an HDF5 {what}, got {path} ({error}); make one with {made_by}."
-        ) from error
-
-
-@contextlib.contextmanager
-def intact(path: Path | str) -> Iterator[None]:
-    """Whatever HDF5 raises on reading a damaged file becomes an `InputError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is damaged, or was not written to its end ({error}); make it again."
-        ) from error
 
 
 def _dataset(file, name):

@@ -24,7 +24,7 @@ from tf_lesion.detection.layout import (
     told_of,
 )
 from tf_lesion.detection.maps import Detector
-from tf_lesion.files import InputError, refuse_existing, write_json
+from tf_lesion.files import InputError, locked, refuse_existing, write_json, written_whole
 from tf_lesion.scans import discovery, picture
 from tf_lesion.scans.discovery import Subject
 from tf_lesion.scans.prepare import PoorAlignmentError
@@ -128,7 +128,8 @@ def write_dataset_description(out: str | Path, source: str | Path) -> None:
     path = Path(out) / ".bidsignore"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     lines += [line for line in BIDS_IGNORED if line not in lines]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 # One scan, many scans ---------------------------------------------------------------------------
@@ -183,7 +184,8 @@ def detect_many(
     """
     layouts = [layout_of(subject, out, bids=bids, many=True) for subject in subjects]
     _check_different(subjects, layouts)
-    rows, told = [], {row["facts"]: row for row in read_summary(out)}
+    rows = []
+    read_summary(out)  # one that cannot be read is an error now, not after the first scan
     for number, (subject, layout) in enumerate(zip(subjects, layouts, strict=True), start=1):
         print(f"[{number}/{len(subjects)}] {subject.name}", flush=True)
         status, reason = _attempt(detector, subject, layout, command=command, force=force)
@@ -198,9 +200,16 @@ def detect_many(
                 "facts": os.path.relpath(layout.facts, out),
             }
         )
-        told[rows[-1]["facts"]] = rows[-1]
-        write_json(Path(out) / SUMMARY, {"command": command, "scans": list(told.values())})
+        _tell(Path(out), rows[-1], command)
     return rows
+
+
+def _tell(out, row, command):
+    """Put a row in the summary; other processes may do so with theirs."""
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, wait=True):
+        told = {other["facts"]: other for other in read_summary(out)} | {row["facts"]: row}
+        write_json(out / SUMMARY, {"command": command, "scans": list(told.values())})
 
 
 def _check_different(subjects, layouts):

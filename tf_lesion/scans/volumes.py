@@ -172,7 +172,7 @@ def load_scan(source: ScanSource) -> Scan:
 
 
 def load_labels(source: ScanSource, scan: Scan) -> np.ndarray:
-    """Read a segmentation or mask on the grid of `scan` as [X, Y, Z] uint8 in RAS.
+    """Read a segmentation on the grid of `scan` as [X, Y, Z] uint8 in RAS.
 
     Fractional values are rounded, so that a label written as 0.9999 is 1. All zero is allowed.
 
@@ -189,6 +189,21 @@ def load_labels(source: ScanSource, scan: Scan) -> np.ndarray:
         )
     _check_same_grid(labels, scan)
     return rounded.astype(np.uint8)
+
+
+def load_mask(source: ScanSource, scan: Scan) -> np.ndarray:
+    """Read a brain mask on the grid of `scan` as [X, Y, Z] bool in RAS: brain where it is above 0.
+
+    So of probabilities and of masks that were interpolated every voxel with some brain is brain.
+
+    Raises:
+        FileNotFoundError, InputError: as for `load_labels`, but any finite values are allowed.
+    """
+    mask = _read(source)
+    if not np.isfinite(mask.data).all():
+        raise InputError(f"{mask.name}: expected a mask of finite values, got NaN or infinite.")
+    _check_same_grid(mask, scan)
+    return mask.data > 0
 
 
 def image_like(scan: Scan, array: np.ndarray) -> nib.Nifti1Image:
@@ -263,6 +278,8 @@ def _readable(name, read, what):
     """`read(what)`, whose failures are those of the file."""
     try:
         return read(what)
+    except PermissionError:
+        raise  # it says what is wrong, and which file
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import Config
-from tf_lesion.files import InputError, write_json
+from tf_lesion.files import InputError, write_json, written_whole
 from tf_lesion.provenance import stamp
 
 
@@ -48,7 +48,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.config_path, content)
         if reference is not None:
-            np.save(self.reference_path, reference)
+            with written_whole(self.reference_path) as temporary:
+                np.save(temporary, reference)
 
     def read(self) -> tuple[Config, dict[str, Any]]:
         """(`Config`, what the run knows of its data) as written.

@@ -1,0 +1,43 @@
+"""HDF5 files that others wrote: the one way to open them, and what their damage is called."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+
+from tf_lesion.files import InputError
+
+# What h5py and the readers of JSON in attributes raise, by where in the file the damage is.
+DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError)
+
+
+def open_hdf5(path: Path | str, *, what: str, made_by: str, mode: str = "r") -> h5py.File:
+    """The file, opened; the errors say what was expected and which command makes it."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"No {what} at {path}; make one with {made_by}.")
+    try:
+        return h5py.File(path, mode)
+    except BlockingIOError as error:
+        raise InputError(
+            f"{path} is in use by another process, which writes it; wait until that is done."
+        ) from error
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"Expected an HDF5 {what}, got {path} ({error}); make one with {made_by}."
+        ) from error
+
+
+@contextlib.contextmanager
+def intact(path: Path | str) -> Iterator[None]:
+    """Whatever HDF5 raises on reading a damaged file becomes an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except DAMAGED as error:
+        raise InputError(
+            f"{path} is damaged, or was not written to its end ({error}); make it again."
+        ) from error
