@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
 from tf_lesion import __version__
-from tf_lesion.caches.hdf5 import intact, open_hdf5
+from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5
 from tf_lesion.cli.options import add
 from tf_lesion.files import (
     InputError,
@@ -241,7 +240,7 @@ def _write_part(part, subject, settings, reference):
         volumes["label"] = prepared.label
     slices = {name: np.moveaxis(volume[:, :, rows], 2, 0) for name, volume in volumes.items()}
     require_space(part.parent, sum(values.nbytes for values in slices.values()))
-    with written_whole(part) as temporary, h5py.File(temporary, "w") as file:
+    with written_whole(part) as temporary, new_hdf5(temporary) as file:
         for name, values in slices.items():
             chunks = (1, *values.shape[1:])
             file.create_dataset(name, data=values, chunks=chunks, compression=1, shuffle=True)

@@ -1,5 +1,6 @@
 """Damaged files: every one is read or refused in one line, whatever byte of it is wrong."""
 
+import faulthandler
 import functools
 import gzip
 import json
@@ -22,6 +23,7 @@ from tf_lesion.saved_model.exported import read_assets
 from tf_lesion.scans.volumes import load_labels, load_mask, load_scan
 
 SECONDS = 20  # of processor time for one file; a hang is a failure
+HANG = 120  # seconds after which a hang inside of a library ends the tests: nothing else can
 FEW, MANY = 12, 1300  # damaged files of a kind; of all kinds many are more than 10,000
 EXTREMES = (b"\x00", b"\xff", b"\x7f", b"\x80")
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -119,7 +121,13 @@ def in_time():
         raise AssertionError("a damaged file was read for too long")
 
     before = signal.signal(signal.SIGPROF, late)
-    yield lambda: signal.setitimer(signal.ITIMER_PROF, SECONDS)
+
+    def begin():
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        faulthandler.dump_traceback_later(HANG, exit=True)
+
+    yield begin
+    faulthandler.cancel_dump_traceback_later()
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.signal(signal.SIGPROF, before)
 

@@ -1,4 +1,9 @@
-"""HDF5 files that others wrote: the one way to open them, and what their damage is called."""
+"""HDF5 files: the one way to make them, to open those that others wrote, and to call their damage.
+
+Ours have the format of HDF5 1.8, in which headers carry checksums: of a damaged file in the format
+before, which h5py writes by default, the library may read one header for ever. That of 1.10 has a
+mark of files being written, and does not open them again after a kill.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,6 +15,12 @@ from tf_lesion.files import InputError
 
 # What h5py and the readers of JSON in attributes raise, by where in the file the damage is.
 DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError)
+FORMAT = ("v108", "v108")
+
+
+def new_hdf5(path: Path | str) -> h5py.File:
+    """A new file, to be written."""
+    return h5py.File(path, "w", libver=FORMAT)
 
 
 def open_hdf5(path: Path | str, *, what: str, made_by: str, mode: str = "r") -> h5py.File:

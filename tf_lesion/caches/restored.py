@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tf_lesion.caches.hdf5 import intact, open_hdf5
+from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.files import InputError, refuse_existing, require_space, written_whole
 from tf_lesion.provenance import MADE_BY, stamp
@@ -100,7 +100,7 @@ class RestoredWriter:
         pixels = int(np.prod(self._shape, dtype=np.int64))
         size = pixels * sum(np.dtype(kind).itemsize for kind in self._kinds.values())
         require_space(self.path.parent, size + self.rows.nbytes)
-        with written_whole(self._partial) as temporary, h5py.File(temporary, "w") as file:
+        with written_whole(self._partial) as temporary, new_hdf5(temporary) as file:
             for name, kind in self._kinds.items():
                 file.create_dataset(name, self._shape, kind, dcpl=_early())
             file.create_dataset(DONE, self._shape[:1], "u1", dcpl=_early())

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tf_lesion import __version__
-from tf_lesion.caches.hdf5 import intact, open_hdf5
+from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5
 from tf_lesion.files import (
     IDENTITY_DIGITS,
     InputError,
@@ -149,7 +149,7 @@ class CacheWriter:
 
     @contextlib.contextmanager
     def _opened(self, path, force):
-        with written_whole(path, force=force) as temporary, h5py.File(temporary, "w") as self._file:
+        with written_whole(path, force=force) as temporary, new_hdf5(temporary) as self._file:
             self._file.attrs.update(self._attributes)
             for name in ("crop", "grid_affine"):
                 self._hash(name, self._attributes[name].tobytes())

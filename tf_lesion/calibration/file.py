@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from tf_lesion.caches.hdf5 import DAMAGED, open_hdf5
+from tf_lesion.caches.hdf5 import DAMAGED, new_hdf5, open_hdf5
 from tf_lesion.detection.postprocessing import HealthyMaps, Postprocessing
 from tf_lesion.files import InputError, written_whole
 from tf_lesion.provenance import MADE_BY, stamp
@@ -151,7 +150,7 @@ class Calibration:
         content["points"] = {
             score: [point.known() for point in points] for score, points in self.points.items()
         }
-        with written_whole(path, force=force) as temporary, h5py.File(temporary, "w") as file:
+        with written_whole(path, force=force) as temporary, new_hdf5(temporary) as file:
             file.attrs[CONTENT] = text = json.dumps(content)
             file.attrs[CHECKSUM] = _checksum(text)
             file.attrs[MADE_BY] = json.dumps(stamp())
