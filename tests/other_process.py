@@ -63,7 +63,9 @@ for line in sys.stdin:
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(pid, signal.SIGKILL)  # not waited for yet: the number is still its own
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    _, status, used = os.wait4(pid, 0)
+    told = [os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss]
+    print(json.dumps(told), flush=True)
 '''
 COMMANDS = {
     "preprocess": "preprocessing.camcan",
@@ -73,7 +75,11 @@ COMMANDS = {
 
 
 class Server:
-    """Starts commands, each in a process of its own."""
+    """Starts commands, each in a process of its own.
+
+    Attributes:
+        seconds, megabytes: that the last one took of processors and, at most, of memory.
+    """
 
     def __init__(self, log):
         self.log = log
@@ -106,7 +112,9 @@ class Server:
         self.log.write_text("")
         self._process.stdin.write(json.dumps(told) + "\n")
         self._process.stdin.flush()
-        return int(self._line())
+        status, self.seconds, kilobytes = json.loads(self._line())
+        self.megabytes = kilobytes / 1024
+        return status
 
     def close(self):
         """End it."""
@@ -156,7 +164,7 @@ def make_jobs(folder, server):
         path = folder / "scans" / f"sub-{number}" / "anat" / f"sub-{number}_T2w.nii.gz"
         tiny_scans.write(path, scan, affine)
     cache = write_cache(folder / "cache.h5", train=16, test=24)
-    run = make_run(folder / "run", cache, restoration_steps=40)
+    run = make_run(folder / "run", cache, "vae", restoration_steps=40)
     mni = tiny_scans.run(folder / "mni")
     restored = folder / "restored.h5"
     assert server.run("restore", ["--model", run, "--cache", cache, "--out", restored]) == 0
@@ -169,7 +177,16 @@ def make_jobs(folder, server):
     slices = ["--model", run, "--cache", cache]
     detecting = job("detect", "maps", [])
     detecting.argv = [folder / "scans", detecting.out, "--model", mni, "--align", "center"]
-    training = ["--cache", cache, "--preset", "practical", "--precision", "float32"]
+    training = [
+        "--cache",
+        cache,
+        "--model",
+        "vae",
+        "--preset",
+        "practical",
+        "--precision",
+        "float32",
+    ]
     training += ["--batch-size", 4, "--steps", 60, "--checkpoint-every", 5]
     return {
         "preprocess": job("preprocess", "c.h5", [*scans, "--test-subjects", 2, "--match"]),

@@ -20,7 +20,6 @@ from tf_lesion.files import (
     put_back,
     refuse_existing,
     refuse_other_folder,
-    remove_abandoned,
     set_aside,
 )
 
@@ -172,8 +171,7 @@ def _clear(run):
         trained = any(run.checkpoints.glob("*.index"))
         if not trained and put_back(run.folder):
             print(f"{run.folder} is as it was before a training that was killed.", file=sys.stderr)
-        if run.folder.exists():
-            remove_abandoned(run.folder)
+        run.remove_unfinished()
 
 
 def _check_place(run, *, force):
