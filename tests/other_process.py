@@ -177,17 +177,8 @@ def make_jobs(folder, server):
     slices = ["--model", run, "--cache", cache]
     detecting = job("detect", "maps", [])
     detecting.argv = [folder / "scans", detecting.out, "--model", mni, "--align", "center"]
-    training = [
-        "--cache",
-        cache,
-        "--model",
-        "vae",
-        "--preset",
-        "practical",
-        "--precision",
-        "float32",
-    ]
-    training += ["--batch-size", 4, "--steps", 60, "--checkpoint-every", 5]
+    training = ["--cache", cache, "--model", "vae", "--preset", "practical", "--batch-size", 4]
+    training += ["--precision", "float32", "--steps", 60, "--checkpoint-every", 5]
     return {
         "preprocess": job("preprocess", "c.h5", [*scans, "--test-subjects", 2, "--match"]),
         "train": job("train", "run", training, "--resume"),
