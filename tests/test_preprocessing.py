@@ -557,6 +557,18 @@ def test_parts_of_other_settings_or_changed_files_are_not_used_again(tmp_path):
     assert len(names) == 5
 
 
+def test_a_damaged_part_is_made_again(tmp_path):
+    subject = camcan.find_subjects(write_healthy(tmp_path, ["sub-1"]))[0]
+    part, settings = tmp_path / "part.h5", cohort.CohortSettings(QUICK)
+    first = cohort._prepare_one(subject, part, settings, None)
+    quantiles, size = cohort.quantiles_of(first), part.stat().st_size
+    for damage in (b"", part.read_bytes()[: size // 2], b"no HDF5"):
+        part.write_bytes(damage)
+        again = cohort._prepare_one(subject, part, settings, None)
+        assert (again.part, again.reason) == (part, "")
+        np.testing.assert_array_equal(cohort.quantiles_of(again), quantiles)
+
+
 def test_a_full_disk_stops_the_run_instead_of_skipping_every_subject(
     healthy, tmp_path, monkeypatch, capsys
 ):
