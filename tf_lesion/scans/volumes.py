@@ -243,6 +243,8 @@ def _read(source):
     name, is_file = name_of(source), isinstance(source, str | Path)
     if is_file and not Path(source).exists():
         raise FileNotFoundError(f"No such scan: {name}")
+    if is_file and Path(source).is_file():
+        Path(source).open("rb").close()  # a file that may not be read is not called damaged
     image = _readable(name, nib.load, source) if is_file else source
     if not isinstance(image, nib.Nifti1Pair):
         kind = type(image).__name__
@@ -278,8 +280,6 @@ def _readable(name, read, what):
     """`read(what)`, whose failures are those of the file."""
     try:
         return read(what)
-    except PermissionError:
-        raise  # it says what is wrong, and which file
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
