@@ -27,7 +27,7 @@ ON_A_RUN = (
     ("development.md", "python -m eval.restored_figure --results maps --out restored.png"),
 )
 MADE = (
-    *("runs/gmvae/calibration.h5", "maps", "lesions/sub-01", "lesions/report.html", "scores"),
+    *("runs/gmvae/calibration.h5", "maps", "lesions/sub-01", "lesions/index.html", "scores"),
     *("maps_score", "restored.h5", "results/table.md", "restored.png"),
 )
 GOLDEN = "python -m eval.compare_tf1 --tf1-checkpoint"
