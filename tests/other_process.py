@@ -61,7 +61,9 @@ for line in sys.stdin:
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(status)
     if kill_after is not None:
-        time.sleep(kill_after)
+        deadline, how = time.monotonic() + kill_after, os.WEXITED | os.WNOWAIT | os.WNOHANG
+        while time.monotonic() < deadline and os.waitid(os.P_PID, pid, how) is None:
+            time.sleep(0.005)
         os.kill(pid, signal.SIGKILL)  # not waited for yet: the number is still its own
     _, status, used = os.wait4(pid, 0)
     told = [os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss]
