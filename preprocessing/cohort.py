@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tf_lesion import __version__
-from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5
+from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5, text
 from tf_lesion.cli.options import add
 from tf_lesion.files import (
     InputError,
@@ -247,7 +247,7 @@ def _write_part(part, subject, settings, reference):
         file["slice_index"] = rows
         file["scan_from_grid"] = prepared.scan_from_grid
         file["quantiles"] = brain_quantiles(prepared.image, prepared.mask)
-        file.attrs["warnings"] = json.dumps([*prepared.scan.warnings, *prepared.warnings])
+        file.attrs["warnings"] = text(json.dumps([*prepared.scan.warnings, *prepared.warnings]))
 
 
 def _part_name(subject, settings, reference):

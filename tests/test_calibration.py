@@ -461,7 +461,7 @@ def test_a_calibration_whose_numbers_have_changed_is_refused(tmp_path):
     points = {"residual": (Threshold(0.01, 0.1, 0.009),)}
     Calibration("0123456789ab", {}, points).save(path)
     with h5py.File(path, "r+") as file:
-        file.attrs["calibration"] = file.attrs["calibration"].replace("0.1", "0.7")
+        file.attrs["calibration"] = np.bytes_(file.attrs["calibration"].replace(b"0.1", b"0.7"))
     with pytest.raises(InputError, match="has changed since it was written"):
         Calibration.load(path)
     with h5py.File(path, "r+") as file:  # one of before there were checksums

@@ -2,14 +2,17 @@
 
 Ours have the format of HDF5 1.8, in which headers carry checksums: of a damaged file in the format
 before, which h5py writes by default, the library may read one header for ever. That of 1.10 has a
-mark of files being written, and does not open them again after a kill.
+mark of files being written, and does not open them again after a kill. Texts have a fixed length:
+those of any length lie in a heap without a checksum, which the library may read for ever too.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from tf_lesion.files import InputError
 
@@ -21,6 +24,17 @@ FORMAT = ("v108", "v108")
 def new_hdf5(path: Path | str) -> h5py.File:
     """A new file, to be written."""
     return h5py.File(path, "w", libver=FORMAT)
+
+
+def text(value: str) -> np.bytes_:
+    """A text as an attribute of fixed length; it is read as bytes, which `json` takes."""
+    return np.bytes_(value.encode())
+
+
+def texts(values: Sequence[str]) -> NDArray:
+    """Texts as a dataset of one fixed length."""
+    coded = [value.encode() for value in values]
+    return np.array(coded, h5py.string_dtype("utf-8", max(map(len, [b" ", *coded]))))
 
 
 def open_hdf5(path: Path | str, *, what: str, made_by: str, mode: str = "r") -> h5py.File:

@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5
+from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5, text
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.files import InputError, refuse_existing, require_space, written_whole
 from tf_lesion.provenance import MADE_BY, stamp
@@ -105,8 +105,8 @@ class RestoredWriter:
                 file.create_dataset(name, self._shape, kind, dcpl=_early())
             file.create_dataset(DONE, self._shape[:1], "u1", dcpl=_early())
             file["rows"] = self.rows
-            file.attrs["settings"] = json.dumps(self._settings)
-            file.attrs[MADE_BY] = json.dumps(stamp())
+            file.attrs["settings"] = text(json.dumps(self._settings))
+            file.attrs[MADE_BY] = text(json.dumps(stamp()))
         return open_hdf5(self._partial, **BEGUN, mode="r+")
 
     def _reopened(self):

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tf_lesion import __version__
-from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5
+from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5, text, texts
 from tf_lesion.files import (
     IDENTITY_DIGITS,
     InputError,
@@ -141,8 +141,8 @@ class CacheWriter:
         self._attributes = {
             "crop": np.asarray(crop, "<i4"),
             "grid_affine": np.asarray(np.eye(4) if grid_affine is None else grid_affine, "<f8"),
-            "settings": json.dumps(settings or {}),
-            "tf_lesion_version": __version__,
+            "settings": text(json.dumps(settings or {})),
+            "tf_lesion_version": text(__version__),
         }
         self._subjects, self._hashes = {}, {}
         self._context = self._opened(path, force)
@@ -229,18 +229,18 @@ class CacheWriter:
             names, sources, transforms, rows = zip(*subjects, strict=True)
             subject = np.arange(len(names), dtype="<i4")
             info = {
-                "subject_ids": np.array(names, dtype=h5py.string_dtype()),
+                "subject_ids": texts(names),
                 "subject": np.repeat(subject, [len(own) for own in rows]),
                 "slice_index": np.concatenate(rows),
                 "scan_from_grid": np.stack(transforms),
-                "source": np.array(sources, dtype=h5py.string_dtype()),
+                "source": texts(sources),
             }
             for part, values in info.items():
                 self._file[f"{dataset}_info/{part}"] = values
             for part in ("subject", "slice_index", "scan_from_grid"):
                 self._hash(f"{dataset}_{part}", info[part].tobytes())
             self._hash(f"{dataset}_subject_ids", json.dumps(names).encode())
-        self._file.attrs["identity"] = _combined(self._hashes)
+        self._file.attrs["identity"] = text(_combined(self._hashes))
 
 
 class SliceCache:
@@ -316,7 +316,9 @@ class SliceCache:
         The latter for released caches, and those of before there were identities.
         """
         with intact(self.path):
-            return self._file.attrs.get("identity") or _sampled_identity(self._file)
+            stored = self._file.attrs.get("identity")  # str in files of before
+            stored = stored.decode() if isinstance(stored, bytes) else stored
+            return stored or _sampled_identity(self._file)
 
     def read(self, rows: Iterable[int]) -> NDArray:
         """Slices [n, H, W, 1] float32 of the given rows.

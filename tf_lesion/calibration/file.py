@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lesion.caches.hdf5 import DAMAGED, new_hdf5, open_hdf5
+from tf_lesion.caches.hdf5 import DAMAGED, new_hdf5, open_hdf5, text
 from tf_lesion.detection.postprocessing import HealthyMaps, Postprocessing
 from tf_lesion.files import InputError, written_whole
 from tf_lesion.provenance import MADE_BY, stamp
@@ -151,9 +151,9 @@ class Calibration:
             score: [point.known() for point in points] for score, points in self.points.items()
         }
         with written_whole(path, force=force) as temporary, new_hdf5(temporary) as file:
-            file.attrs[CONTENT] = text = json.dumps(content)
-            file.attrs[CHECKSUM] = _checksum(text)
-            file.attrs[MADE_BY] = json.dumps(stamp())
+            file.attrs[CONTENT] = told = text(json.dumps(content))
+            file.attrs[CHECKSUM] = text(_checksum(told))
+            file.attrs[MADE_BY] = text(json.dumps(stamp()))
             for name, blocks in vars(self.healthy).items() if self.healthy else ():
                 file.create_dataset(
                     f"{MAPS}/{name}", data=blocks.astype(np.float16), compression="gzip"
@@ -168,10 +168,10 @@ class Calibration:
         """
         try:
             with open_hdf5(path, what="calibration", made_by="tf-lesion calibrate") as file:
-                text = file.attrs[CONTENT]
-                if file.attrs.get(CHECKSUM) not in (None, _checksum(text)):
+                told = file.attrs[CONTENT]
+                if CHECKSUM in file.attrs and file.attrs[CHECKSUM].decode() != _checksum(told):
                     raise ValueError("its content has changed since it was written")
-                content = json.loads(text)
+                content = json.loads(told)
                 healthy = None
                 if MAPS in file:
                     names = [f.name for f in dataclasses.fields(HealthyMaps)]
@@ -190,5 +190,5 @@ class Calibration:
             ) from error
 
 
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
