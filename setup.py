@@ -27,19 +27,19 @@ LIBRARY = [
     "scikit-image>=0.24",
     "scipy>=1.13",
     "SimpleITK>=2.4",
-    "tensorboard",
-    "tqdm",
+    "tensorboard>=2.18",
+    "tqdm>=4.66",
 ]
 DICOM = ["pydicom>=3", "dcm2niix>=1.0.20220715"]
-SCRIPTS = ["pyyaml"]  # eval.tables reads its experiments from it
+SCRIPTS = ["pyyaml>=6.0.1"]  # eval.tables reads its experiments from it
 TEST = [
-    "bids-validator-deno>=2",
-    "pytest",
-    "pytest-xdist",
-    "ruff",
-    "setuptools>=64",
-    "wheel",
     *DICOM,
+    "bids-validator-deno>=2",
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "ruff>=0.11",
+    "setuptools>=64",
+    "wheel>=0.40",
 ]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "ruff"]
 

@@ -8,11 +8,11 @@ import argparse
 import re
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from tf_lesion.caches.hdf5 import open_hdf5
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import read_counts
 from tf_lesion.evaluation import metrics
@@ -98,7 +98,7 @@ def _dataset(path):
         )
     with RestoredReader(path):  # its errors name what is missing
         pass
-    return h5py.File(path, "r")["Restore"]
+    return open_hdf5(path, what="file of restored slices", made_by="the released code")["Restore"]
 
 
 def compare(options: argparse.Namespace) -> tuple[pd.DataFrame, float | None, pd.DataFrame]:

@@ -145,18 +145,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )[: args.limit]
     print(f"{len(subjects)} subjects.")
     shared = {"settings": settings, "reference": reference, "force": args.force}
-    outcomes = cohort.prepare_all(subjects, args.out, jobs=args.jobs, **shared)
-    return cohort.write_cache(
-        outcomes,
-        args.out,
-        stored={
-            "command": "preprocessing.brats",
-            "grade": args.grade,
-            "matched_to": None if reference is None else str(args.reference),
-        },
-        test_names={subject.name for subject in subjects},
-        **shared,
-    )
+    with cohort.alone(args.out, force=args.force):
+        outcomes = cohort.prepare_all(subjects, args.out, jobs=args.jobs, **shared)
+        return cohort.write_cache(
+            outcomes,
+            args.out,
+            stored={
+                "command": "preprocessing.brats",
+                "grade": args.grade,
+                "matched_to": None if reference is None else str(args.reference),
+            },
+            test_names={subject.name for subject in subjects},
+            **shared,
+        )
 
 
 if __name__ == "__main__":

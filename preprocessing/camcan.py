@@ -128,26 +128,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         test_names = split(names, seed=args.seed, test_subjects=args.test_subjects)
     print(f"{len(subjects)} subjects, {len(test_names)} of them to test on.")
-    outcomes = cohort.prepare_all(
-        subjects, args.out, settings=settings, jobs=args.jobs, force=args.force
-    )
-    chosen = _reference_outcome(outcomes, test_names, args.reference)
-    return cohort.write_cache(
-        outcomes,
-        args.out,
-        settings=settings,
-        stored={
-            "command": "preprocessing.camcan",
-            "seed": args.seed,
-            "test_subjects": sorted(test_names),
-            "reference": chosen.subject.name,
-            "matched": args.match,
-        },
-        reference=cohort.quantiles_of(chosen),
-        test_names=test_names,
-        match=[outcome for outcome in outcomes if args.match and outcome is not chosen],
-        force=args.force,
-    )
+    with cohort.alone(args.out, force=args.force):
+        outcomes = cohort.prepare_all(
+            subjects, args.out, settings=settings, jobs=args.jobs, force=args.force
+        )
+        chosen = _reference_outcome(outcomes, test_names, args.reference)
+        return cohort.write_cache(
+            outcomes,
+            args.out,
+            settings=settings,
+            stored={
+                "command": "preprocessing.camcan",
+                "seed": args.seed,
+                "test_subjects": sorted(test_names),
+                "reference": chosen.subject.name,
+                "matched": args.match,
+            },
+            reference=cohort.quantiles_of(chosen),
+            test_names=test_names,
+            match=[outcome for outcome in outcomes if args.match and outcome is not chosen],
+            force=args.force,
+        )
 
 
 if __name__ == "__main__":

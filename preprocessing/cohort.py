@@ -6,6 +6,7 @@ made and goes on. At the end the parts are put together in order, and deleted if
 """
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -18,13 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
 from tf_lesion import __version__
+from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5, text
 from tf_lesion.cli.options import add
-from tf_lesion.files import InputError, refuse_existing, require_space, written_whole
+from tf_lesion.files import (
+    InputError,
+    locked,
+    refuse_existing,
+    remove_abandoned,
+    require_space,
+    written_whole,
+)
 from tf_lesion.scans import MASK_MODES
 from tf_lesion.scans.discovery import Subject
 
@@ -109,6 +117,24 @@ def in_processes(
         raise InputError(f"{killed}.") from error
 
 
+@contextlib.contextmanager
+def alone(out: str | Path, *, force: bool) -> Iterator[None]:
+    """Hold the parts of a cache, so that no other process makes the same one meanwhile.
+
+    Raises:
+        FileExistsError: if `out` exists and `force` is false.
+        InputError: if another process makes it.
+    """
+    refuse_existing(out, force=force)
+    folder = parts_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder):
+            yield
+    finally:
+        _remove_if_empty(folder)
+
+
 def prepare_all(
     subjects: Sequence[Subject],
     out: str | Path,
@@ -167,15 +193,30 @@ def _prepare_one(subject, part, settings, reference):
     try:
         if subject.problem:
             raise InputError(subject.problem)
-        if not part.exists():
+        warnings = _warnings_of(part) if part.exists() else None
+        if warnings is None:
             _write_part(part, subject, settings, reference)
-        with h5py.File(part, "r") as file:
-            return Outcome(subject, part=part, warnings=tuple(json.loads(file.attrs["warnings"])))
+            warnings = _warnings_of(part)
+        return Outcome(subject, part=part, warnings=warnings)
     except Exception as error:
         reason = str(error) or type(error).__name__
         if not isinstance(error, InputError | OSError):
             reason = f"{type(error).__name__}: {reason}"
         return Outcome(subject, reason=reason)
+
+
+def _warnings_of(part):
+    """Those of a part; None if it is damaged, which makes it again."""
+    try:
+        with _opened(part) as file, intact(part):
+            file["image"][-1], file["mask"][-1], file["quantiles"][:]
+            return tuple(json.loads(file.attrs["warnings"]))
+    except InputError:
+        return None
+
+
+def _opened(part):
+    return open_hdf5(part, what="prepared subject", made_by="the same command, given again")
 
 
 def _write_part(part, subject, settings, reference):
@@ -199,14 +240,14 @@ def _write_part(part, subject, settings, reference):
         volumes["label"] = prepared.label
     slices = {name: np.moveaxis(volume[:, :, rows], 2, 0) for name, volume in volumes.items()}
     require_space(part.parent, sum(values.nbytes for values in slices.values()))
-    with written_whole(part) as temporary, h5py.File(temporary, "w") as file:
+    with written_whole(part) as temporary, new_hdf5(temporary) as file:
         for name, values in slices.items():
             chunks = (1, *values.shape[1:])
             file.create_dataset(name, data=values, chunks=chunks, compression=1, shuffle=True)
         file["slice_index"] = rows
         file["scan_from_grid"] = prepared.scan_from_grid
         file["quantiles"] = brain_quantiles(prepared.image, prepared.mask)
-        file.attrs["warnings"] = json.dumps([*prepared.scan.warnings, *prepared.warnings])
+        file.attrs["warnings"] = text(json.dumps([*prepared.scan.warnings, *prepared.warnings]))
 
 
 def _part_name(subject, settings, reference):
@@ -223,7 +264,7 @@ def _part_name(subject, settings, reference):
 
 def quantiles_of(outcome: Outcome) -> np.ndarray:
     """[Q] quantiles of the brain of a prepared subject."""
-    with h5py.File(outcome.part, "r") as part:
+    with _opened(outcome.part) as part, intact(outcome.part):
         return part["quantiles"][:]
 
 
@@ -272,8 +313,9 @@ def write_cache(
                 target = reference if outcome in match else None
                 counts[dataset].append(_append_part(writer, dataset, outcome, target))
     folder = parts_folder(out)
-    for part in [] if skipped else [*folder.glob("*.h5"), *folder.glob(".partial-*")]:
+    for part in [] if skipped else folder.glob("*.h5"):
         part.unlink()
+    remove_abandoned(folder)
     _remove_if_empty(folder)
     for dataset, slices in counts.items():
         if slices:
@@ -295,7 +337,7 @@ def _append_part(writer, dataset, outcome, reference):
     """Move one part into a cache, matched to `reference` if given; returns its slice count."""
     from tf_lesion.scans.intensity import match_to_reference
 
-    with h5py.File(outcome.part, "r") as part:
+    with _opened(outcome.part) as part, intact(outcome.part):
         image, mask = part["image"][:], part["mask"][:]
         if reference is not None:
             image = match_to_reference(image, mask > 0, reference)
@@ -313,5 +355,5 @@ def _append_part(writer, dataset, outcome, reference):
 
 
 def _remove_if_empty(folder):
-    if not any(folder.iterdir()):
+    if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()

@@ -179,6 +179,10 @@ def test_the_commit_is_that_of_our_checkout_alone_and_changes_are_told(tmp_path,
     (inside / "provenance.py").unlink()
     assert told(top / "provenance.py")["changed"] is False
     assert len(told(top / "provenance.py")["commit"]) == 40
+    index = (tmp_path / ".git" / "index").read_bytes()
+    os.utime(top / "provenance.py", (1e9, 1e9))  # git would note in its index that it looked
+    assert told(top / "provenance.py")["changed"] is False
+    assert (tmp_path / ".git" / "index").read_bytes() == index
     (top / "provenance.py").write_text("edited")
     assert told(top / "provenance.py")["changed"] is True
     git("checkout", "-q", "--", ".")

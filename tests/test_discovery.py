@@ -4,10 +4,11 @@ import json
 import os
 import shutil
 
+import h5py
 import pytest
 import tiny_scans
 
-from preprocessing import brats, camcan, cohort
+from preprocessing import brats, camcan
 from tf_lesion.detection.files import find_scans
 from tf_lesion.detection.layout import layout_of
 from tf_lesion.files import InputError
@@ -132,7 +133,7 @@ def test_a_cohort_skips_what_is_not_here_and_says_so(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "c: " in said
     assert "its content is not here" in said
-    with cohort.h5py.File(tmp_path / "c.h5") as file:
+    with h5py.File(tmp_path / "c.h5") as file:
         assert set(json.loads(file.attrs["settings"])["skipped"]) == {"c"}
 
 

@@ -45,7 +45,8 @@ def _commands():
 COMMANDS = list(_commands())
 
 
-def _module(command):
+def module_of(command):
+    """The module that a command runs."""
     if command in SCRIPTS:
         return SCRIPTS[command]
     name = command.split()[-1]
@@ -71,7 +72,7 @@ def test_a_command_in_the_docs_is_understood(page, command, arguments, monkeypat
         raise ParsedError
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
-    known = _module(command)
+    known = module_of(command)
     if known.startswith(("eval.", "preprocessing.")):
         folder = ROOT / known.replace(".", "/")
         known = f"{known}.__main__" if folder.is_dir() else known

@@ -1,6 +1,10 @@
 """Files that are there: nothing of anybody's is replaced but what the same command made."""
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import write_cache
@@ -10,9 +14,55 @@ from preprocessing.phantom.__main__ import write_cohort
 from tf_lesion.caches.slices import CacheWriter
 from tf_lesion.detection import files as detection_files
 from tf_lesion.detection.layout import FAILED, SUMMARY
-from tf_lesion.files import InputError, set_aside, written_whole
+from tf_lesion.files import (
+    InputError,
+    locked,
+    put_back,
+    remove_abandoned,
+    set_aside,
+    written_whole,
+)
 from tf_lesion.scans.discovery import Subject
 from tf_lesion.training.trainer import Trainer
+
+ROOT = Path(__file__).parent.parent
+
+
+class Other:
+    """Another process, which runs a program up to `wait()` and then waits to be ended."""
+
+    def __init__(self, program, *arguments):
+        program = (
+            "import sys; from pathlib import Path; from tf_lesion.files import *\n"
+            "def wait(): print('there', flush=True); sys.stdin.readline()\n" + program
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout.readline() == "there\n"
+
+    def end(self, number=signal.SIGKILL):
+        """Kill it, or with no number let it go on; its exit status."""
+        if number:
+            self._process.send_signal(number)
+        self._process.communicate("\n")
+        return self._process.returncode
+
+
+WRITER = """
+with written_whole(sys.argv[1], marker=sys.argv[2]) as temporary:
+    if sys.argv[2]:
+        temporary.mkdir()
+        (temporary / "a").write_text("half")
+    else:
+        temporary.write_text("half")
+    wait()
+    (temporary / sys.argv[2] if sys.argv[2] else temporary).write_text("whole")
+"""
 
 
 def precious(folder):
@@ -100,3 +150,115 @@ def test_the_summary_keeps_what_it_says_of_other_scans(tmp_path):
     with pytest.raises(InputError, match=r"Expected .*summary\.json"):
         summary("d")
     assert (tmp_path / "maps" / SUMMARY).read_text() == '{"cells": 3}'
+
+
+@pytest.mark.parametrize("marker", ["", "config.json"])
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_stays(tmp_path, marker):
+    out = tmp_path / "out"
+    killed, living = (Other(WRITER, out, marker) for _ in range(2))
+    foreign = tmp_path / ".partial-00000000-1-out"  # of another machine: nobody knows
+    theirs = tmp_path / ".partial-mine"
+    foreign.touch(), theirs.touch()
+    assert len(list(tmp_path.iterdir())) == 4
+    killed.end()
+    with written_whole(tmp_path / "else") as temporary:
+        temporary.touch()
+    hidden = {path.name for path in tmp_path.glob(".*")}
+    assert hidden >= {foreign.name, theirs.name}
+    assert len(hidden) == 3
+    assert living.end(number=None) == 0
+    assert (out / marker).read_text() == "whole"
+    assert {path.name for path in tmp_path.glob(".*")} == {foreign.name, theirs.name}
+
+
+def test_of_two_processes_that_make_one_file_the_later_is_told(tmp_path):
+    out = tmp_path / "out"
+    other = Other(WRITER, out, "")
+
+    def second():
+        with written_whole(out, force=False) as temporary:
+            temporary.write_text("second")
+            other.end(number=None)
+
+    with pytest.raises(FileExistsError, match="pass --force"):
+        second()
+    assert out.read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_lock_is_for_one_process_and_goes_with_it_when_it_is_killed(tmp_path):
+    other = Other("with locked(Path(sys.argv[1])): wait()", tmp_path)
+    with pytest.raises(InputError, match="in use by another process"), locked(tmp_path):
+        pass
+    other.end()
+    with locked(tmp_path), locked(tmp_path / "not there"):
+        pass
+
+
+def test_what_a_killed_process_had_set_aside_is_put_back_and_what_a_living_one_has_is_not(tmp_path):
+    folder = precious(tmp_path / "run")
+    program = "with set_aside(Path(sys.argv[1])): Path(sys.argv[1]).mkdir(); wait()"
+    other = Other(program, folder)
+    assert not put_back(folder)
+    assert not (folder / "thesis.tex").exists()
+    other.end()
+    assert not put_back(tmp_path / "other")
+    assert put_back(folder)
+    assert (folder / "thesis.tex").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_was_given_up_is_not_put_back_half_deleted(tmp_path):
+    """The kill comes while the old folder is being deleted."""
+    folder = precious(tmp_path / "run")
+    program = (
+        "import shutil; shutil.rmtree = lambda *_, **__: wait()\n"
+        "with set_aside(Path(sys.argv[1])) as give_up: Path(sys.argv[1]).mkdir(); give_up()"
+    )
+    Other(program, folder).end()
+    assert not put_back(folder)
+    remove_abandoned(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_training_takes_away_what_a_killed_one_left_and_shares_its_folder_with_none(
+    tmp_path, capsys
+):
+    cache, run = write_cache(tmp_path / "c.h5"), tmp_path / "run"
+    argv = ["--cache", str(cache), "--out", str(run), "--preset", "practical", "--steps", "1"]
+    argv += ["--precision", "float32", "--batch-size", "2"]
+    run.mkdir()
+    Other(WRITER, run / "config.json", "").end()
+    assert list(run.iterdir()) != []
+    holder = Other("with locked(Path(sys.argv[1])): wait()", run)
+    for more in ([], ["--force"], ["--resume"]):
+        assert train_gmvae.main([*argv, *more]) == 2
+        assert f"{run} is in use by another process" in capsys.readouterr().err
+    holder.end()
+    assert train_gmvae.main(argv) == 0
+    assert not list(run.glob(".*"))
+    program = "with set_aside(Path(sys.argv[1])): Path(sys.argv[1]).mkdir(); wait()"
+    Other(program, run).end()  # killed before its first step
+    assert train_gmvae.main(argv) == 2
+    said = capsys.readouterr().err
+    assert "as it was before a training that was killed" in said
+    assert "pass --force" in said
+    assert (run / "checkpoints" / "ckpt-1.index").exists()
+
+
+def test_two_processes_add_to_one_summary(tmp_path):
+    program = """
+from tf_lesion.detection import files
+from tf_lesion.scans.discovery import Subject
+wait()
+names = [f"{sys.argv[2]}{number}" for number in range(40)]
+subjects = [Subject(name, Path(name), problem="not here") for name in names]
+files.detect_many(None, subjects, sys.argv[1])
+"""
+    others = [Other(program, tmp_path / "maps", letter) for letter in "ab"]
+    for other in others:
+        other._process.stdin.write("\n")
+        other._process.stdin.flush()
+    assert [other.end(number=None) for other in others] == [0, 0]
+    rows = json.loads((tmp_path / "maps" / SUMMARY).read_text())["scans"]
+    assert sorted(row["name"][0] for row in rows) == ["a"] * 40 + ["b"] * 40

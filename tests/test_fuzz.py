@@ -1,5 +1,6 @@
 """Damaged files: every one is read or refused in one line, whatever byte of it is wrong."""
 
+import faulthandler
 import functools
 import gzip
 import json
@@ -13,13 +14,16 @@ from conftest import GOLDEN, make_run, write_cache
 
 from tf_lesion.caches.restored import RestoredReader, RestoredWriter
 from tf_lesion.caches.slices import SliceCache
+from tf_lesion.calibration import Calibration, Threshold
 from tf_lesion.detection.layout import read_facts, read_summary
+from tf_lesion.detection.postprocessing import HealthyMaps
 from tf_lesion.files import InputError
 from tf_lesion.prior import load
 from tf_lesion.saved_model.exported import read_assets
-from tf_lesion.scans.volumes import load_labels, load_scan
+from tf_lesion.scans.volumes import load_labels, load_mask, load_scan
 
 SECONDS = 20  # of processor time for one file; a hang is a failure
+HANG = 120  # seconds after which a hang inside of a library ends the tests: nothing else can
 FEW, MANY = 12, 1300  # damaged files of a kind; of all kinds many are more than 10,000
 EXTREMES = (b"\x00", b"\xff", b"\x7f", b"\x80")
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -45,9 +49,12 @@ def damaged(content, rng):
     return bytes(content)
 
 
+def _volume_values():
+    return np.random.default_rng(0).uniform(1, 100, (12, 13, 14)).astype(np.float32)
+
+
 def _volume():
-    values = np.random.default_rng(0).uniform(1, 100, (12, 13, 14)).astype(np.float32)
-    return nib.Nifti1Image(values, AFFINE).to_bytes()
+    return nib.Nifti1Image(_volume_values(), AFFINE).to_bytes()
 
 
 def _scan(path):
@@ -66,6 +73,24 @@ def _restored(path):
         reader.read(range(len(reader)))
 
 
+def _mask(path):
+    grid = nib.Nifti1Image(_volume_values(), AFFINE)
+    load_mask(path, load_scan(grid))
+
+
+def _write_calibration(path):
+    blocks = np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 3, 4)
+    points = {"residual": (Threshold(0.01, 0.1, 0.009), Threshold(0.05, 0.05, 0.049))}
+    healthy = HealthyMaps(blocks, blocks, blocks)
+    Calibration("0123456789ab", {"tv_weight": 1.8}, points, healthy=healthy).save(path)
+
+
+def _calibration(path):
+    """What is read is what was written: a damaged number is no other threshold."""
+    read = Calibration.load(path)
+    assert [point.threshold for point in read.points["residual"]] == [0.1, 0.05]
+
+
 def _write_restored(path):
     with RestoredWriter(path, rows=[0, 1], shape=(38, 42), settings={"model": "gmvae"}) as writer:
         writer.write([0, 1], np.zeros((2, 38, 42, 1)))
@@ -76,6 +101,8 @@ SUMMARY = {"scans": [{"name": "a", "reason": "", "status": "done", "facts": "a.j
 KINDS = {  # name -> (writes a whole file, reads a file)
     "t2.nii": (lambda path: path.write_bytes(_volume()), _scan),
     "t2.nii.gz": (lambda path: path.write_bytes(gzip.compress(_volume())), _scan),
+    "mask.nii": (lambda path: path.write_bytes(_volume()), _mask),
+    "calibration.h5": (_write_calibration, _calibration),
     "cache.h5": (functools.partial(write_cache, train=0, test=2), _cache),
     "restored.h5": (_write_restored, _restored),
     "facts.json": (lambda path: path.write_text(json.dumps(FACTS)), read_facts),
@@ -94,7 +121,13 @@ def in_time():
         raise AssertionError("a damaged file was read for too long")
 
     before = signal.signal(signal.SIGPROF, late)
-    yield lambda: signal.setitimer(signal.ITIMER_PROF, SECONDS)
+
+    def begin():
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        faulthandler.dump_traceback_later(HANG, exit=True)
+
+    yield begin
+    faulthandler.cancel_dump_traceback_later()
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.signal(signal.SIGPROF, before)
 
@@ -102,6 +135,7 @@ def in_time():
 def _damage(path, read, *, count, in_time):
     """Damage a file in `count` ways and read each; returns how many were refused."""
     whole, refused = path.read_bytes(), 0
+    before = sorted(path.parent.iterdir())
     for seed in range(count):
         path.write_bytes(damaged(whole, np.random.default_rng([seed, len(whole)])))
         in_time()
@@ -112,6 +146,7 @@ def _damage(path, read, *, count, in_time):
         except Exception as error:
             kept = shutil.copy(path, path.with_name(f"seed-{seed}-{path.name}"))
             pytest.fail(f"{kept}: {type(error).__name__}: {error}")
+    assert sorted(path.parent.iterdir()) == before
     return refused
 
 

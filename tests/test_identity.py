@@ -162,7 +162,7 @@ def test_a_killed_restoration_does_not_go_on_over_another_cache(run, tmp_path, c
     argv = ["--model", str(run), "--cache", str(cache), "--out", str(tmp_path / "restored.h5")]
     assert restore_brats.main(argv) == 0
     with h5py.File(tmp_path / "restored.h5", "r+") as file:
-        file["done"] = np.array([1, 1, 0, 0, 0, 0, 0], np.uint8)
+        file["done"][:] = np.array([1, 1, 0, 0, 0, 0, 0], np.uint8)
     (tmp_path / "restored.h5").rename(tmp_path / "restored.h5.partial")
     cache.unlink()
     write_cache(cache, seed=1)

@@ -191,6 +191,10 @@ def test_a_mask_that_is_given_goes_before_what_is_found(tmp_path):
     np.testing.assert_array_equal(given.mask, truth)
     np.testing.assert_array_equal(given.image > 0, truth)
     assert given.brain_kind == "mask given"
+    fractions = tiny_scans.write(tmp_path / "share.nii", 0.45 * truth, affine)
+    np.testing.assert_array_equal(
+        prepare_scan(path, settings=QUICK, mask_path=fractions).mask, truth
+    )
 
 
 def test_a_brain_outside_the_crop_is_warned_of(tmp_path):
@@ -566,6 +570,18 @@ def test_parts_of_other_settings_or_changed_files_are_not_used_again(tmp_path):
     subject.scan.write_bytes(subject.scan.read_bytes() + b"0")
     names.add(cohort._part_name(subject, settings, None))
     assert len(names) == 5
+
+
+def test_a_damaged_part_is_made_again(tmp_path):
+    subject = camcan.find_subjects(write_healthy(tmp_path, ["sub-1"]))[0]
+    part, settings = tmp_path / "part.h5", cohort.CohortSettings(QUICK)
+    first = cohort._prepare_one(subject, part, settings, None)
+    quantiles, size = cohort.quantiles_of(first), part.stat().st_size
+    for damage in (b"", part.read_bytes()[: size // 2], b"no HDF5"):
+        part.write_bytes(damage)
+        again = cohort._prepare_one(subject, part, settings, None)
+        assert (again.part, again.reason) == (part, "")
+        np.testing.assert_array_equal(cohort.quantiles_of(again), quantiles)
 
 
 def test_a_full_disk_stops_the_run_instead_of_skipping_every_subject(

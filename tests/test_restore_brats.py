@@ -16,6 +16,7 @@ from tf_lesion.caches import restore as caches_restore
 from tf_lesion.caches.restored import RestoredReader, RestoredWriter
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.cli import restore as restore_command
+from tf_lesion.files import InputError
 from tf_lesion.training.runs import Run
 from tf_lesion.training.trainer import Trainer
 
@@ -50,7 +51,7 @@ def test_restored_slices_are_written_as_the_released_code_does(run, cache_path, 
         assert file["Restore"].shape == (7, 38, 42)
         observed, mask = cache.read(range(7)), cache.mask(range(7))
         restored = file["Restore"][:][..., None]
-        assert "done" not in file
+        assert file["done"][:].all()
         settings = json.loads(file.attrs["settings"])
     np.testing.assert_array_equal(restored[~mask], observed[~mask])
     assert (np.abs(restored - observed)[mask] > 0).mean() > 0.9
@@ -196,6 +197,21 @@ def test_names_without_a_suffix_and_half_a_shard_beside_them_are_merged(run, cac
     (tmp_path / "restored.shard-1-of-3.partial").touch()
     assert restore_brats.main(["--merge", "--out", str(out)]) == 0
     assert len(_read(out)) == 7
+
+
+def test_a_kill_before_the_last_rename_costs_nothing(run, cache_path, tmp_path, monkeypatch):
+    out, partial = tmp_path / "r.h5", tmp_path / "r.h5.partial"
+    assert _restore(run, cache_path, out) == 0
+    expected = _read(out)
+    out.rename(partial)
+    with monkeypatch.context() as patch:
+        patch.setattr(caches_restore, "restore", None)  # nothing is restored again
+        assert _restore(run, cache_path, out) == 0
+    np.testing.assert_array_equal(_read(out), expected)
+    with h5py.File(out, "r+") as file:
+        file["done"][3:5] = 0
+    with pytest.raises(InputError, match=r"r\.h5: 2 of 7 slices are not restored yet"):
+        RestoredReader(out)
 
 
 @pytest.mark.parametrize("left", [b"", b"not HDF5", None])

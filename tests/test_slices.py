@@ -168,3 +168,12 @@ def test_an_existing_cache_is_kept_without_force(tmp_path):
     with pytest.raises(FileExistsError, match="pass --force"), CacheWriter(path):
         pass
     assert path.read_bytes() == before
+
+
+def test_a_mask_of_fractions_is_brain_where_it_is_above_0(tmp_path):
+    images = phantom_slices(2)
+    share = np.where(images > 0, 0.45, 0)
+    with CacheWriter(tmp_path / "c.h5", slice_shape=(38, 42), crop=(0, 38, 0, 42)) as cache:
+        cache.append("Test", images, subject_id="a", slice_index=[0, 1], mask=share)
+    with SliceCache(tmp_path / "c.h5") as cache:
+        np.testing.assert_array_equal(cache.mask([0, 1])[..., 0], images > 0)

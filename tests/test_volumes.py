@@ -9,7 +9,7 @@ import tiny_scans
 
 from tf_lesion.caches.slices import RELEASED_CROP, is_legal_size
 from tf_lesion.files import InputError
-from tf_lesion.scans.volumes import MniGrid, load_labels, load_scan, save_like
+from tf_lesion.scans.volumes import MniGrid, load_labels, load_mask, load_scan, save_like
 
 SHAPE = (6, 7, 8)
 AFFINE = np.array([[1.5, 0, 0, -4], [0, 2.0, 0, -5], [0, 0, 2.5, 3], [0, 0, 0, 1.0]])
@@ -321,3 +321,16 @@ def test_labels_that_are_no_labels_are_refused_but_none_at_all_is_fine(tmp_path)
     with pytest.raises(InputError, match="labels from 0 to 255"):
         load_labels(save(tmp_path / "nan.nii", with_value(np.nan)), scan)
     assert not load_labels(save(tmp_path / "empty.nii", values() * 0), scan).any()
+
+
+def test_a_mask_is_brain_where_it_is_above_0_and_a_label_is_rounded(tmp_path):
+    scan = load_scan(save(tmp_path / "t2.nii", values()))
+    share = np.where(values() > 50, np.float32(0.45), np.float32(-0.01))
+    path = save(tmp_path / "mask.nii", share)
+    np.testing.assert_array_equal(load_mask(path, scan), values() > 50)
+    assert not load_labels(save(tmp_path / "seg.nii", np.maximum(share, 0)), scan).any()
+    np.testing.assert_array_equal(load_mask(save(tmp_path / "m.nii", values() * 1000), scan), True)
+    with pytest.raises(InputError, match="mask of finite values"):
+        load_mask(save(tmp_path / "nan.nii", with_value(np.nan)), scan)
+    with pytest.raises(InputError, match="expected the grid of its scan"):
+        load_mask(save(tmp_path / "small.nii", share[1:]), scan)

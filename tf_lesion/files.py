@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 import tokenize
@@ -15,6 +18,8 @@ from typing import Any
 # What NumPy raises, by where in the file the damage is.
 UNREADABLE_ARRAY = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError, MemoryError)
 IDENTITY_DIGITS = 12  # of a hash that tells contents apart
+PLACE_DIGITS = 8  # of a hash that tells machines apart
+PARTIAL, REPLACED = "partial", "replaced"  # what hidden names of files and folders begin with
 
 
 class InputError(ValueError):
@@ -88,21 +93,129 @@ def refuse_other_folder(path: str | Path, marker: str) -> None:
         raise InputError(f"Expected {what} at {path}, found something else; choose another name.")
 
 
+# Processes that share a folder, or were killed in it ------------------------------------------
+
+
+@functools.cache
+def _place() -> str:
+    """Where a process number means something: this machine, in this container."""
+    try:
+        container = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        container = ""
+    told = f"{platform.node()} {container}"
+    return hashlib.sha256(told.encode()).hexdigest()[:PLACE_DIGITS]
+
+
+def _hidden(path, kind):
+    """A name beside `path` that says who uses it; the suffix stays."""
+    return path.with_name(f".{kind}-{_place()}-{os.getpid()}-{path.name}")
+
+
+def _abandoned(folder, kind, name=None):
+    """What processes of this place that are gone left in `folder`, of one name or of any."""
+    pattern = re.compile(rf"\.{kind}-{_place()}-([0-9]+)-(.+)", re.DOTALL)
+    for path in folder.glob(f".{kind}-{_place()}-*"):
+        found = pattern.fullmatch(path.name)
+        if found and name in (None, found[2]) and not _lives(int(found[1])):
+            yield path
+
+
+def _lives(process):
+    """Whether there is such a process; where one cannot ask, it is taken to live."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes of this machine left half-written in a folder.
+
+    What a living process writes stays, and what another machine wrote: nobody knows if it lives.
+    """
+    for path in _abandoned(folder, PARTIAL):
+        _remove(path)
+
+
+# Once is enough for each process: with every file of many it would be quadratic.
+_remove_abandoned_once = functools.cache(remove_abandoned)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Have a folder for this process alone, as far as others ask for it too; none need be there.
+
+    The lock is the system's, so that of a killed process is gone with it. Where there are no such
+    locks (some network drives), nobody is kept out.
+
+    Raises:
+        InputError: if another process has it, unless this one is to `wait`.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, FileNotFoundError):
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise InputError(
+                    f"{folder} is in use by another process, which writes it; wait until that is "
+                    f"done."
+                ) from error
+            except OSError:
+                pass
+        yield
+
+
 @contextlib.contextmanager
 def set_aside(folder: Path) -> Iterator[Callable[[], None]]:
     """Rename a folder, if it is there; it is put back at the end, in place of what is new.
 
     Yields a function that deletes it instead: to be called when the new one is known to work.
+    After a kill, `put_back` does what was not done.
     """
-    aside = folder.with_name(f".replaced-{os.getpid()}-{folder.name}")
+    aside, rubbish = _hidden(folder, REPLACED), _hidden(folder, PARTIAL)
     if folder.exists():
         folder.rename(aside)
+
+    def give_up():
+        if aside.exists():
+            aside.rename(rubbish)  # half of it deleted, it must not be put back
+            shutil.rmtree(rubbish, ignore_errors=True)
+
     try:
-        yield lambda: shutil.rmtree(aside, ignore_errors=True)
+        yield give_up
     finally:
         if aside.exists():
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
+
+
+def put_back(folder: Path) -> bool:
+    """Give a folder back that a killed process had `set_aside`; whether there was one."""
+    for aside in _abandoned(folder.parent, REPLACED, folder.name):
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        return True
+    return False
+
+
+# Outputs ----------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -112,25 +225,28 @@ def written_whole(path: str | Path, *, force: bool = True, marker: str = "") -> 
     The temporary name keeps the suffix of `path` (".nii.gz" included), because writers choose the
     format by it. Works for files, and for folders, which hold a file called `marker`.
 
+    What a killed process left of such names in the folder is removed.
+
     Raises:
-        FileExistsError: if `path` exists and `force` is false (checked before anything is written).
+        FileExistsError: if `path` exists and `force` is false (checked before anything is written,
+            and at the end: another process may have made it).
         InputError: if it is a folder, but not such a one; likewise.
     """
     path = Path(path)
     refuse_existing(path, force=force)
     refuse_other_folder(path, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    _remove_abandoned_once(path.parent.resolve())
+    temporary = _hidden(path, PARTIAL)
+    _remove(temporary)  # of a process that had this one's number
     try:
         yield temporary
+        refuse_existing(path, force=force)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def write_json(path: str | Path, values: Any) -> None:

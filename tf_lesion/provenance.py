@@ -35,8 +35,9 @@ def checkout() -> dict[str, Any]:
 
 
 def _git(*command, root):
+    """What git says; it writes nothing: on a full disk `status` would leave its lock behind."""
     return subprocess.check_output(
-        ["git", *command], cwd=root, text=True, stderr=subprocess.DEVNULL
+        ["git", "--no-optional-locks", *command], cwd=root, text=True, stderr=subprocess.DEVNULL
     )
 
 

@@ -6,9 +6,12 @@
     Detection   group               lesion maps [N, H, W] uint8, named by the healthy false
                                     positive rate that their threshold was made for: fpr_0.05
 
+    done        [N] uint8           1 for slices that are there; all of them in a finished file
+
 The attribute `settings` is JSON: model, lambda, steps, seed, the cache's path and identity. While
-it is being made the file is called `NAME.partial` and a dataset `done` [N] says which slices are
-there, so that an interrupted restoration goes on where it stopped.
+it is being made the file is called `NAME.partial`, and an interrupted restoration goes on where it
+stopped. Nothing is added to it or taken away until the end, not even `done`: a kill at any moment
+leaves a file that can be read.
 """
 
 import contextlib
@@ -23,11 +26,12 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tf_lesion.caches.slices import SliceCache, intact, open_hdf5
+from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5, text
+from tf_lesion.caches.slices import SliceCache
 from tf_lesion.files import InputError, refuse_existing, require_space, written_whole
 from tf_lesion.provenance import MADE_BY, stamp
 
-IDENTITY = "cache_identity"
+IDENTITY, DONE = "cache_identity", "done"
 BEGUN = {"what": "file of restored slices", "made_by": "--force, which starts over"}
 
 
@@ -96,23 +100,23 @@ class RestoredWriter:
         pixels = int(np.prod(self._shape, dtype=np.int64))
         size = pixels * sum(np.dtype(kind).itemsize for kind in self._kinds.values())
         require_space(self.path.parent, size + self.rows.nbytes)
-        with written_whole(self._partial) as temporary, h5py.File(temporary, "w") as file:
+        with written_whole(self._partial) as temporary, new_hdf5(temporary) as file:
             for name, kind in self._kinds.items():
                 file.create_dataset(name, self._shape, kind, dcpl=_early())
-            file.create_dataset("done", self._shape[:1], "u1", dcpl=_early())
+            file.create_dataset(DONE, self._shape[:1], "u1", dcpl=_early())
             file["rows"] = self.rows
-            file.attrs["settings"] = json.dumps(self._settings)
-            file.attrs[MADE_BY] = json.dumps(stamp())
-        return h5py.File(self._partial, "r+")
+            file.attrs["settings"] = text(json.dumps(self._settings))
+            file.attrs[MADE_BY] = text(json.dumps(stamp()))
+        return open_hdf5(self._partial, **BEGUN, mode="r+")
 
     def _reopened(self):
         file = open_hdf5(self._partial, **BEGUN, mode="r+")
         with intact(self._partial):
             begun = json.loads(file.attrs.get("settings", "{}"))
-        differing = different_settings(begun, self._settings)
-        same_rows = "rows" in file and np.array_equal(file["rows"][:], self.rows)
-        if not differing and same_rows and all(name in file for name in self._kinds):
-            return file
+            differing = different_settings(begun, self._settings)
+            same_rows = "rows" in file and np.array_equal(file["rows"][:], self.rows)
+            if not differing and same_rows and all(name in file for name in (*self._kinds, DONE)):
+                return file
         file.close()
         known = IDENTITY in begun and IDENTITY in differing
         what = "on another cache" if known else "with other settings"
@@ -124,7 +128,8 @@ class RestoredWriter:
     @property
     def missing(self) -> NDArray:
         """Positions that are not restored yet, ascending."""
-        return np.flatnonzero(self._file["done"][:] == 0)
+        with intact(self._partial):
+            return np.flatnonzero(self._file[DONE][:] == 0)
 
     def write(
         self,
@@ -138,13 +143,11 @@ class RestoredWriter:
                 self._file[name][int(position)] = image
         self._file.flush()
         for position in positions:
-            self._file["done"][int(position)] = 1
+            self._file[DONE][int(position)] = 1
         self._file.flush()
 
     def __exit__(self, *failure: Any) -> None:
         complete = failure[0] is None and len(self.missing) == 0
-        if complete:
-            del self._file["done"]
         self._file.close()
         if complete:
             os.replace(self._partial, self.path)
@@ -183,6 +186,12 @@ class RestoredReader:
         self.settings = json.loads(self._file.attrs.get("settings", "{}"))
         self.shape = tuple(stored.shape[1:])
         self.rows = self._file["rows"][:] if "rows" in self._file else np.arange(len(stored))
+        missing = np.count_nonzero(self._file[DONE][:] == 0) if DONE in self._file else 0
+        if missing:
+            raise InputError(
+                f"{self.path}: {missing} of {len(stored)} slices are not restored yet; give the "
+                f"same command again to go on."
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -225,7 +234,8 @@ class RestoredReader:
     @property
     def trajectory_steps(self) -> list[int]:
         """Steps of which the images were kept, ascending."""
-        return sorted(int(step) for step in self._file.get("Trajectory", ()))
+        with intact(self.path):
+            return sorted(int(step) for step in self._file.get("Trajectory", ()))
 
     def read(self, positions: Iterable[int], name: str = "Restore") -> NDArray:
         """Slices [n, H, W, 1] float32 at the given positions, of `Restore` or another dataset."""

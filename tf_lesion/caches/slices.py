@@ -20,7 +20,7 @@ the same whenever and wherever the cache is made. What is made of a cache carrie
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tf_lesion import __version__
+from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5, text, texts
 from tf_lesion.files import (
     IDENTITY_DIGITS,
     InputError,
@@ -140,15 +141,15 @@ class CacheWriter:
         self._attributes = {
             "crop": np.asarray(crop, "<i4"),
             "grid_affine": np.asarray(np.eye(4) if grid_affine is None else grid_affine, "<f8"),
-            "settings": json.dumps(settings or {}),
-            "tf_lesion_version": __version__,
+            "settings": text(json.dumps(settings or {})),
+            "tf_lesion_version": text(__version__),
         }
         self._subjects, self._hashes = {}, {}
         self._context = self._opened(path, force)
 
     @contextlib.contextmanager
     def _opened(self, path, force):
-        with written_whole(path, force=force) as temporary, h5py.File(temporary, "w") as self._file:
+        with written_whole(path, force=force) as temporary, new_hdf5(temporary) as self._file:
             self._file.attrs.update(self._attributes)
             for name in ("crop", "grid_affine"):
                 self._hash(name, self._attributes[name].tobytes())
@@ -186,7 +187,8 @@ class CacheWriter:
         """
         if dataset not in ("Train", "Test"):
             raise ValueError(f"Expected dataset 'Train' or 'Test', got {dataset!r}.")
-        for name, images in ((dataset, slices), ("Mask", mask), ("Label", label)):
+        brain = None if mask is None else np.asarray(mask) > 0  # of fractions, none is lost
+        for name, images in ((dataset, slices), ("Mask", brain), ("Label", label)):
             if images is not None:
                 self._extend(name, np.asarray(images))
         rows = np.fromiter(slice_index, "<i4")
@@ -227,18 +229,18 @@ class CacheWriter:
             names, sources, transforms, rows = zip(*subjects, strict=True)
             subject = np.arange(len(names), dtype="<i4")
             info = {
-                "subject_ids": np.array(names, dtype=h5py.string_dtype()),
+                "subject_ids": texts(names),
                 "subject": np.repeat(subject, [len(own) for own in rows]),
                 "slice_index": np.concatenate(rows),
                 "scan_from_grid": np.stack(transforms),
-                "source": np.array(sources, dtype=h5py.string_dtype()),
+                "source": texts(sources),
             }
             for part, values in info.items():
                 self._file[f"{dataset}_info/{part}"] = values
             for part in ("subject", "slice_index", "scan_from_grid"):
                 self._hash(f"{dataset}_{part}", info[part].tobytes())
             self._hash(f"{dataset}_subject_ids", json.dumps(names).encode())
-        self._file.attrs["identity"] = _combined(self._hashes)
+        self._file.attrs["identity"] = text(_combined(self._hashes))
 
 
 class SliceCache:
@@ -280,7 +282,8 @@ class SliceCache:
             self._read_layout(crop, counts)
         if label_path:
             self._label_file = open_hdf5(label_path, **CACHE)
-        self.has_label = "Label" in self._label_file
+        with intact(self._label_file.filename):
+            self.has_label = "Label" in self._label_file
 
     def _read_layout(self, crop, counts):
         self._slices = _dataset(self._file, self.dataset)
@@ -313,7 +316,9 @@ class SliceCache:
         The latter for released caches, and those of before there were identities.
         """
         with intact(self.path):
-            return self._file.attrs.get("identity") or _sampled_identity(self._file)
+            stored = self._file.attrs.get("identity")  # str in files of before
+            stored = stored.decode() if isinstance(stored, bytes) else stored
+            return stored or _sampled_identity(self._file)
 
     def read(self, rows: Iterable[int]) -> NDArray:
         """Slices [n, H, W, 1] float32 of the given rows.
@@ -389,35 +394,6 @@ def read_counts(path: str | Path) -> np.ndarray:
     if counts.size == 0 or (counts < 1).any() or not np.equal(np.mod(counts, 1), 0).all():
         raise InputError(f"Expected positive whole numbers of slices in {path}, got {counts}.")
     return counts.astype(int).ravel()
-
-
-def open_hdf5(path: Path | str, *, what: str, made_by: str, mode: str = "r") -> h5py.File:
-    """The file, opened; the errors say what was expected and which command makes it."""
-    if not Path(path).exists():
-        raise FileNotFoundError(f"No {what} at {path}; make one with {made_by}.")
-    try:
-        return h5py.File(path, mode)
-    except BlockingIOError as error:
-        raise InputError(
-            f"{path} is in use by another process, which writes it; wait until that is done."
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"Expected an HDF5 {what}, got {path} ({error}); make one with {made_by}."
-        ) from error
-
-
-@contextlib.contextmanager
-def intact(path: Path | str) -> Iterator[None]:
-    """Whatever HDF5 raises on reading a damaged file becomes an `InputError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is damaged, or was not written to its end ({error}); make it again."
-        ) from error
 
 
 def _dataset(file, name):

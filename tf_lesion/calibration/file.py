@@ -1,24 +1,26 @@
 """The one file of a calibration, `calibration.h5`, and its one reader.
 
 attribute `calibration`    JSON: everything below but the maps
+attribute `sha256`         of that JSON: a damaged number is no other threshold
 healthy/{change,size,power} float16, blocks of `HealthyMaps` in MNI space; may be missing
 """
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
+from tf_lesion.caches.hdf5 import DAMAGED, new_hdf5, open_hdf5, text
 from tf_lesion.detection.postprocessing import HealthyMaps, Postprocessing
 from tf_lesion.files import InputError, written_whole
 from tf_lesion.provenance import MADE_BY, stamp
 
 FILE_NAME = "calibration.h5"  # in the folder of a run
-CONTENT, MAPS = "calibration", "healthy"
+CONTENT, CHECKSUM, MAPS = "calibration", "sha256", "healthy"
 HEALTHY_SLICES = "healthy slices"  # what is chosen without a label says so
 # Settings of a restoration that move its thresholds.
 DECISIVE = ("tv_weight", "steps", "solver", "seeds", "flip")
@@ -148,9 +150,10 @@ class Calibration:
         content["points"] = {
             score: [point.known() for point in points] for score, points in self.points.items()
         }
-        with written_whole(path, force=force) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs[CONTENT] = json.dumps(content)
-            file.attrs[MADE_BY] = json.dumps(stamp())
+        with written_whole(path, force=force) as temporary, new_hdf5(temporary) as file:
+            file.attrs[CONTENT] = told = text(json.dumps(content))
+            file.attrs[CHECKSUM] = text(_checksum(told))
+            file.attrs[MADE_BY] = text(json.dumps(stamp()))
             for name, blocks in vars(self.healthy).items() if self.healthy else ():
                 file.create_dataset(
                     f"{MAPS}/{name}", data=blocks.astype(np.float16), compression="gzip"
@@ -163,11 +166,12 @@ class Calibration:
         Raises:
             FileNotFoundError, InputError: if there is none, or it is another file.
         """
-        if not Path(path).exists():
-            raise FileNotFoundError(f"No calibration at {path}; make one with tf-lesion calibrate.")
         try:
-            with h5py.File(path, "r") as file:
-                content = json.loads(file.attrs[CONTENT])
+            with open_hdf5(path, what="calibration", made_by="tf-lesion calibrate") as file:
+                told = file.attrs[CONTENT]
+                if CHECKSUM in file.attrs and file.attrs[CHECKSUM].decode() != _checksum(told):
+                    raise ValueError("its content has changed since it was written")
+                content = json.loads(told)
                 healthy = None
                 if MAPS in file:
                     names = [f.name for f in dataclasses.fields(HealthyMaps)]
@@ -178,7 +182,13 @@ class Calibration:
                 for score, points in content["points"].items()
             }
             return cls(**{**content, "curve": tuple(content["curve"]), "healthy": healthy})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (InputError, FileNotFoundError, PermissionError):
+            raise
+        except DAMAGED as error:
             raise InputError(
                 f"Expected a calibration of tf-lesion calibrate in {path} ({error!r})."
             ) from error
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

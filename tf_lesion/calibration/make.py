@@ -90,6 +90,7 @@ def calibrate(
     else:
         restore_to_file(prior, cache, restored, batch_size=batch_size, force=force, **wanted)
     cohort = Cohort(restored, cache, counts=counts, crop=crop)
+    _check_unchanged(choice, cohort)
     collected = healthy_residual(cohort, needed=processing.needs_healthy)
     healthy = collected.maps() if collected else None
     variants = {"score": processing} if str(processing) else {}
@@ -114,6 +115,13 @@ def calibrate(
     if choice:
         partial.unlink(missing_ok=True)
     return made
+
+
+def _check_unchanged(choice, cohort):
+    """Lambda and thresholds are of one cache, whatever happened to the file between them."""
+    chosen_on = choice.get("cohort", {}).get("cache_identity")
+    if chosen_on not in (None, cohort.settings.get("cache_identity")):
+        raise InputError(f"{cohort.cache} was replaced while it was in use; start again.")
 
 
 def _points(cohort, score, targets, *, method, collected):

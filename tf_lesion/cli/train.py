@@ -9,12 +9,19 @@ import argparse
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import METHOD_NAMES, add, parser_for
-from tf_lesion.files import InputError, refuse_existing, refuse_other_folder, set_aside
+from tf_lesion.files import (
+    InputError,
+    locked,
+    put_back,
+    refuse_existing,
+    refuse_other_folder,
+    set_aside,
+)
 
 _FIELDS = {  # option -> (section of the config, field)
     "preset": (None, "preset"),
@@ -111,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
 
     placement = make_placement(options.distribute)
     run = Run(Path(options.out))
+    if placement.chief and not options.dry_run:
+        _clear(run)
     if options.resume and not run.config_path.exists():
         raise InputError(f"Nothing to resume: {run.folder} has no config.json.")
     given = {name: value for name, value in vars(options).items() if value is not None}
@@ -134,8 +143,11 @@ def main(argv: list[str] | None = None) -> int:
             _check_place(run, force=options.force)
         how = {"resume": options.resume, "placement": placement}
         # The run that is replaced goes when the new one has taken a step.
-        with set_aside(run.folder) if writes_new else nullcontext() as started:
+        with ExitStack() as held:
+            started = held.enter_context(set_aside(run.folder)) if writes_new else None
             if placement.chief:
+                run.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(run.folder))
                 run.write(config, train)
             trainer = Trainer(run, config, train=train, test=test, **how)
             try:
@@ -151,6 +163,15 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + stopped_by
     print(f"Trained {config.network.model} to step {step}: {run.folder}")
     return 0
+
+
+def _clear(run):
+    """Take away what a killed training left, unless another one is at work there."""
+    with locked(run.folder):
+        trained = any(run.checkpoints.glob("*.index"))
+        if not trained and put_back(run.folder):
+            print(f"{run.folder} is as it was before a training that was killed.", file=sys.stderr)
+        run.remove_unfinished()
 
 
 def _check_place(run, *, force):

@@ -25,7 +25,7 @@ from tf_lesion.detection.layout import (
 )
 from tf_lesion.detection.maps import Detector
 from tf_lesion.detection.progress import LOG, Progress
-from tf_lesion.files import InputError, refuse_existing, write_json, written_whole
+from tf_lesion.files import InputError, locked, refuse_existing, write_json, written_whole
 from tf_lesion.scans import discovery, picture
 from tf_lesion.scans.discovery import Subject
 from tf_lesion.scans.prepare import PoorAlignmentError
@@ -129,7 +129,8 @@ def write_dataset_description(out: str | Path, source: str | Path) -> None:
     path = Path(out) / ".bidsignore"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     lines += [line for line in BIDS_IGNORED if line not in lines]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 # One scan, many scans ---------------------------------------------------------------------------
@@ -198,7 +199,8 @@ def detect_many(
     """
     layouts = [layout_of(subject, out, bids=bids, many=True) for subject in subjects]
     _check_different(subjects, layouts)
-    rows, told = [], {row["facts"]: row for row in read_summary(out)}
+    rows = []
+    read_summary(out)  # one that cannot be read is an error now, not after the first scan
     progress = progress or Progress(len(subjects))
     written = {"command": command, "force": force, "progress": progress}
     for subject, layout in zip(subjects, layouts, strict=True):
@@ -214,10 +216,18 @@ def detect_many(
                 "facts": os.path.relpath(layout.facts, out),
             }
         )
-        told[rows[-1]["facts"]] = rows[-1]
-        write_json(Path(out) / SUMMARY, {"command": command, "scans": list(told.values())})
-    write_scan_table(out, list(told.values()))
+        _tell(Path(out), rows[-1], command)
+    with locked(Path(out), wait=True):
+        write_scan_table(out, read_summary(out))
     return rows
+
+
+def _tell(out, row, command):
+    """Put a row in the summary; other processes may do so with theirs."""
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, wait=True):
+        told = {other["facts"]: other for other in read_summary(out)} | {row["facts"]: row}
+        write_json(out / SUMMARY, {"command": command, "scans": list(told.values())})
 
 
 def write_scan_table(out: str | Path, rows: Sequence[dict[str, str]]) -> None:

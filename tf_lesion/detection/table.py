@@ -8,6 +8,7 @@ import pandas as pd
 from nibabel.affines import apply_affine
 
 from tf_lesion.detection import regions
+from tf_lesion.detection.facts import verdict
 from tf_lesion.detection.lesions import voxel_ml
 
 AXES = ("x", "y", "z")
@@ -74,9 +75,10 @@ def lesion_table(
 
 def scan_row(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the table of scans says of one: numbers of its facts, a column each."""
+    qc = facts.get("qc") or verdict(facts["warnings"])  # versions before had none
     row = {
-        "qc": facts["qc"]["verdict"],
-        "qc_reasons": " ".join(facts["qc"]["reasons"]),
+        "qc": qc["verdict"],
+        "qc_reasons": " ".join(qc["reasons"]),
         "brain_ml": round(facts["brain_ml"], 1),
         "examined_fraction": round(facts["examined_fraction"], 4),
         "mutual_information": facts["mutual_information"],

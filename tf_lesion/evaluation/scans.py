@@ -206,6 +206,7 @@ class Cohort:
         self._check_averages()
         steps = self.variants.values()
         with RestoredReader(self.restored) as reader, self.open_cache() as cache:
+            reader.check_cache(cache)  # it may have been replaced since
             if with_truth and not cache.has_label:
                 raise InputError(
                     f"{self.labels or self.cache}: no dataset 'Label'; give the file that has the "

@@ -18,7 +18,7 @@ from tf_lesion.files import InputError
 from tf_lesion.scans import alignment
 from tf_lesion.scans.finder.find import FoundBrain
 from tf_lesion.scans.finder.grid import background_of
-from tf_lesion.scans.volumes import Scan, ScanSource, load_labels, name_of
+from tf_lesion.scans.volumes import Scan, ScanSource, load_mask, name_of
 
 STRIPPED, SKULL, GIVEN, ATLAS = "stripped", "with skull", "mask given", "mask of the atlas"
 RIM_MM, STRIPPED_SHARE = (4.0, 10.0), 0.75
@@ -85,7 +85,7 @@ def brain_of(
         InputError: if the mask is on another grid than the scan or holds too little.
     """
     if mask_path is not None:
-        mask = load_labels(mask_path, scan) > 0
+        mask = load_mask(mask_path, scan)
         _check_volume(mask, scan.affine, name_of(mask_path))
         return Brain(mask, GIVEN)
     if mode == "atlas":

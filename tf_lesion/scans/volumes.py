@@ -188,7 +188,7 @@ def load_scan(source: ScanSource) -> Scan:
 
 
 def load_labels(source: ScanSource, scan: Scan) -> np.ndarray:
-    """Read a segmentation or mask on the grid of `scan` as [X, Y, Z] uint8 in RAS.
+    """Read a segmentation on the grid of `scan` as [X, Y, Z] uint8 in RAS.
 
     Fractional values are rounded, so that a label written as 0.9999 is 1. All zero is allowed.
 
@@ -205,6 +205,21 @@ def load_labels(source: ScanSource, scan: Scan) -> np.ndarray:
         )
     _check_same_grid(labels, scan)
     return rounded.astype(np.uint8)
+
+
+def load_mask(source: ScanSource, scan: Scan) -> np.ndarray:
+    """Read a brain mask on the grid of `scan` as [X, Y, Z] bool in RAS: brain where it is above 0.
+
+    So of probabilities and of masks that were interpolated every voxel with some brain is brain.
+
+    Raises:
+        FileNotFoundError, InputError: as for `load_labels`, but any finite values are allowed.
+    """
+    mask = _read(source)
+    if not np.isfinite(mask.data).all():
+        raise InputError(f"{mask.name}: expected a mask of finite values, got NaN or infinite.")
+    _check_same_grid(mask, scan)
+    return mask.data > 0
 
 
 def image_like(scan: Scan, array: np.ndarray) -> nib.Nifti1Image:
@@ -249,6 +264,8 @@ def _read(source):
     series = source if isinstance(source, Series) else None
     if is_file and not Path(source).exists():
         raise FileNotFoundError(f"No such scan: {name}")
+    if is_file and Path(source).is_file():
+        Path(source).open("rb").close()  # a file that may not be read is not called damaged
     if series is not None:
         image = series.image()
     else:

@@ -8,6 +8,7 @@ RUN/losses.csv, RUN/test_losses.csv, RUN/tensorboard/, RUN/pictures/
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -17,8 +18,10 @@ import tensorflow as tf
 
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import Config
-from tf_lesion.files import InputError, write_json
+from tf_lesion.files import InputError, remove_abandoned, write_json, written_whole
 from tf_lesion.provenance import stamp
+
+UNFINISHED = ("*_temp", "*.tempstate*", "checkpoint.tmp*")  # as TensorFlow names checkpoints
 
 
 class Run:
@@ -48,7 +51,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.config_path, content)
         if reference is not None:
-            np.save(self.reference_path, reference)
+            with written_whole(self.reference_path) as temporary:
+                np.save(temporary, reference)
 
     def read(self) -> tuple[Config, dict[str, Any]]:
         """(`Config`, what the run knows of its data) as written.
@@ -69,6 +73,14 @@ class Run:
             raise InputError(
                 f"{self.config_path} is not a run's configuration: {error}."
             ) from error
+
+    def remove_unfinished(self) -> None:
+        """Remove what killed processes left half-written; only where no other is at work."""
+        if self.folder.exists():
+            remove_abandoned(self.folder)
+        for pattern in UNFINISHED:
+            for path in self.checkpoints.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def latest_checkpoint(self) -> str | None:
         """Prefix of the newest checkpoint, or None."""

@@ -67,6 +67,15 @@ def batches(cache: SliceCache, config: Config, start: int, placement: Placement)
     return dataset.prefetch(PREFETCHED_BATCHES)
 
 
+@contextlib.contextmanager
+def _written():
+    """What TensorFlow raises when it cannot write becomes an `OSError`, as of other writers."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise OSError(f"cannot write a checkpoint: {error.message.splitlines()[0]}") from error
+
+
 def _fixed_rows(cache, count):
     """Up to `count` rows spread evenly over the cache."""
     return np.unique(np.linspace(0, len(cache) - 1, min(count, len(cache))).astype(int))
@@ -162,7 +171,8 @@ class Trainer:
         step = int(self.step.numpy())
         newest = self._manager.latest_checkpoint
         if newest is None or not newest.endswith(f"-{step}"):
-            self._manager.save(checkpoint_number=step)
+            with _written():
+                self._manager.save(checkpoint_number=step)
         self._saved_at = time.monotonic()
 
     def test_losses(self) -> dict[str, float]:
