@@ -14,6 +14,7 @@ from tf_lesion import config
 SMALL = ("--rounds", "1", "--batch-size", "4", "--size", "38", "42")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["restore", "train"])
 def test_models_are_timed_against_the_plain_network(what, tmp_path, capsys, monkeypatch):
     out = tmp_path / "figures.json"
@@ -36,6 +37,7 @@ def test_a_way_that_is_too_slow_fails():
     assert not benchmark_models._keeps(table, {"fast": 2.1})
 
 
+@pytest.mark.slow
 def test_solvers_are_compared_on_patients(cache_path, tmp_path, monkeypatch, capsys):
     run, out = make_run(tmp_path / "run", cache_path), tmp_path / "solver.json"
     stored = json.loads((run / "config.json").read_text())

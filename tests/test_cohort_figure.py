@@ -44,6 +44,7 @@ def test_noise_is_recovered_whatever_the_scale_of_the_scanner(tmp_path):
         assert one.figures["intensity 1"] == pytest.approx(1 - 2.33 * NOISE, abs=0.03)
 
 
+@pytest.mark.slow
 def test_fluid_is_counted_and_fills_the_histogram_of_the_ventricles(tmp_path):
     wet, dry = (
         cohort_figure.measure(write_brains(tmp_path / f"{fluid}.h5", fluid=fluid), "Test")[0]

@@ -286,6 +286,7 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bitwise(trainer, tmp_pa
         np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
 
 
+@pytest.mark.slow
 def test_a_run_is_loaded_calibrated_and_restores_in_one_step(tmp_path, cache_path):
     run = make_run(
         tmp_path / "run", cache_path, "denoiser", "practical", restoration_steps=1, network=SMALL

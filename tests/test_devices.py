@@ -52,6 +52,7 @@ def _run(**environment):
     return json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.slow
 def test_the_users_settings_of_keras_change_nothing_and_the_screen_stays_empty(tmp_path):
     theirs = {"floatx": "float16", "image_data_format": "channels_first", "backend": "jax"}
     (tmp_path / "keras.json").write_text(json.dumps({**theirs, "epsilon": 0.1}))

@@ -169,6 +169,7 @@ def test_each_process_reads_its_part_of_the_batch():
     assert not two.chief
 
 
+@pytest.mark.slow
 def test_two_devices_of_one_process_train_as_one(cache_path, tmp_path):
     """Two logical CPU devices stand for two GPUs, in a process of their own."""
     script = f"""
