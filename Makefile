@@ -1,5 +1,5 @@
 # make demo   the whole job on synthetic scans: lesion maps, a table and a picture (about 10 minutes)
-# make test   the tests; make test-slow adds those that take more than a minute each
+# make test   the tests; make test-slow adds the long ones
 # make docs   docs/ as a site, in site/; a warning or a broken link is an error
 # make pretrained LABEL_MAPS=DIR   the shipped prior again, from label maps of heads
 # make finder LABEL_MAPS=DIR   the shipped brain finder again, from the same

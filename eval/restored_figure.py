@@ -16,7 +16,6 @@ import numpy as np
 
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
-from tf_lesion.evaluation.plots import as_seen
 from tf_lesion.files import InputError, refuse_existing, written_whole
 
 MASK = "fpr_0.01"
@@ -46,6 +45,8 @@ def window_around(brain: np.ndarray, voxel_sizes: Sequence[float]) -> tuple[slic
 def figure(panels: Panels, outlines: Sequence[tuple], aspect: float) -> Any:
     """The panels in a row, [X, Y] each, the front of the head on top; outlines on the last."""
     from matplotlib.figure import Figure
+
+    from tf_lesion.evaluation.plots import as_seen
 
     height = aspect * next(iter(panels.values()))[0].shape[1]
     width = next(iter(panels.values()))[0].shape[0]

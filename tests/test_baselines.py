@@ -194,6 +194,7 @@ def test_a_run_is_loaded_with_its_moving_statistics(model, trained):
     assert all(np.abs(weight.numpy()).max() > 0 for weight in statistics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ADVERSARIAL)
 def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(model, trained, tmp_path):
     whole = trained[model].trainer

@@ -495,6 +495,7 @@ def test_the_curve_is_that_of_restored_files(calibrated, run, cache_path, tmp_pa
         assert row["change_per_subject"] == pytest.approx(np.mean(sums), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_choice_goes_on_with_the_next_lambda_and_a_killed_restoration_with_the_next_batch(
     calibrated, copied, cache_path, monkeypatch
 ):

@@ -270,6 +270,7 @@ def trainer(tmp_path_factory, cache_path):
         yield made
 
 
+@pytest.mark.slow
 def test_a_resumed_training_equals_the_uninterrupted_one_bitwise(trainer, tmp_path):
     copy = shutil.copytree(trainer.run.folder, tmp_path / "run")
     for path in (copy / "checkpoints").glob(f"ckpt-{STEPS}.*"):

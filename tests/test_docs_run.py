@@ -78,6 +78,7 @@ def there(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_commands_on_a_trained_model_run_as_they_are_typed(there):
     taken = {}
     for page, begin in ON_A_RUN:

@@ -288,6 +288,7 @@ def test_it_restores_where_nothing_but_tensorflow_can_be_imported(
     np.testing.assert_array_equal(np.load(found), _in_memory(loaded, images, mask))
 
 
+@pytest.mark.slow
 def test_verify_finds_what_another_model_changes_and_passes_the_rest(saved_path, loaded):
     bias = loaded.model.decoder.mean_head.bias
     before = bias.numpy()

@@ -133,7 +133,8 @@ def test_the_description_and_ignored_files_of_a_data_set_are_kept(tmp_path):
     about.unlink()
     for _ in range(2):
         detection_files.write_dataset_description(tmp_path, tmp_path)
-        assert ignored.read_text().splitlines() == ["extra/", "summary.json", "*.html"]
+        lines = ["extra/", *detection_files.BIDS_IGNORED]
+        assert ignored.read_text().splitlines() == lines
         detection_files.refuse_other_dataset(tmp_path, force=False)
 
 

@@ -598,6 +598,7 @@ def test_a_full_disk_stops_the_run_instead_of_skipping_every_subject(
     assert not (tmp_path / "x.h5").exists()
 
 
+@pytest.mark.slow
 def test_two_jobs_give_the_same_cache_as_one(healthy, tmp_path):
     folder, expected = healthy
     out = tmp_path / "healthy.h5"

@@ -215,6 +215,7 @@ def test_bids_validators_ignore_the_log(run, scans, tmp_path):
     assert LOG in (out / ".bidsignore").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_the_screen_of_a_fresh_process_shows_nothing_of_the_libraries(run, scans, tmp_path):
     """TensorFlow, absl and oneDNN write to file descriptor 2, past Python."""
     settings = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}

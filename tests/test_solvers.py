@@ -106,6 +106,7 @@ def restored(setting):
     return {name: restore(each, images, mask, range(4))[0] for name, each in restorers.items()}
 
 
+@pytest.mark.slow
 def test_the_fast_solvers_beat_the_objective_of_the_released_schedule(setting, restored):
     images, mask, model, _ = setting
     values = {name: _objective(model, image, images) for name, image in restored.items()}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import h5py
 import pytest
-import test_report
 import tiny_scans
+from tiny_maps import maps_of
 
 from preprocessing import brats
 from tf_lesion.cli import evaluate, report
@@ -36,7 +36,7 @@ def elsewhere(tmp_path):
 def test_reports_and_tables_need_no_screen_no_latex_and_no_encoding(tmp_path, elsewhere):
     folder = tmp_path / f"cas {OLD_NAME}"
     folder.mkdir()
-    test_report._results(folder, truth=((-20, -10, 30), 14))
+    maps_of(folder, truth=((-20, -10, 30), 14))
     for command in (
         ["report", "--results", folder],
         ["evaluate", "--results", folder, "--out", tmp_path / "scores"],
@@ -70,7 +70,7 @@ def test_names_of_older_systems_are_read_as_latin_1(tmp_path):
 
 
 def test_scans_with_old_names_are_measured_and_shown(tmp_path):
-    test_report._results(tmp_path, OLD_NAME, truth=((-20, -10, 30), 14))
+    maps_of(tmp_path, OLD_NAME, truth=((-20, -10, 30), 14))
     (facts,) = tmp_path.glob("*_restoration.json")
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"name": readable(OLD_NAME)}))
     assert report.main(["--results", str(tmp_path)]) == 0

@@ -75,6 +75,7 @@ def rows_of(path):
 # Tables and figures ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_command_makes_every_table_and_figure(finished):
     _, out = finished
     for name in FIGURES:
@@ -85,6 +86,7 @@ def test_one_command_makes_every_table_and_figure(finished):
         assert rows_of(out / f"{name}.csv")
 
 
+@pytest.mark.slow
 def test_table_1_holds_the_methods_the_baselines_and_the_papers_rows_marked(finished):
     rows = rows_of(finished[1] / "table1.csv")
     assert [row["method"] for row in rows[:4]] == [
@@ -107,6 +109,7 @@ def test_table_1_holds_the_methods_the_baselines_and_the_papers_rows_marked(fini
     assert row in re.sub(" +", " ", text)
 
 
+@pytest.mark.slow
 def test_table_2_holds_the_gmvaes_by_their_clusters(finished):
     rows = rows_of(finished[1] / "table2.csv")
     assert [(row["clusters"], row["data"]) for row in rows] == [
@@ -115,6 +118,7 @@ def test_table_2_holds_the_gmvaes_by_their_clusters(finished):
     ]
 
 
+@pytest.mark.slow
 def test_the_tables_numbers_are_those_of_the_commands(finished, caches, tmp_path):
     _, out = finished
     (patients,) = out.glob("parts/patients-vae-*")
@@ -132,6 +136,7 @@ def test_the_tables_numbers_are_those_of_the_commands(finished, caches, tmp_path
     assert float(row["lambda"]) == chosen
 
 
+@pytest.mark.slow
 def test_the_last_step_of_figure_3_is_the_tables_auc(finished):
     _, out = finished
     (steps,) = out.glob("parts/steps-vae-*")
@@ -140,6 +145,7 @@ def test_the_last_step_of_figure_3_is_the_tables_auc(finished):
     assert curve[-1]["pooled_auc"] == float(rows_of(out / "table1.csv")[1]["pooled_auc"])
 
 
+@pytest.mark.slow
 def test_figures_name_their_axes_and_tell_lines_apart_without_color(
     finished, tmp_path, monkeypatch
 ):
@@ -168,6 +174,7 @@ def test_figures_name_their_axes_and_tell_lines_apart_without_color(
 # Parts ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_finished_parts_are_reused(finished, monkeypatch, capsys):
     config, out = finished
     before = {path: path.stat().st_mtime_ns for path in out.glob("parts/*/*")}
@@ -185,6 +192,7 @@ def names_left(config):
     return {line.split()[0] for line in lines if "finished" not in line}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "left"),
     [
@@ -210,6 +218,7 @@ def test_a_changed_setting_makes_again_only_what_depends_on_it(
     assert names_left(config) == expected
 
 
+@pytest.mark.slow
 def test_a_further_method_leaves_the_others_as_they_are(finished, caches, tmp_path):
     values = {**settings(caches), "out": str(finished[1])}
     values["methods"] = [*values["methods"], {"method": "vae", "seed": 1, "tv_weight": 1.0}]
@@ -218,6 +227,7 @@ def test_a_further_method_leaves_the_others_as_they_are(finished, caches, tmp_pa
     assert left == {f"{name}-vae-s1" for name in parts}
 
 
+@pytest.mark.slow
 def test_results_of_other_settings_are_kept_without_force(finished, caches, tmp_path, capsys):
     values = {**settings(caches), "out": str(finished[1]), "figures": {"cases": 2}}
     before = (finished[1] / "table1.csv").read_bytes()
@@ -226,6 +236,7 @@ def test_results_of_other_settings_are_kept_without_force(finished, caches, tmp_
     assert (finished[1] / "table1.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_given_run_is_not_trained_and_a_wrong_one_is_refused(finished, caches, tmp_path, capsys):
     (training,) = finished[1].glob("parts/training-vae-*")
     values = {**settings(caches), "out": str(tmp_path / "out")}
@@ -280,6 +291,7 @@ def test_a_killed_part_goes_on_in_its_folder(tmp_path):
     assert attempts == [[], ["half"]]
 
 
+@pytest.mark.slow
 def test_stopped_training_is_gone_on_with_bitwise(finished, caches, tmp_path, monkeypatch, capsys):
     values = {**settings(caches), "out": str(tmp_path / "out")}
     values["methods"] = values["methods"][1:]

@@ -32,7 +32,12 @@ def _compare(checkpoint, reference):
     )
 
 
-@pytest.mark.parametrize("name", FILES)
+SLOW = ("gmvae_k6_train", "gmvae_k6_restore")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FILES]
+)
 def test_every_quantity_of_the_released_graph_is_reproduced(name):
     kind = name.rsplit("_", 1)[0]
     run = _compare(GOLDEN / f"{kind}_ckpt", GOLDEN / f"{name}.npz")

@@ -112,6 +112,7 @@ def test_resuming_after_a_kill_equals_the_uninterrupted_run_bitwise(cache_path, 
     _assert_same(_weights(trained), _weights(out))
 
 
+@pytest.mark.slow
 def test_resuming_from_the_middle_equals_the_uninterrupted_run_bitwise(
     cache_path, trained, tmp_path
 ):
@@ -155,6 +156,7 @@ def test_a_non_finite_loss_names_step_and_terms_and_keeps_the_last_good_checkpoi
         assert all(np.isfinite(values).all() for values in _weights(out).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_batch_without_a_finite_gradient_is_left_out_where_the_norm_is_limited(
     cache_path, tmp_path, monkeypatch, bad
@@ -290,6 +292,7 @@ def test_the_practical_schedules_rise_and_drop_where_they_say():
     assert training.learning_rate_at(3_500) == pytest.approx(1e-4)
 
 
+@pytest.mark.slow
 def test_the_norm_of_the_gradient_is_limited_before_adam(cache_path, tmp_path):
     """With epsilon above every gradient, Adam's first step is proportional to the gradient."""
     epsilon = 1e9
