@@ -101,6 +101,7 @@ def test_a_folder_set_aside_comes_back_unless_it_is_given_up(tmp_path):
     assert (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_replaced_only_when_the_new_one_trains(tmp_path, monkeypatch, capsys):
     cache, run = write_cache(tmp_path / "c.h5"), tmp_path / "run"
     argv = ["--cache", str(cache), "--out", str(run), "--preset", "practical", "--steps", "1"]

@@ -173,6 +173,7 @@ def test_a_killed_restoration_does_not_go_on_over_another_cache(run, tmp_path, c
     assert restore_brats.main([*argv[:3], str(moved), *argv[4:]]) == 0
 
 
+@pytest.mark.slow
 def test_a_training_does_not_go_on_over_another_cache(run, cache_path, tmp_path, capsys):
     other = write_cache(tmp_path / "other.h5", seed=1)
     before = (run / "config.json").read_text()

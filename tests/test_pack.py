@@ -63,6 +63,7 @@ def test_a_packed_run_has_no_optimizer_and_no_local_path(run, tmp_path):
     assert Calibration.load(out / "calibration.h5").cohort["cache"] == "healthy.h5"
 
 
+@pytest.mark.slow
 def test_a_run_on_a_cache_of_the_released_layout_is_packed(tmp_path, cache_path):
     with h5py.File(cache_path) as file, h5py.File(tmp_path / "released.h5", "w") as copy:
         copy["Train"], copy["Test"] = file["Train"][:], file["Test"][:]

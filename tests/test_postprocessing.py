@@ -266,6 +266,7 @@ def test_a_lesion_of_a_twelfth_of_the_brain_leaves_the_level_nearly_as_it_is():
     assert healthy < with_lesion < 1.5 * healthy
 
 
+@pytest.mark.slow
 def test_the_average_is_the_mean_of_the_restorations(work):
     loaded = load(work["run"])
     plain = loaded.config.restoration

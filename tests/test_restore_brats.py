@@ -170,6 +170,7 @@ def test_an_existing_result_is_kept_without_force(run, cache_path, tmp_path, cap
     assert out.read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_no_result(run, cache_path, tmp_path):
     """A file size limit stands in for the full disk; it needs a process of its own."""
     program = (

@@ -41,6 +41,7 @@ def _rounded_tv(image):
     return sum(value.sum() for value in values)
 
 
+@pytest.mark.slow
 def test_a_converged_step_minimizes_what_it_says(monkeypatch):
     monkeypatch.setattr(restoration, "DUAL_ITERATIONS", 2000)
     rng = np.random.default_rng(0)
@@ -116,6 +117,7 @@ def test_the_fast_solvers_beat_the_objective_of_the_released_schedule(setting, r
     assert np.corrcoef(removed).min() > 0.95
 
 
+@pytest.mark.slow
 def test_fewer_gradients_change_the_released_images_less_than_long_steps_do(setting, restored):
     images, mask, model, released = setting
     other, *_ = restore(Restorer(model, released, seed=1), images, mask, range(4))
@@ -287,6 +289,7 @@ def test_the_command_line_restores_with_it_and_thresholds_of_the_other_are_refus
         assert restored.settings["steps"] == 100
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses_a_solver_for_a_run_of_the_papers_preset(
     cache_path, tmp_path, capsys
 ):

@@ -208,6 +208,7 @@ def test_options_that_contradict_the_run_are_refused_on_resume(cache_path, train
     assert "was trained with --model gmvae, got vae" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_is_prolonged_keeps_its_schedules(cache_path, trained, tmp_path):
     run = Run(shutil.copytree(trained, tmp_path / "run"))
     first = run.read()[0].training

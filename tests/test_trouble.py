@@ -13,6 +13,7 @@ from tf_lesion.calibration import make
 from tf_lesion.files import InputError, locked
 from tf_lesion.prior import load
 
+pytestmark = pytest.mark.slow  # a server of commands starts first
 NAMES = ("preprocess", "train", "restore", "calibrate", "evaluate", "detect")
 BAD_INPUT = 2
 SOME_FAILED = 1
@@ -34,7 +35,6 @@ def _outputs(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_full_disk_is_told_in_a_line(server, jobs, tmp_path, name):
     job = jobs[name].at(tmp_path)
@@ -79,7 +79,6 @@ def test_a_file_that_may_not_be_read_is_named(server, jobs, tmp_path, name):
     assert not set(_outputs(tmp_path)) - told
 
 
-@pytest.mark.slow
 def test_scans_are_examined_and_reported_without_a_network(server, jobs, tmp_path):
     job = jobs["detect"].at(tmp_path)
     assert server.run("detect", job.argv, trouble=["offline"]) == 0, server.said()
@@ -89,7 +88,6 @@ def test_scans_are_examined_and_reported_without_a_network(server, jobs, tmp_pat
     assert (job.out / "report.html").exists() or list(job.out.glob("*.html"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_works_without_a_network(server, jobs, tmp_path, name):
     job = jobs[name].at(tmp_path)
