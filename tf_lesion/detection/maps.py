@@ -222,13 +222,10 @@ class Detector:
         What is finer than the model's grid stays in the restored image as far as the model left its
         place as it was; in the residual there is what the model changed.
         """
+        changed = restored.image - prepared.image
         change, healthy, residual = (
             to_scan_grid(volume, prepared)
-            for volume in (
-                restored.image - prepared.image,
-                restored.image,
-                np.abs(prepared.image - restored.image) * prepared.mask,
-            )
+            for volume in (changed, restored.image, np.abs(changed) * prepared.mask)
         )
         to_file = prepared.scan.to_file_orientation
         brain, normalized = to_file(prepared.scan_mask), to_file(prepared.normalized)

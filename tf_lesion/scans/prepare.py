@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from nibabel.affines import from_matvec
+from scipy import ndimage
 
 from tf_lesion.files import InputError
 from tf_lesion.scans import ALIGN_MODES, MASK_MODES, alignment, brain_mask, intensity
@@ -80,6 +82,29 @@ class PreparedScan:
     # Of the brain to the reference before matching, normalized intensity; NaN without a reference.
     histogram_distance: float
     warnings: list[str]  # sentences about what looks odd, for the user
+
+    @functools.cached_property
+    def brain_box(self) -> tuple[slice, slice, slice]:
+        """The box of the voxels of `scan.data` that holds the brain."""
+        return ndimage.find_objects(self.scan_mask.astype(np.uint8))[0]
+
+    @functools.cached_property
+    def weight_in_box(self) -> np.ndarray:
+        """Share of `mask` at the voxels of the box, float32."""
+        return self.to_brain_box(self.mask.astype(np.float32), order=1)
+
+    def to_brain_box(self, grid_volume: np.ndarray, *, order: int) -> np.ndarray:
+        """A volume on the MNI grid at the voxels of `brain_box`; see `alignment.to_scan`."""
+        first = from_matvec(np.eye(3), [part.start for part in self.brain_box])
+        shape = [part.stop - part.start for part in self.brain_box]
+        return alignment.to_scan(
+            grid_volume,
+            self.grid,
+            self.scan_from_grid,
+            shape,
+            self.scan.affine @ first,
+            order=order,
+        )
 
     @property
     def mutual_information(self) -> float:
@@ -234,21 +259,22 @@ def to_scan_grid(grid_volume: np.ndarray, prepared: PreparedScan, *, order: int 
     It is 0 outside the brain, and nothing outside the brain is read. `order` 1 is for images
     (float32), 0 for labels (type kept, bool as uint8).
     """
-    scan, grid, transform = prepared.scan, prepared.grid, prepared.scan_from_grid
+    scan, grid = prepared.scan, prepared.grid
     grid_volume = np.asarray(grid_volume)
     if grid_volume.shape != grid.shape:
         raise ValueError(f"Expected a volume of shape {grid.shape}, got {grid_volume.shape}.")
     if grid_volume.dtype == bool:
         grid_volume = grid_volume.astype(np.uint8)
-
-    def back(volume):
-        return alignment.to_scan(volume, grid, transform, scan.data.shape, scan.affine, order=order)
-
     if order == 0:
-        values = back(grid_volume)
+        values = prepared.to_brain_box(grid_volume, order=0)
     else:
-        values, _ = brain_means(grid_volume, prepared.mask, back)
-    return scan.to_file_orientation(np.where(prepared.scan_mask, values, 0).astype(values.dtype))
+        total = prepared.to_brain_box(np.where(prepared.mask, grid_volume, 0), order=1)
+        weight = prepared.weight_in_box
+        values = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+    whole = np.zeros(scan.data.shape, values.dtype)
+    box = prepared.brain_box
+    whole[box] = np.where(prepared.scan_mask[box], values, 0)
+    return scan.to_file_orientation(whole)
 
 
 def _warnings(prepared):
