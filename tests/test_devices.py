@@ -189,3 +189,13 @@ def test_the_commit_is_that_of_our_checkout_alone_and_changes_are_told(tmp_path,
     git("checkout", "-q", "--", ".")
     (top / "new_method.py").touch()
     assert told(top / "provenance.py")["changed"] is True
+
+
+@pytest.mark.parametrize(
+    ("flags", "slow"),
+    [("flags : fma avx2", True), ("flags : avx512_bf16", False), ("flags : amx_bf16", False)],
+)
+def test_a_processor_that_emulates_bfloat16_is_known_by_its_flags(tmp_path, flags, slow):
+    (tmp_path / "cpuinfo").write_text(flags + "\n")
+    assert devices.slow_in_bfloat16(tmp_path / "cpuinfo") is slow
+    assert not devices.slow_in_bfloat16(tmp_path / "none")

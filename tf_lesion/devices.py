@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tf_lesion.files import InputError
@@ -25,6 +26,7 @@ GPU_FILES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, Window
 LOGGED = re.compile(
     r"([IWE])\d{4} \d\d:|\d{4}-\d\d-\d\d [\d:.]+: ([IWE]) |(WARNING: All log|To enable the follow)"
 )
+BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")  # of a CPU that multiplies it
 HARMLESS = ("Unable to register", "already registered")  # at the import of every GPU build
 
 
@@ -167,3 +169,16 @@ def _captured(lines: list[str]) -> Iterator[None]:
             os.close(real)
             caught.seek(0)
             lines += caught.read().decode(errors="replace").splitlines(keepends=True)
+
+
+def slow_in_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this computer is known to emulate bfloat16: no GPU, and a CPU without its products.
+
+    A step of training took six times as long on such a CPU as in float32.
+    """
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU") or not cpuinfo.exists():
+        return False
+    flags = cpuinfo.read_text()
+    return "flags" in flags and not any(name in flags for name in BFLOAT16_FLAGS)

@@ -34,6 +34,10 @@ _FIELDS = {  # option -> (section of the config, field)
     "checkpoint_every": ("training", "checkpoint_every"),
     "seed": (None, "seed"),
 }
+SLOW_BFLOAT16 = (
+    "this processor has no bfloat16 products and computes them slowly; --precision float32 is faster "
+    "here."
+)
 _MAY_CHANGE = {"steps", "checkpoint_every"}  # on --resume
 
 
@@ -138,6 +142,8 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(config.to_dict(), indent=2))
             return 0
         devices.start(tf32=config.network.precision == "tf32", **started)
+        if config.network.precision == "bfloat16" and devices.slow_in_bfloat16():
+            print(f"warning: {SLOW_BFLOAT16}", file=sys.stderr)
         writes_new = placement.chief and not options.resume
         if writes_new:
             _check_place(run, force=options.force)
