@@ -47,11 +47,11 @@ demo: $(VENV)/installed
 	@echo "It shows the whole way from NIfTI to lesion maps, not the quality that real data give."
 	@echo "The maps of one scan come from the prior that is shipped, the figures from the one trained here."
 	rm -rf $(DEMO)
-	$(BIN)/python -m preprocessing.phantom --out $(DEMO)/scans --healthy 8 --patients 2 --seed 1 --jobs $(CORES)
+	$(BIN)/python -m preprocessing.phantom --out $(DEMO)/scans --healthy 7 --patients 2 --seed 1 --jobs $(CORES)
 	$(BIN)/python -m preprocessing.camcan --input $(DEMO)/scans/healthy --out $(DEMO)/healthy.h5 --match --voxel-size 2 --test-subjects 2 --jobs $(CORES)
-	$(BIN)/python -m preprocessing.brats --input $(DEMO)/scans/patients --reference $(DEMO)/healthy.h5 --voxel-size 2 --out $(DEMO)/patients.h5 --slice-step 4 --jobs $(CORES)
-	$(BIN)/tf-lesion train --cache $(DEMO)/healthy.h5 --out $(DEMO)/run --preset practical --precision float32 --steps 200
-	$(BIN)/tf-lesion calibrate --model $(DEMO)/run --cache $(DEMO)/healthy.h5 --tv-weight auto --grid 1.8,3.6 --grid-slices 4 --grid-steps 100 --max-slices 16 $(FAST)
+	$(BIN)/python -m preprocessing.brats --input $(DEMO)/scans/patients --reference $(DEMO)/healthy.h5 --voxel-size 2 --out $(DEMO)/patients.h5 --slice-step 6 --jobs $(CORES)
+	$(BIN)/tf-lesion train --cache $(DEMO)/healthy.h5 --out $(DEMO)/run --preset practical --precision float32 --steps 120
+	$(BIN)/tf-lesion calibrate --model $(DEMO)/run --cache $(DEMO)/healthy.h5 --tv-weight auto --grid 1.8,3.6 --grid-slices 4 --grid-steps 100 --max-slices 10 $(FAST)
 	$(BIN)/python restore_brats.py --model $(DEMO)/run --cache $(DEMO)/patients.h5 --out $(DEMO)/restored.h5 --tv-weight auto --calibration $(DEMO)/run/calibration.h5 $(FAST)
 	$(BIN)/tf-lesion evaluate --restored $(DEMO)/restored.h5 --cache $(DEMO)/patients.h5 --calibration $(DEMO)/run/calibration.h5 --out $(DEMO)/evaluation
 	$(BIN)/tf-lesion detect $(DEMO)/scans/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz $(DEMO)/maps

@@ -35,8 +35,8 @@ _FIELDS = {  # option -> (section of the config, field)
     "seed": (None, "seed"),
 }
 SLOW_BFLOAT16 = (
-    "this processor has no bfloat16 products and computes them slowly; --precision float32 is faster "
-    "here."
+    "this processor has no bfloat16 products and computes them slowly; --precision float32 is "
+    "faster here."
 )
 _MAY_CHANGE = {"steps", "checkpoint_every"}  # on --resume
 
