@@ -54,7 +54,7 @@ demo: $(VENV)/installed
 	$(BIN)/tf-lesion calibrate --model $(DEMO)/run --cache $(DEMO)/healthy.h5 --tv-weight auto --grid 1.8,3.6 --grid-slices 4 --grid-steps 100 --max-slices 10 $(FAST)
 	$(BIN)/python restore_brats.py --model $(DEMO)/run --cache $(DEMO)/patients.h5 --out $(DEMO)/restored.h5 --tv-weight auto --calibration $(DEMO)/run/calibration.h5 $(FAST)
 	$(BIN)/tf-lesion evaluate --restored $(DEMO)/restored.h5 --cache $(DEMO)/patients.h5 --calibration $(DEMO)/run/calibration.h5 --out $(DEMO)/evaluation
-	$(BIN)/tf-lesion detect $(DEMO)/scans/patients/HGG/Brats17_PHA_0_1/Brats17_PHA_0_1_t2.nii.gz $(DEMO)/maps
+	$(BIN)/tf-lesion detect $(DEMO)/scans/patients/LGG/Brats17_PHA_1_1/Brats17_PHA_1_1_t2.nii.gz $(DEMO)/maps
 	$(BIN)/python -m eval.restored_figure --results $(DEMO)/maps --out $(DEMO)/restored.png
 	$(BIN)/tf-lesion report --results $(DEMO)/maps
 	@echo "This was a demonstration on synthetic scans. Figures of the prior trained here: $(DEMO)/evaluation"
