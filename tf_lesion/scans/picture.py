@@ -69,10 +69,9 @@ def _draw_planes(panels, prepared):
         _edge(panel, brain.take(at, axis).T, 0.5, BRAIN_COLOR)
         if name != "sagittal":
             _edge(panel, across.take(at, axis).T, 0.0, MIDLINE_COLOR)
-            panel.invert_xaxis()  # as radiologists look: the patient's left on the right
-            panel.set_title(f"{name} (left on the right)", color="white", fontsize=9)
-        else:
-            panel.set_title(name, color="white", fontsize=9)
+        panel.invert_xaxis()  # as in the report: the patient's right, or the front, on the left
+        side = "front" if name == "sagittal" else "right"
+        panel.set_title(f"{name} ({side} on the left)", color="white", fontsize=9)
         panel.set_axis_off()
 
 
