@@ -115,3 +115,21 @@ def make_run(
         run.write(config, train)
         Trainer(run, config, train=train, test=test).fit()
     return run.folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A process that runs commands in children, which may be killed or get into trouble."""
+    from other_process import Server
+
+    made = Server(tmp_path_factory.mktemp("server") / "log")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory, server):
+    """{name: a small command of each kind, with its inputs}."""
+    from other_process import make_jobs
+
+    return make_jobs(tmp_path_factory.mktemp("inputs"), server)

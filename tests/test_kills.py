@@ -10,7 +10,6 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from other_process import Server, make_jobs
 from PIL import Image
 
 from tf_lesion.calibration import Calibration
@@ -21,18 +20,6 @@ MOST_OF_AN_OUTPUT = 4  # kills, before it may come to its end
 MOST_STARTS = 12  # for one kill that comes before the end
 
 KILLS = {"preprocess": 10, "train": 10, "restore": 10, "calibrate": 10, "evaluate": 5, "detect": 5}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    made = Server(tmp_path_factory.mktemp("server") / "log")
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory, server):
-    return make_jobs(tmp_path_factory.mktemp("inputs"), server)
 
 
 def _arrays(path):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from conftest import make_run, write_cache
-from other_process import Server, make_jobs
 
 from preprocessing import camcan, cohort
 from tf_lesion.caches import restore as caches_restore
@@ -17,18 +16,6 @@ pytestmark = pytest.mark.slow  # a server of commands starts first
 NAMES = ("preprocess", "train", "restore", "calibrate", "evaluate", "detect")
 BAD_INPUT = 2
 SOME_FAILED = 1
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    made = Server(tmp_path_factory.mktemp("server") / "log")
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory, server):
-    return make_jobs(tmp_path_factory.mktemp("inputs"), server)
 
 
 def _outputs(folder):

@@ -9,6 +9,7 @@ import pandas as pd
 from nibabel import aff2axcodes
 
 from tf_lesion.calibration.file import Threshold
+from tf_lesion.detection.lesions import voxel_ml
 from tf_lesion.scans.prepare import PreparedScan
 from tf_lesion.scans.volumes import Scan
 
@@ -25,13 +26,13 @@ def preparation_facts(prepared: PreparedScan, seen: np.ndarray) -> dict[str, Any
         prepared: the scan.
         seen: above 0 on the scan's voxels in the brain inside the model's window.
     """
-    brain_ml = _milliliters(prepared.scan_mask, prepared.scan)
+    brain = np.count_nonzero(prepared.scan_mask)
     return {
         "scan": _scan_facts(prepared.scan),
         "scan_from_grid": prepared.scan_from_grid.tolist(),
         "scan_from_mni": prepared.scan_from_mni.tolist(),
-        "brain_ml": brain_ml,
-        "examined_fraction": _milliliters(seen, prepared.scan) / brain_ml,
+        "brain_ml": brain * voxel_ml(prepared.scan.affine),
+        "examined_fraction": np.count_nonzero(seen) / brain,
         "mutual_information": _number(prepared.mutual_information),
         "brain": {"kind": prepared.brain_kind, **prepared.confidence.facts()},
         "atlas_overlap": prepared.atlas_overlap,
@@ -92,10 +93,6 @@ def _scan_facts(scan: Scan):
         "orientation": "".join(aff2axcodes(scan.file_affine)),
         "orientation_from": scan.placed_by,
     }
-
-
-def _milliliters(mask, scan):
-    return float(np.count_nonzero(mask)) * abs(np.linalg.det(scan.affine[:3, :3])) / 1e3
 
 
 def _number(value):
