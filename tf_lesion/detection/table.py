@@ -8,7 +8,8 @@ import pandas as pd
 from nibabel.affines import apply_affine
 
 from tf_lesion.detection import regions
-from tf_lesion.detection.facts import verdict
+from tf_lesion.detection.facts import LOOK, verdict
+from tf_lesion.detection.layout import FAILED
 from tf_lesion.detection.lesions import voxel_ml
 
 AXES = ("x", "y", "z")
@@ -93,6 +94,6 @@ def scan_row(facts: Mapping[str, Any]) -> dict[str, Any]:
 def scan_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """The table of scans: what to look at first (failed, then the verdict look), then by name."""
     table = pd.DataFrame(list(rows))
-    rank = np.where(table["status"] == "failed", 0, np.where(table["qc"] == "look", 1, 2))
+    rank = np.where(table["status"] == FAILED, 0, np.where(table["qc"] == LOOK, 1, 2))
     order = np.lexsort((table["name"].astype(str), rank))
     return table.iloc[order]
