@@ -12,7 +12,7 @@ from nilearn import datasets
 from scipy import ndimage
 
 from tf_lesion.scans import itk
-from tf_lesion.scans.finder.pose import without_scale
+from tf_lesion.scans.finder.pose import halfway, without_scale
 from tf_lesion.scans.volumes import MniGrid
 
 WORKING_MM = 2.0  # registration runs on volumes of this voxel size; sub-voxel accurate
@@ -173,6 +173,18 @@ def align(
     points = apply_affine(MniGrid().affine, np.argwhere(_atlas()[1])[::1009])
     moved = np.linalg.norm(apply_affine(best, points) - apply_affine(start, points), axis=1)
     return Alignment(without_scale(best, center), best, information, float(moved.mean()))
+
+
+def between(placed: Alignment, found: np.ndarray) -> Alignment:
+    """The alignment halfway between a registration and what the finder saw, [4, 4].
+
+    One matches gray values with an average brain, the other knows places in many brains. Their
+    errors have little in common, so that the mean is nearer than either; see
+    `scans/finder/README.md`.
+    """
+    center = _center_of(_atlas()[1], MniGrid().affine)
+    mean = halfway(placed.scan_from_mni, found, center)
+    return placed._replace(scan_from_grid=without_scale(mean, center), scan_from_mni=mean)
 
 
 def agreement(

@@ -1,6 +1,7 @@
 """From places in MNI space, one for each voxel, to a pose: weighted least squares, robustly."""
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 ROUNDS = 8  # of reweighting
 SMALLEST_SCALE_MM = 1.0
@@ -72,3 +73,15 @@ def without_scale(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
     rigid[:3, :3] = left @ right
     rigid[:3, 3] = apply(matrix, np.asarray(center)) - rigid[:3, :3] @ center
     return rigid
+
+
+def halfway(first: np.ndarray, second: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """The mean of two similarities [4, 4]: of their turns, scales, and where they take `center`."""
+    scales = np.cbrt([np.linalg.det(matrix[:3, :3]) for matrix in (first, second)])
+    turns = Rotation.from_matrix([first[:3, :3] / scales[0], second[:3, :3] / scales[1]])
+    mean = np.eye(4)
+    mean[:3, :3] = np.sqrt(scales.prod()) * turns.mean().as_matrix()
+    center = np.asarray(center)
+    middle = (apply(first, center) + apply(second, center)) / 2
+    mean[:3, 3] = middle - mean[:3, :3] @ center
+    return mean
