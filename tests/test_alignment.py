@@ -57,6 +57,26 @@ def test_a_smaller_brain_is_aligned_without_being_scaled():
     assert turned < 1.5
 
 
+def test_halfway_to_the_finder_keeps_the_scale_of_the_registration():
+    values, affine = tiny_scans.brain()
+    seen = 1.3 * tiny_scans.rigid(degrees=(8, 0, 0), shift=(0, 6, 0))
+    seen[3, 3] = 1
+    placed = aligned(values, affine, tiny_scans.rigid())
+    between = alignment.between(placed, seen)
+    scales = [np.linalg.det(each.scan_from_mni[:3, :3]) for each in (placed, between)]
+    assert scales[0] == pytest.approx(scales[1])
+    rotation = between.scan_from_grid[:3, :3]
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-9)
+    turned, whole = (
+        np.arccos((np.trace(a[:3, :3].T @ b[:3, :3]) - 1) / 2)
+        for a, b in (
+            (placed.scan_from_grid, between.scan_from_grid),
+            (placed.scan_from_grid, seen / 1.3),
+        )
+    )
+    assert turned == pytest.approx(whole / 2)
+
+
 def test_a_background_within_the_intensities_does_not_matter():
     values, affine = tiny_scans.brain()
     start = tiny_scans.rigid(degrees=(5, 5, 0))

@@ -176,15 +176,16 @@ def align(
 
 
 def between(placed: Alignment, found: np.ndarray) -> Alignment:
-    """The alignment halfway between a registration and what the finder saw, [4, 4].
+    """The alignment halfway between a registration and what the finder saw, [4, 4] with a scale.
 
     One matches gray values with an average brain, the other knows places in many brains. Their
     errors have little in common, so that the mean is nearer than either; see
-    `scans/finder/README.md`.
+    `scans/finder/README.md`. The scale, on which they agree less, stays that of the registration.
     """
     center = _center_of(_atlas()[1], MniGrid().affine)
-    mean = halfway(placed.scan_from_mni, found, center)
-    return placed._replace(scan_from_grid=without_scale(mean, center), scan_from_mni=mean)
+    rigid = halfway(placed.scan_from_grid, without_scale(found, center), center)
+    scaling = np.linalg.inv(placed.scan_from_grid) @ placed.scan_from_mni
+    return placed._replace(scan_from_grid=rigid, scan_from_mni=rigid @ scaling)
 
 
 def agreement(

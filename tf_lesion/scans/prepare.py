@@ -225,9 +225,9 @@ def _align(scan: Scan, found: FoundBrain | None, brain: Brain, settings: ScanSet
         placed = alignment.align(
             scan.data, scan.affine, brain=brain.mask, start=start, voxel_size=size
         )
-        if start is found.scan_from_mni:
-            placed = alignment.between(placed, start)
     overlap, covered = alignment.agreement(brain.mask, scan.affine, placed.scan_from_mni)
+    if settings.align == "rigid" and start is found.scan_from_mni:
+        placed = alignment.between(placed, start)
     return placed, Confidence(
         overlap=overlap if settings.align == "rigid" else math.nan,  # else nothing was fitted
         disagreement_mm=math.nan if found is None else found.disagreement_mm,

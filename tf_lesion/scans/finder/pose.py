@@ -76,12 +76,9 @@ def without_scale(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
 
 
 def halfway(first: np.ndarray, second: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """The mean of two similarities [4, 4]: of their turns, scales, and where they take `center`."""
-    scales = np.cbrt([np.linalg.det(matrix[:3, :3]) for matrix in (first, second)])
-    turns = Rotation.from_matrix([first[:3, :3] / scales[0], second[:3, :3] / scales[1]])
+    """The mean of two rigid maps [4, 4]: of their turns, and of where they take `center` [3]."""
     mean = np.eye(4)
-    mean[:3, :3] = np.sqrt(scales.prod()) * turns.mean().as_matrix()
+    mean[:3, :3] = Rotation.from_matrix([first[:3, :3], second[:3, :3]]).mean().as_matrix()
     center = np.asarray(center)
-    middle = (apply(first, center) + apply(second, center)) / 2
-    mean[:3, 3] = middle - mean[:3, :3] @ center
+    mean[:3, 3] = (apply(first, center) + apply(second, center)) / 2 - mean[:3, :3] @ center
     return mean
