@@ -47,7 +47,7 @@ demo: $(VENV)/installed
 	@echo "It shows the whole way from NIfTI to lesion maps, not the quality that real data give."
 	@echo "The maps of one scan come from the prior that is shipped, the figures from the one trained here."
 	rm -rf $(DEMO)
-	$(BIN)/python -m preprocessing.phantom --out $(DEMO)/scans --healthy 7 --patients 2 --seed 1 --jobs $(CORES)
+	$(BIN)/python -m preprocessing.phantom --out $(DEMO)/scans --healthy 7 --patients 2 --seed 7 --jobs $(CORES)
 	$(BIN)/python -m preprocessing.camcan --input $(DEMO)/scans/healthy --out $(DEMO)/healthy.h5 --match --voxel-size 2 --test-subjects 2 --jobs $(CORES)
 	$(BIN)/python -m preprocessing.brats --input $(DEMO)/scans/patients --reference $(DEMO)/healthy.h5 --voxel-size 2 --out $(DEMO)/patients.h5 --slice-step 6 --jobs $(CORES)
 	$(BIN)/tf-lesion train --cache $(DEMO)/healthy.h5 --out $(DEMO)/run --preset practical --precision float32 --steps 120
@@ -85,7 +85,7 @@ pretrained-denoiser: $(VENV)/installed
 	$(BIN)/python -m preprocessing.camcan --input $(WORK)/known_scans/healthy --test-list $(WORK)/known_scans/test_subjects.txt --align none --match --voxel-size 2 --min-brain 0.02 --out $(WORK)/healthy_2mm.h5 --jobs $(CORES)
 	$(BIN)/python -m preprocessing.phantom --out $(WORK)/unknown_scans --label-maps $(WORK)/unknown --healthy 0 --patients 18 --seed 4 --jobs $(CORES)
 	$(BIN)/tf-lesion train --cache $(WORK)/healthy_2mm.h5 --out $(WORK)/denoiser --model denoiser --preset practical --steps 12000 --batch-size 32 --force
-	$(BIN)/tf-lesion calibrate --model $(WORK)/denoiser --healthy $(WORK)/known_scans/healthy --pattern "sub-CC71*/**/*_T2w.nii.gz" --postprocess flip,signed,median=3,smooth=2,scale --chosen-by "labels of synthetic patients" --force
+	$(BIN)/tf-lesion calibrate --model $(WORK)/denoiser --healthy $(WORK)/known_scans/healthy --align rigid --pattern "sub-CC71*/**/*_T2w.nii.gz" --postprocess flip,signed,median=3,smooth=2,scale --chosen-by "labels of synthetic patients" --force
 	$(BIN)/tf-lesion export --as run --model $(WORK)/denoiser --out $(SHIPPED)/denoiser --align rigid --force
 	$(BIN)/python -m eval.twins --input $(WORK)/unknown_scans/patients --model pretrained-denoiser --out $(WORK)/twins.csv --force
 

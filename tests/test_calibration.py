@@ -354,6 +354,18 @@ def test_healthy_scans_calibrate_a_model_and_a_scan_of_the_same_scanner_uses_it(
         assert 0 <= point.left_out_smallest <= point.left_out_fpr <= point.left_out_largest <= 1
 
 
+def test_thresholds_of_scans_aligned_otherwise_are_told(scanner, tmp_path):
+    model, folder = scanner
+    out = tmp_path / "mine.h5"
+    assert own_scanner(model, folder, "--out", out, "--align", "center") == 0
+    prior = dataclasses.replace(tf_lesion.load(model), calibration=Calibration.load(out))
+    scan = folder / "sub-0" / "anat" / "sub-0_T2w.nii.gz"
+    for align, told in (("center", 0), ("none", 1)):
+        maps = Detector(prior, align=align).detect(scan, mask=scan.with_name("sub-0_mask.nii.gz"))
+        said = [text for text in maps.facts["warnings"] if "align center" in text]
+        assert len(said) == told
+
+
 def test_slices_of_healthy_scans_are_prepared_as_those_of_patients(scanner, tmp_path):
     model, folder = scanner
     detector = Detector(tf_lesion.load(model))

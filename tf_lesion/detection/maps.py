@@ -19,6 +19,7 @@ from tf_lesion.detection.lesions import label_lesions
 from tf_lesion.detection.postprocessing import Postprocessing, anomaly_score, axes_mm
 from tf_lesion.detection.progress import Progress
 from tf_lesion.detection.settings import (
+    aligned_otherwise,
     crop_of,
     healthy_maps,
     own_points,
@@ -324,6 +325,7 @@ class Detector:
         warnings = facts.warnings_of(
             prepared, told["examined_fraction"], matched=self.prior.reference is not None
         )
+        warnings += aligned_otherwise(self.prior, self.scan_settings)
         of, unit = self.thresholded, self.postprocessing.unit
         return {
             **stamp(),

@@ -55,6 +55,18 @@ def scan_settings(prior: Any, *, align: str | None = None) -> ScanSettings:
     return ScanSettings(**stored)
 
 
+def aligned_otherwise(prior: Any, settings: ScanSettings) -> list[str]:
+    """A sentence if the healthy scans behind the thresholds were aligned otherwise, else none."""
+    cohort = {} if prior.calibration is None else prior.calibration.cohort
+    align = cohort.get("scan_settings", {}).get("align", settings.align)
+    if align == settings.align:
+        return []
+    return [
+        f"the thresholds come from healthy scans with align {align}, this scan has align "
+        f"{settings.align}: healthy tissue may exceed them more or less often than stated."
+    ]
+
+
 def crop_of(prior: Any, grid: MniGrid) -> tuple[slice, slice]:
     """The window (x, y) of the grid's slices that the model was trained on.
 
