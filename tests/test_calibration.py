@@ -558,6 +558,7 @@ def test_a_killed_choice_goes_on_with_the_next_lambda_and_a_killed_restoration_w
     assert not partial.exists()
 
 
+@pytest.mark.slow
 def test_what_was_begun_with_other_settings_is_not_gone_on_with(copied, cache_path, capsys):
     Kept(copied / "calibration.healthy.lambda.json", {"other": 1}).add("0.6", {})
     options = ("--tv-weight", "auto", "--grid", GRID, "--grid-slices", 2)
@@ -600,6 +601,7 @@ def test_healthy_slices_are_restored_once_and_reused(copied, cache_path, capsys)
     assert (point.name, second.method) == ("dsc2", "golden")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

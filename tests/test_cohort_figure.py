@@ -73,6 +73,7 @@ def test_noise_is_flat_in_the_spectrum_and_smooth_brains_are_not(tmp_path):
     assert noisy.curves[SPECTRUM][-5:].mean() > 3 * smooth.curves[SPECTRUM][-5:].mean()
 
 
+@pytest.mark.slow
 def test_command_writes_a_picture_and_a_table_and_does_not_overwrite(tmp_path, capsys):
     caches = [write_brains(tmp_path / f"{name}.h5", levels=(0.3,)) for name in "ab"]
     out = tmp_path / "figure.png"

@@ -230,6 +230,7 @@ def test_steps_of_a_linear_denoiser_end_at_its_fixed_point():
     np.testing.assert_allclose(image, 0.4, atol=1e-4)  # x = x / 2 + 1/5
 
 
+@pytest.mark.slow
 def test_with_total_variation_the_steps_end_at_the_maximum_of_the_map_objective(monkeypatch):
     """f(x) = c: the log-prior is -|x - c|^2 / 2, the maximum a total variation denoised y - c."""
     monkeypatch.setattr(restoration, "DUAL_ITERATIONS", 60)

@@ -295,6 +295,7 @@ def brats(model, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_one_bad_scan_does_not_stop_the_rest_and_a_second_run_skips_what_is_done(
     model, brats, tmp_path, capsys
 ):
@@ -326,6 +327,7 @@ def test_one_bad_scan_does_not_stop_the_rest_and_a_second_run_skips_what_is_done
     assert _facts(out / "A_1")["scan_settings"]["align"] == "none"
 
 
+@pytest.mark.slow
 def test_a_scan_or_mask_replaced_under_its_name_is_not_done(model, tmp_path, capsys):
     folder, out = tmp_path / "scans", tmp_path / "maps"
     scan, mask = folder / "p_t2.nii.gz", folder / "p_mask.nii.gz"
@@ -469,6 +471,7 @@ def test_a_folder_without_scans_or_with_two_of_one_name_is_refused(
 # As a library, and tf-lesion detect --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_image_in_memory_gets_the_maps_of_its_file_and_saves_the_files_of_the_command(
     model, tmp_path
 ):
@@ -503,6 +506,7 @@ def test_an_image_in_memory_gets_the_maps_of_its_file_and_saves_the_files_of_the
         maps.save(tmp_path / "memory")
 
 
+@pytest.mark.slow
 def test_detect_takes_what_the_run_was_calibrated_with_and_says_why_not(model, tmp_path, capsys):
     run = shutil.copytree(model["run"], tmp_path / "run")
     quick = (model["scan"], "--model", run, "--slice-step", 12, "--align", "none")

@@ -356,6 +356,7 @@ def test_a_name_in_the_description_is_left_out(volume, tmp_path):
     assert facts["description"] == "t2 tra ..._... ..."
 
 
+@pytest.mark.slow
 def test_results_are_read_and_shown_without_the_dicom(model, exam, tmp_path):
     moved = shutil.copytree(exam, tmp_path / "exam")
     assert _detect(model, moved, tmp_path / "maps") == 0

@@ -133,6 +133,7 @@ def test_masks_are_counted_for_the_score_they_were_made_from(tmp_path, score):
     assert {other["dice_fpr_0.05"] for other in others} == {None}
 
 
+@pytest.mark.slow
 def test_a_turned_scan_has_the_same_numbers(tmp_path):
     for axes in ("RAS", "LPS", "AIR"):
         _write(tmp_path / axes, axes=axes)

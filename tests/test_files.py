@@ -248,6 +248,7 @@ def test_a_training_takes_away_what_a_killed_one_left_and_shares_its_folder_with
     assert (run / "checkpoints" / "ckpt-1.index").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_add_to_one_summary(tmp_path):
     program = """
 from tf_lesion.detection import files

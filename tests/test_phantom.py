@@ -114,6 +114,7 @@ def test_manifest_tells_the_seed_and_the_lesion_volume(cohort):
     assert entry["grade"] == "HGG"
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bytes_from_one_process_or_two(cohort, tmp_path):
     out, _ = cohort
     again = tmp_path / "another_name"

@@ -572,6 +572,7 @@ def test_parts_of_other_settings_or_changed_files_are_not_used_again(tmp_path):
     assert len(names) == 5
 
 
+@pytest.mark.slow
 def test_a_damaged_part_is_made_again(tmp_path):
     subject = camcan.find_subjects(write_healthy(tmp_path, ["sub-1"]))[0]
     part, settings = tmp_path / "part.h5", cohort.CohortSettings(QUICK)
@@ -631,6 +632,7 @@ def test_slice_step_min_brain_and_limit_thin_out_the_cache(healthy, tmp_path):
         assert len(thin.index.subject_ids) == 1
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_subject_asked_for_and_must_be_usable(tmp_path, capsys):
     write_healthy(tmp_path / "scans", ["sub-1", "sub-2", "sub-3"])
     out = tmp_path / "x.h5"

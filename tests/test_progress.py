@@ -207,6 +207,7 @@ def _rows(out):
     return json.loads((out / "summary.json").read_text())["scans"]
 
 
+@pytest.mark.slow
 def test_bids_validators_ignore_the_log(run, scans, tmp_path):
     out = tmp_path / "maps"
     argv = ["--model", run, "--input", scans / "a_t2.nii.gz", "--out", out, "--bids-out", "-q"]

@@ -159,6 +159,7 @@ def test_a_table_of_something_else_is_named(tmp_path):
         _read(folder).lesions_at("fpr_0.05")
 
 
+@pytest.mark.slow
 def test_scans_worth_a_look_come_first_in_a_cohort(tmp_path):
     for name, verdict, radius in (
         ("large", "pass", 18),

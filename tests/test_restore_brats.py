@@ -60,6 +60,7 @@ def test_restored_slices_are_written_as_the_released_code_does(run, cache_path, 
     assert settings["model"] == "gmvae"
 
 
+@pytest.mark.slow
 def test_batch_size_does_not_change_the_images(run, cache_path, tmp_path):
     for size in (1, 3, 7):
         assert _restore(run, cache_path, tmp_path / f"{size}.h5", "--batch-size", size) == 0
@@ -247,6 +248,7 @@ def test_a_file_that_another_process_writes_is_said_to_be_in_use(run, cache_path
             holder.stdin.write("\n")
 
 
+@pytest.mark.slow
 def test_three_shards_merged_are_the_cache_restored_at_once(run, cache_path, tmp_path):
     whole, merged = tmp_path / "whole.h5", tmp_path / "merged.h5"
     assert _restore(run, cache_path, whole, "--save-every", 6) == 0

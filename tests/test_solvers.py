@@ -273,6 +273,7 @@ def test_the_shipped_configurations_are_read_with_their_solver(folder):
 # The commands ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_line_restores_with_it_and_thresholds_of_the_other_are_refused(
     cache_path, tmp_path, capsys
 ):

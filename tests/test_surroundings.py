@@ -33,6 +33,7 @@ def elsewhere(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_reports_and_tables_need_no_screen_no_latex_and_no_encoding(tmp_path, elsewhere):
     folder = tmp_path / f"cas {OLD_NAME}"
     folder.mkdir()

@@ -49,6 +49,7 @@ def test_every_quantity_of_the_released_graph_is_reproduced(name):
     assert {row[0] for row in rows} == set(golden(f"{name}.npz")) - inputs
 
 
+@pytest.mark.slow
 def test_a_changed_number_and_one_nobody_computes_fail_and_are_named(tmp_path):
     reference = golden("vae_forward.npz")
     reference["z_mean"] = reference["z_mean"] * 1.001
