@@ -94,14 +94,15 @@ def brain_of(
     background, share = background_of(scan.data)
     distance = _distance_from(background, scan.data)
     within = np.mean(scan.data[distance > 0] < background) > WITHIN_SHARE
+    brightness = scan.data - np.float32(background) if within else distance
     if mode == "nonzero":
-        mask = what_was_left(distance, trimmed=not within)
+        mask = what_was_left(distance, brightness)
         _check_volume(mask, scan.affine, scan.name)
         return Brain(mask, STRIPPED)
     outside = found.outside_on(scan.data.shape, scan.affine)
     share = _background_share(distance, outside) if share > BACKGROUND_SHARE else 0.0
     if share >= STRIPPED_SHARE:
-        return Brain(what_was_left(distance, trimmed=not within), STRIPPED, share)
+        return Brain(what_was_left(distance, brightness), STRIPPED, share)
     return Brain(_largest_piece(outside < EDGE_MM), SKULL, share)
 
 
@@ -119,19 +120,21 @@ def _background_share(distance, outside):
     return float((distance[rim] == 0).mean()) if rim.any() else 0.0
 
 
-def what_was_left(distance: np.ndarray, *, trimmed: bool = True) -> np.ndarray:
-    """[X, Y, Z] bool, the brain in a stripped scan.
+def what_was_left(distance: np.ndarray, brightness: np.ndarray) -> np.ndarray:
+    """[X, Y, Z] bool, the brain in a stripped scan, without its faint edge.
 
     Args:
         distance: [X, Y, Z], of intensities from the background.
-        trimmed: cut the faint edge off; not where the background lies within the intensities.
+        brightness: [X, Y, Z], what the edge is found in: the same, or with its sign where the
+            background lies within the intensities; then it counts from the darkest voxel.
     """
     piece = _largest_piece(distance > 0)
-    if not trimmed:
+    if not piece.any():
         return piece
-    edge = EDGE_SHARE * np.median(distance[piece]) if piece.any() else 0
+    darkest = min(brightness[piece].min(), 0)
+    edge = darkest + EDGE_SHARE * (np.median(brightness[piece]) - darkest)
     deep = ndimage.binary_erosion(piece, iterations=EDGE_VOXELS, border_value=1)
-    return _largest_piece(deep | (piece & (distance >= edge)))
+    return _largest_piece(deep | (piece & (brightness >= edge)))
 
 
 def _check_volume(mask, affine, name):
