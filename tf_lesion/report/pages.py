@@ -41,8 +41,10 @@ def known(value: float | None, digits: int) -> str:
     return "–" if value is None else number(value, digits)
 
 
-def significant(value: float) -> str:
-    """Three significant digits: 0.000372, 0.15, 12.3."""
+def significant(value: float | None) -> str:
+    """Three significant digits: 0.000372, 0.15, 12.3; a dash for what is not known."""
+    if value is None or math.isnan(value):
+        return "–"
     return f"{float(f'{value:.3g}'):.12f}".rstrip("0").rstrip(".")
 
 
