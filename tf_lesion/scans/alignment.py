@@ -179,7 +179,8 @@ def between(placed: Alignment, found: np.ndarray) -> Alignment:
     """The alignment halfway between a registration and what the finder saw, [4, 4] with a scale.
 
     One matches gray values with an average brain, the other knows places in many brains. They err
-    in part independently, and the mean was nearer than either (`scans/finder/README.md`). The scale, on which they agree less, stays that of the registration.
+    in part independently, and the mean was nearer than either (`scans/finder/README.md`). The
+    scale, on which they agree less, stays that of the registration.
     """
     center = _center_of(_atlas()[1], MniGrid().affine)
     rigid = halfway(placed.scan_from_grid, without_scale(found, center), center)
