@@ -414,6 +414,7 @@ def test_folder_without_label_maps_is_refused_with_the_pattern(tmp_path, capsys)
     [
         (np.arange(512.0).reshape(8, 8, 8) / 10, 1.0, "expected whole numbers"),
         (np.arange(512.0).reshape(8, 8, 8) % 2 * 3, 1.0, "no cerebral white"),
+        (np.arange(512.0).reshape(8, 8, 8) % 2 + 2, 1.0, "no cerebral ventricle"),
         (np.arange(512.0).reshape(8, 8, 8) % 3, 2.0, "voxels of 1 mm, got voxels of"),
         (np.zeros((8, 8, 8, 2)), 1.0, "3-D"),
         (None, 1.0, "broken.nii"),

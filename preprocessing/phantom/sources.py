@@ -140,15 +140,15 @@ def load_label_map(path: str, spacing: int) -> LabelAnatomy:
     FIRST_EXTRACEREBRAL on, only bone counts, where the closed brain reaches it.
 
     Raises:
-        InputError: if the file is not such a volume, or lacks cerebral white matter or cortex.
+        InputError: if the file is not such a volume, or lacks white matter, cortex or ventricles.
     """
     labels = read_labels(path)
     tissue = tissue_of_labels(labels)
-    for name in ("white", "cortex"):
+    for name in ("white", "cortex", "ventricle"):
         if not (tissue == TISSUE_INDEX[name]).any():
             raise InputError(
                 f"{path}: expected a FreeSurfer label map, but it has no cerebral {name} (labels "
-                f"{FREESURFER[name][:2]}); was it made by recon-all or SynthSeg?"
+                f"{FREESURFER[name]}); was it made by recon-all or SynthSeg?"
             )
     solid = largest_part(indicator(tissue, "background", "csf", "bone") == 0)
     box = _brain_box(solid)
