@@ -43,7 +43,7 @@ def made_up(seed, *, lesion=True, subjects=3, slices=SLICES):
     return observed.astype(np.float32), restored.astype(np.float32), label
 
 
-def write(folder, name, observed, restored, label, *, rows=None, settings=SETTINGS, extra=()):
+def write(folder, name, observed, restored, label, *, rows=None, settings=SETTINGS, extra=(), step=1):
     """A cache and its restored slices; returns their paths."""
     cache, result = folder / f"{name}.h5", folder / f"{name}_restored.h5"
     with CacheWriter(cache, slice_shape=SHAPE, crop=(0, SHAPE[0], 0, SHAPE[1])) as writer:
@@ -52,7 +52,7 @@ def write(folder, name, observed, restored, label, *, rows=None, settings=SETTIN
                 "Test",
                 images,
                 subject_id=f"s{number}",
-                slice_index=range(len(images)),
+                slice_index=range(0, step * len(images), step),
                 mask=np.broadcast_to(brain(), images.shape),
                 label=None if label is None else label[number],
             )
@@ -268,6 +268,50 @@ def test_slices_come_in_axial_order_whatever_the_order_in_the_file(tmp_path):
     for number, subject in enumerate(Cohort(restored, cache).subjects()):
         np.testing.assert_array_equal(subject.slice_index, range(SLICES))
         np.testing.assert_array_equal(subject.rows, number * SLICES + np.arange(SLICES))
+
+
+@pytest.mark.parametrize("step", [1, 6])
+def test_a_lesion_of_neighboring_kept_slices_is_one_lesion(tmp_path, step):
+    cache, restored = write(tmp_path, "patients", *made_up(2), step=step)
+    found = measure(from_cache([Cohort(restored, cache)]))
+    assert set(found.scans["lesions"]) == {1}
+
+
+def test_lesions_are_not_counted_where_slices_lack_at_random(tmp_path):
+    rows = [0, 1, 3, *range(4, 12)]  # of the first subject one is missing
+    cache, restored = write(tmp_path, "patients", *made_up(2), rows=rows)
+    found = measure(from_cache([Cohort(restored, cache)])).scans
+    counted = found[found["score"] == "residual"].set_index("scan")["lesions"]
+    assert counted.isna().to_dict() == {"s0": True, "s1": False, "s2": False}
+
+
+def test_a_voxel_of_every_sixth_slice_is_six_slices_high(tmp_path):
+    cache, restored = write(tmp_path, "patients", *made_up(2), step=6)
+    (scan, *_) = from_cache([Cohort(restored, cache)])
+    np.testing.assert_array_equal(np.diag(scan.affine), [1, 1, 6, 1])
+
+
+def test_intervals_draw_what_is_alike_together(tmp_path):
+    cache, restored = write(tmp_path, "patients", *made_up(0))
+    alone = measured(Cohort(restored, cache))
+    same = measured(Cohort(restored, cache), groups=dict.fromkeys(("s0", "s1", "s2"), "anatomy"))
+    assert alone["pooled_auc_low"] < alone["pooled_auc_high"]
+    assert same["pooled_auc_low"] == same["pooled_auc_high"]
+    assert same["pooled_auc"] == alone["pooled_auc"]
+
+
+def test_a_file_of_groups_is_read_and_must_know_every_scan(patients, capsys):
+    groups = patients[0] / "groups.csv"
+    groups.write_text("scan,group\ns0,a\ns1,a\ns2,a\n")
+    status, results = run(patients, "--groups", groups)
+    row = results["scores"]["residual"]
+    assert (status, row["pooled_auc_low"]) == (0, row["pooled_auc_high"])
+    groups.write_text("scan,group\ns0,a\n")
+    assert run(patients, "--groups", groups, out="other")[0] == 2
+    assert "there is none for s1" in capsys.readouterr().err
+    groups.write_text("name\ns0\n")
+    assert run(patients, "--groups", groups, out="other")[0] == 2
+    assert "Expected the columns scan and group" in capsys.readouterr().err
 
 
 def test_lesion_outside_the_brain_mask_is_not_counted(tmp_path):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import ndimage
 
@@ -13,7 +14,7 @@ from preprocessing.phantom import HEALTHY, PATIENT, fields, tissues
 from preprocessing.phantom import __main__ as phantom
 from preprocessing.phantom import sources as anatomy_sources
 from preprocessing.phantom import tumors as lesions
-from preprocessing.phantom.subject import Grid, _push, _smooth_noise, make_phantom
+from preprocessing.phantom.subject import Grid, _push, _smooth_noise, anatomy_of, make_phantom
 from tf_lesion.files import InputError
 
 COARSE = 4.0  # mm, the largest voxels: a fraction of a second per subject
@@ -67,6 +68,7 @@ def test_cohort_has_the_layout_of_camcan_and_brats(cohort):
     out, _ = cohort
     assert set(files_of(out)) == {
         "phantom.json",
+        "groups.csv",
         FIRST_HEALTHY,
         "healthy/sub-CC110034/anat/sub-CC110034_T2w.nii.gz",
         f"{FIRST_CASE}_t2.nii.gz",
@@ -272,6 +274,21 @@ def test_label_map_in_any_pose_comes_back_in_that_of_mni(label_maps):
     apart = nodding.pose[:3, :3] @ straight.pose[:3, :3].T
     degrees = np.rad2deg(np.arccos((np.trace(apart) - 1) / 2))
     assert degrees == pytest.approx(20, abs=1)
+
+
+def test_every_anatomy_of_patients_has_every_grade():
+    for count in (1, 2, 3, 4, 20):
+        numbers = range(2 * count)
+        met = {(anatomy_of(PATIENT, number, count), number % 2) for number in numbers}
+        assert len(met) == 2 * count
+        assert [anatomy_of(HEALTHY, number, count) for number in numbers] == [*range(count)] * 2
+
+
+def test_the_anatomy_of_each_scan_is_told_as_a_group(cohort):
+    out, manifest = cohort
+    table = pd.read_csv(out / "groups.csv").set_index("scan")["group"]
+    assert {"sub-CC110033", "Brats17_PHA_1_1"} < set(table.index)
+    assert set(table) == {entry["anatomy"] for entry in manifest["subjects"]}
 
 
 def test_no_anatomy_is_both_trained_on_and_tested_on(label_maps, tmp_path):

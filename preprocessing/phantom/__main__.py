@@ -44,6 +44,7 @@ MOST_SUBJECTS = 9000  # of a kind, so that Cam-CAN numbers go on beginning with 
 CASE_NAMES = {GLIOMA: "Brats17", STROKE: "Stroke", MS: "MS"}
 HEADS = "heads"  # folder of the painted heads
 MANIFEST = "phantom.json"
+GROUPS = "groups.csv"
 EXAMPLE = """example:
   python -m preprocessing.phantom --out cohort --healthy 20 --patients 8 --seed 1 --voxel-size 2
 
@@ -115,6 +116,7 @@ def write_cohort(
         }
         text = json.dumps(manifest, indent=1) + "\n"
         (folder / MANIFEST).write_text(text)
+        (folder / GROUPS).write_text(_groups(manifest["subjects"]))
         if test:
             names = [f"{_camcan_name(HELD_OUT, number)}\n" for number in range(test)]
             (folder / "test_subjects.txt").write_text("".join(names))
@@ -169,6 +171,14 @@ def _check_numbers(counts, *, seed, voxel_size):
             f"Expected --voxel-size from {SMALLEST_VOXEL_MM} to {LARGEST_VOXEL_MM} mm, "
             f"got {voxel_size}."
         )
+
+
+def _groups(subjects):
+    """CSV of the anatomy of each scan, for --groups of the evaluation."""
+    names = [Path(entry["scan"]).name.rsplit("_", 1)[0] for entry in subjects]
+    anatomies = [entry["anatomy"] for entry in subjects]
+    lines = map(",".join, zip(names, anatomies, strict=True))
+    return "\n".join(["scan,group", *lines]) + "\n"
 
 
 def _write_subject(folder, kind, number, label_maps, seed, voxel_size, lesions):

@@ -119,7 +119,8 @@ def make_phantom(
     shape_rng, paint_rng, scan_rng, lesion_rng = rng.spawn(4)
     spacing = COARSE_MM if voxel_size >= PAINT_COARSELY_FROM_MM else FINEST_MM
     if label_maps:
-        anatomy = load_label_map(str(label_maps[number % len(label_maps)]), spacing)
+        which = anatomy_of(kind, number, len(label_maps))
+        anatomy = load_label_map(str(label_maps[which]), spacing)
     else:
         anatomy = load_atlas(spacing)
     grid = Grid.around(*anatomy.bounds(), voxel_size, settings.margin)
@@ -154,6 +155,17 @@ def make_phantom(
     if drawn:
         facts |= _lesion_facts(module, drawn, label, voxel_size)
     return Phantom(image=scan, twin=twin, label=label, affine=grid.affine, facts=facts)
+
+
+def anatomy_of(kind: int, number: int, count: int) -> int:
+    """Which of `count` anatomies a subject has: one after the other.
+
+    Grades of patients alternate: where they are even, each round of anatomies begins one later, so
+    that every anatomy has every grade.
+    """
+    if kind == PATIENT and count % 2 == 0:
+        number += number // count
+    return number % count
 
 
 def default_settings(label_maps: Sequence[Path]) -> PhantomSettings:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_lesion.cli.command import check_effect, command
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add(arguments, "--cache", "--labels", "--subjects", nargs="+")
     add(arguments, "--crop", "--calibration", "--protocol", "--pdf", "--force")
     add(arguments, "--seed", help="of the bootstrap intervals")
+    add(arguments, "--groups")
     add(arguments, "--out", required=True, help="folder of tables and pictures")
     steps = arguments.add_mutually_exclusive_group()
     add(steps, "--postprocess", help="also measure the residual after these steps")
@@ -135,7 +137,24 @@ def _measure(scans, options):
     def bar(scans, text):
         return tqdm(scans, text, unit="scan")
 
-    return measure(scans, protocol=options.protocol, seed=options.seed, progress=bar)
+    groups = read_groups(options.groups) if options.groups else None
+    given = {"protocol": options.protocol, "seed": options.seed, "groups": groups}
+    return measure(scans, **given, progress=bar)
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """{scan: its group} of a CSV file with these two columns.
+
+    Raises:
+        InputError: if it is no such file.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, dtype=str).dropna()
+        return dict(zip(table["scan"], table["group"], strict=True))
+    except (KeyError, ValueError) as error:  # pandas' errors of form are values that are wrong
+        raise InputError(f"{path}: Expected the columns scan and group in a CSV file.") from error
 
 
 def _write(measured: "Measured", options: argparse.Namespace, settings: dict[str, Any]) -> str:
@@ -143,6 +162,7 @@ def _write(measured: "Measured", options: argparse.Namespace, settings: dict[str
     from tf_lesion.evaluation import tables
 
     settings = {"protocol": options.protocol, "seed": options.seed, **settings}
+    settings["groups"] = options.groups and str(options.groups)
     content = {**stamp(), "settings": settings, **measured.as_json()}
     write_json(options.out / "metrics.json", content)
     for name in ("scans", "scores"):

@@ -94,6 +94,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "window, pixels; default: the cache's",
     },
     "--subjects": {"type": Path, "help": "slices per subject (.npy), for a released cache"},
+    "--groups": {
+        "type": Path,
+        "help": "CSV with the columns scan and group: intervals draw the scans of one group, such "
+        "as a phantom's anatomy, together; default: sessions of one subject are a group",
+    },
     "--labels": {"type": Path, "help": "file with Label, for a cache without"},
     "--max-slices": {"type": counted, "help": "a random subset, drawn with --seed; default: all"},
     "--batch-size": {"type": counted, "default": 16, "help": "slices at once"},

@@ -112,11 +112,3 @@ def _centers(voxels, lesion, count, affine):
     """[n, 3] mm, centers of mass of the lesions."""
     center = [np.bincount(lesion, weights=axis) / count for axis in voxels]
     return apply_affine(affine, np.transpose(center)) if len(count) else np.zeros((0, 3))
-
-
-def stack_volume(slices: np.ndarray, slice_index: np.ndarray) -> np.ndarray:
-    """Volume [H, W, Z] of slices [n, H, W] at their axial positions; missing slices are empty."""
-    index = np.asarray(slice_index) - np.min(slice_index)
-    volume = np.zeros((*slices.shape[1:], index.max() + 1), dtype=slices.dtype)
-    volume[..., index] = np.moveaxis(slices, 0, -1)
-    return volume

@@ -4,12 +4,12 @@ Two passes over the scans, one in memory at a time: the first collects the poole
 belongs to one scan alone, the second counts at the thresholds that the first has given. Names say
 what a number was taken over: in the table of scans over one scan; in that of scores `pooled_*` over
 all voxels and lesions together, `mean_*` and `std_*` (ddof 0) over scans, `*_low` and `*_high` are
-the ends of a 95 % bootstrap interval over scans.
+the ends of a 95 % bootstrap interval over scans, or over groups of them that are alike.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from tf_lesion.files import InputError
 
 PROTOCOLS = ("all", "released")
 YOUDEN = "dsc_auc"
+SESSION = "_ses-"  # what follows the subject in the name of a scan
 CURVE_POINTS = 1000  # of the stored ROC curve and of the bootstrap, which integrates it
 
 
@@ -74,6 +75,7 @@ def measure(
     *,
     protocol: str = "all",
     seed: int = 0,
+    groups: Mapping[str, str] | None = None,
     progress: Callable[..., Iterable] | None = None,
 ) -> Measured:
     """Measure every score of the scans, alone and pooled.
@@ -82,6 +84,8 @@ def measure(
         scans: gone over twice; a `Scans` or a list.
         protocol: "all" scores are thresholds, or the 401 of the "released" code; see `metrics`.
         seed: of the bootstrap.
+        groups: {scan: its group}, all of which the bootstrap draws or leaves, such as the anatomy
+            that phantoms share; by default the subject, of which there may be several sessions.
         progress: a function (scans, text) -> scans that shows a bar, such as `tqdm`.
 
     Raises:
@@ -105,7 +109,8 @@ def measure(
     for number, scan in enumerate(bar(scans, "masks")):
         for name in scan.scores:
             scores[name].second_pass(number, scan, about[number])
-    weights = metrics.bootstrap_weights(len(about), seed=seed)
+    alike = [_group(row, groups) for row in about]
+    weights = metrics.bootstrap_weights(alike, seed=seed)
     rows = [about[number] | row for score in scores.values() for number, row in score.rows.items()]
     return Measured(
         scans=pd.DataFrame(rows).set_index("number").sort_index(kind="stable"),
@@ -113,6 +118,16 @@ def measure(
         roc={name: score.roc for name, score in scores.items()},
         masks=list(dict.fromkeys(name for score in scores.values() for name in score.points)),
     )
+
+
+def _group(row, groups):
+    """What a scan is drawn together with."""
+    name = row["scan"]
+    if groups is None:  # names of several cohorts may repeat
+        return name.partition(SESSION)[0] if SESSION in name else row["number"]
+    if name not in groups:
+        raise InputError(f"Expected a group for every scan, there is none for {name}; add its row.")
+    return groups[name]
 
 
 def _about(scan):

@@ -20,9 +20,11 @@ reported.
 Source: You et al., MIDL 2019, sections 2.4 and 4; the released evaluation.
 """
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 TP, TN, FP, FN = range(4)  # the order of the released statistics, [subject, 4, threshold]
@@ -347,10 +349,19 @@ def _joined(keys, counts):
 # of each, and 1000 pooled areas are one product of matrices.
 
 
-def bootstrap_weights(num_subjects: int, *, seed: int = 0, draws: int = NUM_DRAWS) -> np.ndarray:
-    """How often each subject is drawn, [draws, S], when S are drawn with replacement."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(num_subjects, np.full(num_subjects, 1 / num_subjects), size=draws)
+def bootstrap_weights(
+    groups: Sequence[Hashable], *, seed: int = 0, draws: int = NUM_DRAWS
+) -> np.ndarray:
+    """How often each subject is drawn, [draws, S], when groups are drawn with replacement.
+
+    Args:
+        groups: [S], of each subject: those of one group are drawn together, as they are alike.
+        seed, draws: of the random numbers.
+    """
+    group, names = pd.factorize(np.asarray(groups, object))
+    number = len(names)
+    drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), draws)
+    return drawn[:, group]
 
 
 def mean_interval(values: ArrayLike, weights: np.ndarray) -> tuple[float, float]:

@@ -20,7 +20,6 @@ from skimage import exposure
 
 from tf_lesion.caches.restored import RestoredReader
 from tf_lesion.caches.slices import SliceCache
-from tf_lesion.detection.lesions import stack_volume
 from tf_lesion.detection.postprocessing import (
     VOXEL_CENTER,
     HealthyMaps,
@@ -296,14 +295,19 @@ def from_cache(
 
 
 def _stacked(subject, names, masks, affine, corner):
-    """The `LabeledScan` of `SubjectSlices`, each slice at its place along z if that is known."""
+    """The `LabeledScan` of `SubjectSlices`: slices that are next to each other among the kept.
+
+    With every n-th slice alone a voxel is n slices high. Where no such n is known, or other slices
+    lack in between, neighbors in the arrays are none in the scan.
+    """
     index = subject.slice_index
-    whole = bool((index >= 0).all() and len(np.unique(index)) == len(index))
-    index = index if whole else np.arange(len(index))
+    steps = np.unique(np.diff(index)) if (index >= 0).all() else np.zeros(0)
+    whole = len(index) == 1 or (len(steps) == 1 and steps[0] > 0)
     if affine is not None:
-        affine = affine @ from_matvec(np.eye(3), (*corner, index.min()))
-    brain, truth = stack_volume(subject.mask, index), stack_volume(subject.label, index)
-    scores = {name: stack_volume(subject.score(name), index) for name in names}
+        height = steps[0] if whole and len(steps) else 1
+        affine = affine @ from_matvec(np.diag([1, 1, height]), (*corner, index.min()))
+    brain, truth = np.moveaxis(subject.mask, 0, -1), np.moveaxis(subject.label, 0, -1)
+    scores = {name: np.moveaxis(subject.score(name), 0, -1) for name in names}
     return LabeledScan(subject.subject_id, affine, brain, truth, scores, masks, whole)
 
 

@@ -10,8 +10,9 @@ from tf_lesion.evaluation.measure import Measured
 
 NOTES = """\
 Pooled: all voxels and lesions of all scans; mean: over scans, ± std. Intervals: 95 %, bootstrap \
-over scans. dsc_auc: the threshold with the largest TPR - FPR; it and the largest Dice are chosen \
-by the labels. Lesions: 26-connected, in the brain.
+over scans, those of one subject or group together. dsc_auc: the threshold with the largest \
+TPR - FPR; it and the largest Dice are chosen by the labels. Lesions: 26-connected, in the brain, \
+through neighbors among the slices that were kept; "-" where slices lack in between.
 """
 
 
