@@ -43,7 +43,9 @@ def made_up(seed, *, lesion=True, subjects=3, slices=SLICES):
     return observed.astype(np.float32), restored.astype(np.float32), label
 
 
-def write(folder, name, observed, restored, label, *, rows=None, settings=SETTINGS, extra=(), step=1):
+def write(
+    folder, name, observed, restored, label, *, rows=None, settings=SETTINGS, extra=(), step=1
+):
     """A cache and its restored slices; returns their paths."""
     cache, result = folder / f"{name}.h5", folder / f"{name}_restored.h5"
     with CacheWriter(cache, slice_shape=SHAPE, crop=(0, SHAPE[0], 0, SHAPE[1])) as writer:
@@ -289,6 +291,33 @@ def test_a_voxel_of_every_sixth_slice_is_six_slices_high(tmp_path):
     cache, restored = write(tmp_path, "patients", *made_up(2), step=6)
     (scan, *_) = from_cache([Cohort(restored, cache)])
     np.testing.assert_array_equal(np.diag(scan.affine), [1, 1, 6, 1])
+
+
+def test_lesions_found_are_told_by_their_size(tmp_path, capsys):
+    observed, restored, label = made_up(2)
+    label[0, 3, 30, 30] = True  # of 1 mm3, beside those of 128
+    observed = np.where(label, restored + 0.3, restored)
+    observed[0, 3, 30, 30] = restored[0, 3, 30, 30]  # and not to be seen
+    cache, result = write(tmp_path, "patients", observed, restored, label)
+    sizes = measure(from_cache([Cohort(result, cache)])).sizes
+    residual = sizes[sizes["score"] == "residual"].set_index("size")
+    assert residual["lesions"].to_dict() == {
+        "below 0.1 ml": 1,
+        "0.1 to 1 ml": 3,
+        "1 to 10 ml": 0,
+        "10 ml or more": 0,
+    }
+    assert residual["found"].tolist() == [0, 3, 0, 0]
+    argv = ["--restored", result, "--cache", cache, "--out", tmp_path / "out"]
+    assert main([*map(str, argv), "--smallest-lesion", "0.1"]) == 0
+    assert "3 of 3" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out" / "sizes.csv")
+    assert table[table["score"] == "residual"]["lesions"].tolist() == [0, 3, 0, 0]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["settings"]["lesions"] == {
+        "connectivity": 26,
+        "smallest_ml": 0.1,
+        "overlap": 0.0,
+    }
 
 
 def test_intervals_draw_what_is_alike_together(tmp_path):

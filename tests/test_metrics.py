@@ -7,7 +7,7 @@ import pytest
 from conftest import count_at
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tf_lesion.detection.lesions import lesion_counts
+from tf_lesion.detection.lesions import Counting, lesion_counts
 from tf_lesion.evaluation import metrics
 from tf_lesion.evaluation.metrics import (
     FN,
@@ -331,6 +331,33 @@ def test_a_detection_is_false_only_if_no_voxel_of_it_is_lesion():
     detected[7, 7, 0] = detected[0, 8, 2] = True  # two false ones
     counts = lesion_counts(detected, truth)
     assert (counts.lesions, counts.found, counts.false_positives) == (1, 1, 2)
+
+
+@pytest.mark.parametrize(("connectivity", "lesions"), [(26, 1), (18, 2), (6, 3)])
+def test_neighbors_that_connect_are_those_asked_for(connectivity, lesions):
+    truth = np.zeros((4, 4, 4), bool)
+    truth[0, 0, 0] = truth[1, 1, 0] = truth[2, 2, 1] = True  # by an edge, then by a corner
+    counts = lesion_counts(truth, truth, counting=Counting(connectivity=connectivity))
+    assert counts.lesions == counts.found == lesions
+
+
+def test_components_below_the_smallest_volume_are_neither_lesions_nor_false():
+    truth, detected = np.zeros((2, 9, 9, 9), bool)
+    truth[:2, :2, :2] = truth[5, 5, 5] = True  # 8 voxels and 1
+    detected[:1, :1, :1] = detected[8, 8, :] = detected[8, 0, 0] = True  # 1, false 9, false 1
+    plain = lesion_counts(detected, truth, voxel_ml=0.01)
+    assert (plain.lesions, plain.found, plain.false_positives) == (2, 1, 2)
+    assert plain.volumes_ml == pytest.approx([0.08, 0.01])
+    counts = lesion_counts(detected, truth, voxel_ml=0.01, counting=Counting(smallest_ml=0.05))
+    assert (counts.lesions, counts.found, counts.false_positives) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(("overlap", "found"), [(0, 1), (0.2, 1), (0.25, 0), (0.5, 0)])
+def test_a_lesion_is_found_if_more_than_the_share_asked_for_is_detected(overlap, found):
+    truth, detected = np.zeros((2, 4, 4, 4), bool)
+    truth[:2, :2, :2] = True
+    detected[0, 0, :2] = True  # 2 of 8
+    assert lesion_counts(detected, truth, counting=Counting(overlap=overlap)).found == found
 
 
 def test_lesions_of_empty_scans_are_counted_as_none():

@@ -3,7 +3,8 @@
 Scores, all of them over the voxels of the restored brain: residual, abs(observed - restored);
 score, the same post-processed; intensity and equalized, the scan's own intensity, plain and
 histogram-equalized, which need no model. Writes scans.csv (every number of every scan and score),
-scores.csv and metrics.json (over all scans, with intervals and ROC curves), table.md and pictures.
+scores.csv and metrics.json (over all scans, with intervals and ROC curves), sizes.csv (lesions
+found by their size), table.md and pictures.
 """
 
 import argparse
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from tf_lesion.detection.postprocessing import Postprocessing
     from tf_lesion.evaluation.measure import Measured
 
-FILES = ("metrics.json", "scans.csv", "scores.csv", "table.md")
+FILES = ("metrics.json", "scans.csv", "scores.csv", "sizes.csv", "table.md")
 PANEL_SLICES = 7  # columns of the paper's Figure 1
 PANEL_POINTS = ("dsc5", "dsc_auc")  # the first of these that is there makes the panel's detection
 SCAN_SLICES = 5  # columns of the picture of a scan
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add(arguments, "--cache", "--labels", "--subjects", nargs="+")
     add(arguments, "--crop", "--calibration", "--protocol", "--pdf", "--force")
     add(arguments, "--seed", help="of the bootstrap intervals")
-    add(arguments, "--groups")
+    add(arguments, "--groups", "--connectivity", "--smallest-lesion", "--overlap")
     add(arguments, "--out", required=True, help="folder of tables and pictures")
     steps = arguments.add_mutually_exclusive_group()
     add(steps, "--postprocess", help="also measure the residual after these steps")
@@ -139,7 +140,22 @@ def _measure(scans, options):
 
     groups = read_groups(options.groups) if options.groups else None
     given = {"protocol": options.protocol, "seed": options.seed, "groups": groups}
-    return measure(scans, **given, progress=bar)
+    return measure(scans, **given, counting=_counting(options), progress=bar)
+
+
+def _counting(options):
+    """The `Counting` that was asked for.
+
+    Raises:
+        InputError: if a number makes no sense.
+    """
+    from tf_lesion.detection.lesions import Counting
+
+    if options.smallest_lesion < 0:
+        raise InputError(f"Expected --smallest-lesion of 0 or more, got {options.smallest_lesion}.")
+    if not 0 <= options.overlap < 1:
+        raise InputError(f"Expected --overlap of 0 to less than 1, got {options.overlap}.")
+    return Counting(options.connectivity, options.smallest_lesion, options.overlap)
 
 
 def read_groups(path: Path) -> dict[str, str]:
@@ -162,10 +178,11 @@ def _write(measured: "Measured", options: argparse.Namespace, settings: dict[str
     from tf_lesion.evaluation import tables
 
     settings = {"protocol": options.protocol, "seed": options.seed, **settings}
-    settings["groups"] = options.groups and str(options.groups)
+    settings |= {"groups": options.groups and str(options.groups)}
+    settings |= {"lesions": asdict(_counting(options))}
     content = {**stamp(), "settings": settings, **measured.as_json()}
     write_json(options.out / "metrics.json", content)
-    for name in ("scans", "scores"):
+    for name in ("scans", "scores", "sizes"):
         with written_whole(options.out / f"{name}.csv") as path:
             getattr(measured, name).to_csv(path, index=False)
     text = tables.report(measured, each_scan=measured.cohort["subjects"] <= MOST_SCANS)

@@ -18,6 +18,7 @@ METHOD_NAMES = "gmvae, vae, vae-256, vae-128, aae-128, anogan or denoiser"
 SOLVER_NAMES = ("released", "multirate", "huber", "denoiser", "red")
 PRECISION_NAMES = ("float32", "bfloat16", "tf32")
 GRADE_NAMES = ("LGG", "HGG")  # in the order of the paper's evaluation
+CONNECTIVITIES = (6, 18, 26)
 CROP = ("X0", "X1", "Y0", "Y1")
 
 
@@ -98,6 +99,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": Path,
         "help": "CSV with the columns scan and group: intervals draw the scans of one group, such "
         "as a phantom's anatomy, together; default: sessions of one subject are a group",
+    },
+    "--connectivity": {
+        "type": int,
+        "choices": CONNECTIVITIES,
+        "default": CONNECTIVITIES[-1],
+        "help": "neighbors of a voxel that belong to its lesion",
+    },
+    "--smallest-lesion": {
+        "type": float,
+        "default": 0.0,
+        "metavar": "ML",
+        "help": "count no smaller components, of lesions and of what is detected",
+    },
+    "--overlap": {
+        "type": float,
+        "default": 0.0,
+        "metavar": "SHARE",
+        "help": "a lesion is found if more than this of it is detected; 0: one voxel is enough",
     },
     "--labels": {"type": Path, "help": "file with Label, for a cache without"},
     "--max-slices": {"type": counted, "help": "a random subset, drawn with --seed; default: all"},

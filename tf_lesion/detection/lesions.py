@@ -1,8 +1,9 @@
 """Counting lesions instead of voxels: where they are, how many are found, how many are false.
 
-A lesion is a 26-connected component of the truth in a whole scan, not in a slice.
+A lesion is a connected component of the truth in a whole scan, not in a slice.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,23 @@ from scipy import ndimage
 from skimage import measure
 
 MM3_PER_ML = 1e3
+CONNECTIVITIES = (6, 18, 26)
 CENTER_DIGITS = 6  # of mm, where two lesions of a size are told apart
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What is counted as a lesion, and as found.
+
+    Attributes:
+        connectivity: 6, 18 or 26 neighbors of a voxel belong to its lesion.
+        smallest_ml: smaller components are left out, of the truth and of the detection.
+        overlap: share of a lesion beyond which it must be detected; 0: one voxel is enough.
+    """
+
+    connectivity: int = 26
+    smallest_ml: float = 0.0
+    overlap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -19,28 +36,54 @@ class LesionCounts:
     """Connected components of one scan.
 
     Attributes:
-        lesions: components of the truth.
-        found: those with at least one detected voxel.
+        volumes_ml: [n] of the lesions, the components of the truth; NaN if unknown.
+        hit: [n] bool, the lesions that are found.
         false_positives: components of the detection without a lesion voxel.
     """
 
-    lesions: int
-    found: int
+    volumes_ml: np.ndarray
+    hit: np.ndarray
     false_positives: int
 
+    @property
+    def lesions(self) -> int:
+        """Number of lesions."""
+        return len(self.hit)
 
-def lesion_counts(detected: np.ndarray, truth: np.ndarray) -> LesionCounts:
-    """Lesion-wise `LesionCounts` of one scan [X, Y, Z], 26-connected."""
+    @property
+    def found(self) -> int:
+        """Number of lesions that are found."""
+        return int(self.hit.sum())
+
+
+def lesion_counts(
+    detected: np.ndarray,
+    truth: np.ndarray,
+    *,
+    voxel_ml: float = math.nan,
+    counting: Counting | None = None,
+) -> LesionCounts:
+    """Lesion-wise `LesionCounts` of one scan [X, Y, Z]; `counting` is by default `Counting()`."""
+    counting = counting or Counting()
     detected, truth = np.asarray(detected, bool), np.asarray(truth, bool)
     window = ndimage.find_objects((detected | truth).astype(np.uint8))
     if not window:
-        return LesionCounts(0, 0, 0)
+        return LesionCounts(np.zeros(0), np.zeros(0, bool), 0)
     detected, truth = detected[window[0]], truth[window[0]]
-    lesions, num_lesions = measure.label(truth, connectivity=truth.ndim, return_num=True)
-    parts, num_parts = measure.label(detected, connectivity=truth.ndim, return_num=True)
-    found = np.unique(lesions[detected & truth]).size
-    hits = np.unique(parts[detected & truth]).size
-    return LesionCounts(lesions=num_lesions, found=found, false_positives=num_parts - hits)
+    rank = CONNECTIVITIES.index(counting.connectivity) + 1
+    lesions, parts = (measure.label(mask, connectivity=rank) for mask in (truth, detected))
+    small, tiny = (
+        np.bincount(of.ravel()) * voxel_ml < counting.smallest_ml for of in (lesions, parts)
+    )
+    detected = detected & ~tiny[parts]
+    size = np.bincount(lesions.ravel())
+    hit = np.bincount(lesions[detected], minlength=len(size)) > counting.overlap * size
+    touched = np.bincount(parts[truth], minlength=len(tiny)) > 0
+    return LesionCounts(
+        volumes_ml=(size * voxel_ml)[1:][~small[1:]],
+        hit=hit[1:][~small[1:]],
+        false_positives=int((~touched & ~tiny)[1:].sum()),
+    )
 
 
 @dataclass(frozen=True)

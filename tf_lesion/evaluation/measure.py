@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tf_lesion.detection.lesions import MM3_PER_ML, lesion_counts
+from tf_lesion.detection.lesions import Counting, lesion_counts, voxel_ml
 from tf_lesion.evaluation import metrics
 from tf_lesion.evaluation.scans import LabeledScan, Mask
 from tf_lesion.files import InputError
@@ -24,6 +24,8 @@ from tf_lesion.files import InputError
 PROTOCOLS = ("all", "released")
 YOUDEN = "dsc_auc"
 SESSION = "_ses-"  # what follows the subject in the name of a scan
+SIZES_ML = (0, 0.1, 1, 10, math.inf)
+SIZE_NAMES = ("below 0.1 ml", "0.1 to 1 ml", "1 to 10 ml", "10 ml or more")
 CURVE_POINTS = 1000  # of the stored ROC curve and of the bootstrap, which integrates it
 
 
@@ -33,19 +35,22 @@ class Measured:
 
     Attributes:
         scans: a row per scan and score, the index counts the scans. `scan`, `slices`,
-            `brain_voxels`, `lesion_voxels`, `lesions` (26-connected), `lesion_ml`,
+            `brain_voxels`, `lesion_voxels`, `lesions` (see `Counting`), `lesion_ml`,
             `outside_brain_ml` (lesion where no brain was restored), `score`, those of
             `curve_numbers`, and for each mask P `dice_P`, `fpr_P`, `fnr_P`, `lesions_found_P`,
             `lesion_detection_rate_P` and `false_positives_P`.
         scores: a row per score: mean over the scans of each number above, pooled numbers, and
             `threshold_P`. `pooled_lesion_detection_rate_P` is over all lesions,
             `mean_false_positives_P` false ones per scan.
+        sizes: a row per score, mask and size of lesions, `lesions` and those `found` in all scans
+            whose voxels have a known size.
         roc: {score: `threshold`, `fpr`, `tpr` [D] of the pooled curve, at most `CURVE_POINTS`}.
         masks: names of all masks, `YOUDEN` first.
     """
 
     scans: pd.DataFrame
     scores: pd.DataFrame
+    sizes: pd.DataFrame
     roc: dict[str, dict[str, np.ndarray]]
     masks: list[str]
 
@@ -65,7 +70,8 @@ class Measured:
         """`cohort` and `scores` with the ROC curves; what is undefined is None."""
         rows = self.scores.to_dict("records")
         scores = {row["score"]: {**row, "roc": self.roc[row["score"]]} for row in rows}
-        content = {"cohort": self.cohort, "scores": scores}
+        sizes = self.sizes.to_dict("records")
+        content = {"cohort": self.cohort, "scores": scores, "lesions_by_size": sizes}
         text = json.dumps(content, default=lambda array: array.tolist())
         return json.loads(text, parse_constant=lambda _: None)  # for NaN and infinity
 
@@ -76,6 +82,7 @@ def measure(
     protocol: str = "all",
     seed: int = 0,
     groups: Mapping[str, str] | None = None,
+    counting: Counting | None = None,
     progress: Callable[..., Iterable] | None = None,
 ) -> Measured:
     """Measure every score of the scans, alone and pooled.
@@ -86,18 +93,21 @@ def measure(
         seed: of the bootstrap.
         groups: {scan: its group}, all of which the bootstrap draws or leaves, such as the anatomy
             that phantoms share; by default the subject, of which there may be several sessions.
+        counting: what is a lesion, and when it is found; by default `Counting()`.
         progress: a function (scans, text) -> scans that shows a bar, such as `tqdm`.
 
     Raises:
-        InputError: on an unknown protocol, or if there is no voxel of a brain.
+        InputError: on an unknown protocol, if there is no voxel of a brain, or if a smallest
+            lesion is given for a scan whose voxels have no known size.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"Expected a protocol of {', '.join(PROTOCOLS)}, got {protocol!r}.")
+    counting = counting or Counting()
     bar = progress or (lambda scans, text: scans)
     scores: dict[str, _Score] = {}
     about = []
     for number, scan in enumerate(bar(scans, "curves")):
-        about.append({"number": number, **_about(scan)})
+        about.append({"number": number, **_about(scan, counting)})
         for name, values in scan.scores.items():
             score = scores.setdefault(name, _Score(name, released=protocol == "released"))
             masks = [mask for mask in scan.masks if mask.score == name]
@@ -108,13 +118,14 @@ def measure(
         score.close_first_pass()
     for number, scan in enumerate(bar(scans, "masks")):
         for name in scan.scores:
-            scores[name].second_pass(number, scan, about[number])
+            scores[name].second_pass(number, scan, about[number], counting)
     alike = [_group(row, groups) for row in about]
     weights = metrics.bootstrap_weights(alike, seed=seed)
     rows = [about[number] | row for score in scores.values() for number, row in score.rows.items()]
     return Measured(
         scans=pd.DataFrame(rows).set_index("number").sort_index(kind="stable"),
         scores=pd.DataFrame([score.over_all(weights) for score in scores.values()]),
+        sizes=pd.DataFrame([row for score in scores.values() for row in score.by_size()]),
         roc={name: score.roc for name, score in scores.items()},
         masks=list(dict.fromkeys(name for score in scores.values() for name in score.points)),
     )
@@ -130,20 +141,32 @@ def _group(row, groups):
     return groups[name]
 
 
-def _about(scan):
+def _count_lesions(scan, detected, counting):
+    """The `LesionCounts` of a detection [X, Y, Z] in the brain; None where neighbors are none."""
+    if not scan.whole:
+        return None
+    if counting.smallest_ml and scan.affine is None:
+        raise InputError(
+            f"{scan.name}: Expected the size of a voxel for a smallest lesion in ml, but its cache "
+            f"does not say where slices lie; leave the smallest lesion out."
+        )
+    ml = math.nan if scan.affine is None else voxel_ml(scan.affine)
+    return lesion_counts(detected, scan.truth & scan.brain, voxel_ml=ml, counting=counting)
+
+
+def _about(scan, counting):
     """What the truth of a scan holds."""
     truth = scan.truth & scan.brain
-    voxel_ml = math.nan
-    if scan.affine is not None:
-        voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / MM3_PER_ML
+    lesions = _count_lesions(scan, truth, counting)
+    ml = math.nan if scan.affine is None else voxel_ml(scan.affine)
     return {
         "scan": scan.name,
         "slices": int(scan.brain.any(axis=(0, 1)).sum()),
         "brain_voxels": int(scan.brain.sum()),
         "lesion_voxels": int(truth.sum()),
-        "lesions": lesion_counts(truth, truth).lesions if scan.whole else math.nan,
-        "lesion_ml": truth.sum() * voxel_ml,
-        "outside_brain_ml": (scan.truth & ~scan.brain).sum() * voxel_ml,
+        "lesions": lesions.lesions if lesions else math.nan,
+        "lesion_ml": truth.sum() * ml,
+        "outside_brain_ml": (scan.truth & ~scan.brain).sum() * ml,
     }
 
 
@@ -153,6 +176,7 @@ class _Score:
     def __init__(self, name, *, released):
         self._name, self._released = name, released
         self.rows, self.points, self._counts, self._at_masks = {}, {}, [], {}
+        self._lesions = {}
         self._pooled = metrics.PooledScores()
         self._counter = metrics.ThresholdCounter(metrics.released_thresholds())
 
@@ -185,7 +209,7 @@ class _Score:
         self._counter = metrics.ThresholdCounter(np.unique(grid))
         self._pooled, self._counts = None, []
 
-    def second_pass(self, number, scan, about):
+    def second_pass(self, number, scan, about, counting):
         """Count one scan at the thresholds."""
         values, truth = scan.scores[self._name][scan.brain], scan.truth[scan.brain]
         self._counts.append(self._counter.count(values, truth))
@@ -193,9 +217,24 @@ class _Score:
         if YOUDEN in self.points:
             masks.insert(0, Mask(YOUDEN, self._name, self.points[YOUDEN]))
         for mask in masks:
-            counts = _counts(mask, scan, about)
+            counts, lesions = _counts(mask, scan, about, counting)
+            if lesions:
+                self._lesions.setdefault(mask.name, []).append(lesions)
             self._at_masks.setdefault(mask.name, []).append(counts)
             self.rows[number] |= _named("", _rates(counts), mask.name)
+
+    def by_size(self):
+        """Rows of `Measured.sizes`."""
+        for mask, scans in self._lesions.items():
+            volumes = np.concatenate([scan.volumes_ml for scan in scans])
+            hit = np.concatenate([scan.hit for scan in scans])[~np.isnan(volumes)]
+            bins = pd.cut(volumes[~np.isnan(volumes)], SIZES_ML, right=False, labels=SIZE_NAMES)
+            for name in SIZE_NAMES:
+                of_size = {
+                    "lesions": int((bins == name).sum()),
+                    "found": int(hit[bins == name].sum()),
+                }
+                yield {"score": self._name, "mask": mask, "size": name, **of_size}
 
     def over_all(self, weights):
         """The numbers over all scans; `weights` [draws, scans] are of the bootstrap."""
@@ -240,8 +279,11 @@ def _named(over, numbers, mask=""):
     return {"_".join(filter(None, (over, name, mask))): value for name, value in numbers.items()}
 
 
-def _counts(mask, scan, about):
-    """[TP, TN, FP, FN, lesions, found, false ones] of one scan, the last three NaN if unknown."""
+def _counts(mask, scan, about, counting):
+    """[TP, TN, FP, FN, lesions, found, false ones] of one scan, and its `LesionCounts`.
+
+    Where these are unknown, they are None, and the last three numbers NaN.
+    """
     detected = mask.detected
     if detected is None:
         detected = scan.scores[mask.score] > np.float64(mask.threshold)
@@ -249,10 +291,11 @@ def _counts(mask, scan, about):
     tp, positives = np.count_nonzero(detected & truth), np.count_nonzero(detected)
     fn, fp = about["lesion_voxels"] - tp, positives - tp
     counts = [tp, about["brain_voxels"] - tp - fp - fn, fp, fn]
-    if not scan.whole:
-        return np.array([*counts, math.nan, math.nan, math.nan])
-    lesions = lesion_counts(detected, truth)
-    return np.array([*counts, lesions.lesions, lesions.found, lesions.false_positives], float)
+    lesions = _count_lesions(scan, detected, counting)
+    if lesions is None:
+        return np.array([*counts, math.nan, math.nan, math.nan]), None
+    found = (lesions.lesions, lesions.found, lesions.false_positives)
+    return np.array([*counts, *found], float), lesions
 
 
 def _rates(counts):

@@ -11,8 +11,9 @@ from tf_lesion.evaluation.measure import Measured
 NOTES = """\
 Pooled: all voxels and lesions of all scans; mean: over scans, ± std. Intervals: 95 %, bootstrap \
 over scans, those of one subject or group together. dsc_auc: the threshold with the largest \
-TPR - FPR; it and the largest Dice are chosen by the labels. Lesions: 26-connected, in the brain, \
-through neighbors among the slices that were kept; "-" where slices lack in between.
+TPR - FPR; it and the largest Dice are chosen by the labels. Lesions: connected, in the brain, \
+through neighbors among the slices that were kept; "-" where slices lack in between. Unless \
+asked otherwise, 26 neighbors connect, and one voxel of a lesion is enough to find it.
 """
 
 
@@ -53,6 +54,7 @@ def report(measured: Measured, *, each_scan: bool = True) -> str:
             if number(row.get(f"threshold_{name}")) != "-"
         ]
     )
+    tables.append(_sizes(measured.sizes))
     if each_scan:
         tables.append(_scans(measured.scans, measured.masks))
     return "\n\n".join([*(markdown(rows) for rows in tables if rows), NOTES])
@@ -79,6 +81,18 @@ def _mask(row, name):
         "lesions found": number(row[f"pooled_lesion_detection_rate_{name}"]),
         "false per scan": number(row[f"mean_false_positives_{name}"], 1),
     }
+
+
+def _sizes(sizes: pd.DataFrame):
+    """Lesions found, of those there are, by their size."""
+    if not len(sizes):
+        return []
+    counted = sizes.assign(of=sizes["found"].astype(str) + " of " + sizes["lesions"].astype(str))
+    wide = counted.pivot_table("of", ["score", "mask"], "size", "first", sort=False, observed=True)
+    return [
+        {"score": score, "mask": mask, **row}
+        for (score, mask), row in wide.to_dict("index").items()
+    ]
 
 
 def _scans(scans: pd.DataFrame, masks):
