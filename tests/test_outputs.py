@@ -16,9 +16,11 @@ import tf_lesion
 from tf_lesion.calibration import Threshold
 from tf_lesion.cli import detect
 from tf_lesion.detection import regions, table
+from tf_lesion.detection.files import detect_many
+from tf_lesion.detection.layout import is_map, layout_of, one_scan
 from tf_lesion.detection.lesions import label_lesions, voxel_ml
 from tf_lesion.detection.maps import Detector
-from tf_lesion.scans import intensity
+from tf_lesion.scans import intensity, picture
 from tf_lesion.scans.prepare import ScanSettings, prepare_scan
 
 LEFT_BALL_MM, RADIUS_MM = (-30.0, -10.0, 40.0), 12
@@ -38,6 +40,24 @@ def found(tmp_path_factory):
     maps = prior.detect(scan, postprocess="flip", points=POINTS, align="none")
     maps.save(folder / "maps")
     return maps, folder / "maps"
+
+
+class Ready:
+    """A `Detector` that has its maps already."""
+
+    described = {}
+
+    def __init__(self, maps):
+        self.maps, self.volume_names = maps, tuple(maps.volumes)
+
+    def detect(self, *_, **__):
+        return self.maps
+
+
+def _detect_again(maps, out, **options):
+    """(status, reason) of the scan of maps among many."""
+    (row,) = detect_many(Ready(maps), [one_scan(maps.prepared.scan.path)], out, **options)
+    return row["status"], row["reason"]
 
 
 def test_the_brain_the_normalized_scan_and_the_restored_one_share_their_outside(found):
@@ -224,3 +244,62 @@ def test_the_bids_validator_accepts_the_derivatives(found, tmp_path):
     )
     issues = json.loads(done.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue["severity"] == "error"] == []
+
+
+@pytest.mark.parametrize("bids", [False, True])
+def test_maps_that_are_half_replaced_do_not_pass_for_done(found, tmp_path, monkeypatch, bids):
+    maps, _ = found
+    again = {"out": tmp_path, "bids": bids}
+    statuses = [_detect_again(maps, **again)[0] for _ in range(2)]
+    assert statuses == ["done", "skipped"]
+    layout = layout_of(one_scan(maps.prepared.scan.path), tmp_path, bids=bids, many=True)
+    told = json.loads(layout.facts.read_text())
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(picture, "write_picture", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _detect_again(maps, **again, force=True)
+    assert not layout.facts.exists()
+    assert is_map(layout.volume("restored"))
+    assert _detect_again(maps, **again) == ("done", "")
+    assert json.loads(layout.facts.read_text()) == told
+    assert list(tmp_path.rglob("*.partial")) == []
+    layout.picture.unlink()
+    assert _detect_again(maps, **again) == ("done", "")
+    assert layout.picture.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "p_t2/p_t2_brain.nii.gz",
+        "p_t2/p_t2_lesions.csv",
+        "sub-pt2/anat/sub-pt2_desc-brain_mask.json",
+    ],
+)
+def test_a_file_of_somebody_else_is_kept_until_it_is_to_be_replaced(found, tmp_path, name):
+    theirs = tmp_path / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("precious")
+    again = {"maps": found[0], "out": tmp_path, "bids": name.startswith("sub-")}
+    for _ in range(2):
+        status, reason = _detect_again(**again)
+        assert (status, f"{theirs} exists" in reason) == ("failed", True)
+        assert "pass --force" in reason
+        assert theirs.read_text() == "precious"
+    assert [path.name for path in theirs.parent.iterdir()] == [theirs.name]
+    assert _detect_again(**again, force=True) == ("done", "")
+    assert theirs.read_bytes() != b"precious"
+
+
+def test_a_table_of_somebody_else_is_refused_before_the_first_scan(found, tmp_path):
+    theirs = tmp_path / "scans.csv"
+    theirs.write_text("precious")
+    with pytest.raises(FileExistsError, match=r"scans\.csv exists; .* pass --force"):
+        _detect_again(found[0], tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
+    assert _detect_again(found[0], tmp_path, force=True) == ("done", "")
+    assert _detect_again(found[0], tmp_path) == ("skipped", "")

@@ -8,8 +8,9 @@ found by their size), table.md and pictures.
 """
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from tf_lesion.detection.postprocessing import Postprocessing
     from tf_lesion.evaluation.measure import Measured
 
-FILES = ("metrics.json", "scans.csv", "scores.csv", "sizes.csv", "table.md")
+METRICS = "metrics.json"
+FILES = (METRICS, "scans.csv", "scores.csv", "sizes.csv", "table.md")
 PANEL_SLICES = 7  # columns of the paper's Figure 1
 PANEL_POINTS = ("dsc5", "dsc_auc")  # the first of these that is there makes the panel's detection
 SCAN_SLICES = 5  # columns of the picture of a scan
@@ -90,42 +92,31 @@ def _of_cache(options):
         "calibration": options.calibration and str(options.calibration),
         "thresholds": {score: [asdict(p) for p in found] for score, found in points.items()},
     }
-    text = _write(measured, options, settings)
-    residual = measured.scores.set_index("score").loc["residual"]
-    plots.cases(
-        options.out / "panel.png",
-        largest_lesions(cohorts, PANEL_SLICES),
-        {name: residual.get(f"threshold_{name}") for name in PANEL_POINTS},
-        pdf=options.pdf,
-        force=options.force,
-    )
+    with _written(measured, options, settings) as text:
+        residual = measured.scores.set_index("score").loc["residual"]
+        plots.cases(
+            options.out / "panel.png",
+            largest_lesions(cohorts, PANEL_SLICES),
+            {name: residual.get(f"threshold_{name}") for name in PANEL_POINTS},
+            pdf=options.pdf,
+            force=options.force,
+        )
     print(text, end="")
     return 0
 
 
 def _of_maps(options):
     from tf_lesion.evaluation.results import find_labeled, from_maps
-    from tf_lesion.report.pictures import scan_picture
 
     results = find_labeled(options.results, seg=options.seg, seg_pattern=options.seg_pattern)
     pictures = {name: options.out / f"{name}_panel.png" for name in results}
     for path in pictures.values():
         refuse_existing(path, force=options.force)
     measured = _measure(from_maps(results), options)
-    text = _write(measured, options, {"results": [str(path) for path in options.results]})
-    for name, rows in measured.scans.groupby("scan", sort=False):
-        areas = ", ".join(
-            f"{s} {area:.3f}" for s, area in zip(rows["score"], rows["auc"], strict=True)
-        )
-        title = f"{name}: AUC of {areas}"
-        result = replace(results[name])
-        scan_picture(
-            pictures[name], result, title, count=SCAN_SLICES, pdf=options.pdf, force=options.force
-        )
-        lost, inside = rows[["outside_brain_ml", "lesion_ml"]].iloc[0]
-        if lost > LOST_SHARE * (lost + inside):
-            where = f"{lost:.2f} ml of its lesions are outside the restored brain and not counted"
-            print(f"warning: {name}: {where}.", file=sys.stderr)
+    settings = {"results": [str(path) for path in options.results]}
+    with _written(measured, options, settings) as text:
+        for name, rows in measured.scans.groupby("scan", sort=False):
+            _draw_scan(pictures[name], replace(results[name]), name, rows, options)
     print(text, end="")
     return 0
 
@@ -173,22 +164,41 @@ def read_groups(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: Expected the columns scan and group in a CSV file.") from error
 
 
-def _write(measured: "Measured", options: argparse.Namespace, settings: dict[str, Any]) -> str:
-    """Write the tables; returns the text of table.md."""
+def _draw_scan(path, result, name, rows, options):
+    """The picture of a scan, and a warning if much of its lesions was not looked at."""
+    from tf_lesion.report.pictures import scan_picture
+
+    areas = [f"{s} {area:.3f}" for s, area in zip(rows["score"], rows["auc"], strict=True)]
+    title = f"{name}: AUC of {', '.join(areas)}"
+    scan_picture(path, result, title, count=SCAN_SLICES, pdf=options.pdf, force=options.force)
+    lost, inside = rows[["outside_brain_ml", "lesion_ml"]].iloc[0]
+    if lost > LOST_SHARE * (lost + inside):
+        where = f"{lost:.2f} ml of its lesions are outside the restored brain and not counted"
+        print(f"warning: {name}: {where}.", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _written(
+    measured: "Measured", options: argparse.Namespace, settings: dict[str, Any]
+) -> Iterator[str]:
+    """Write the tables before the body writes the pictures; yields the text of table.md.
+
+    `metrics.json`, which vouches for all of them, goes before the first and comes after the last.
+    """
     from tf_lesion.evaluation import tables
 
-    settings = {"protocol": options.protocol, "seed": options.seed, **settings}
-    settings |= {"groups": options.groups and str(options.groups)}
-    settings |= {"lesions": asdict(_counting(options))}
-    content = {**stamp(), "settings": settings, **measured.as_json()}
-    write_json(options.out / "metrics.json", content)
+    (options.out / METRICS).unlink(missing_ok=True)
     for name in ("scans", "scores", "sizes"):
         with written_whole(options.out / f"{name}.csv") as path:
             getattr(measured, name).to_csv(path, index=False)
     text = tables.report(measured, each_scan=measured.cohort["subjects"] <= MOST_SCANS)
     with written_whole(options.out / "table.md") as path:
         path.write_text(text, encoding="utf-8")
-    return text
+    yield text
+    settings = {"protocol": options.protocol, "seed": options.seed, **settings}
+    settings |= {"groups": options.groups and str(options.groups)}
+    settings |= {"lesions": asdict(_counting(options))}
+    write_json(options.out / METRICS, {**stamp(), "settings": settings, **measured.as_json()})
 
 
 # Restored slices --------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from tf_lesion.detection.layout import (
 )
 from tf_lesion.detection.maps import Detector
 from tf_lesion.detection.progress import LOG, Progress
-from tf_lesion.files import InputError, locked, refuse_existing, write_json, written_whole
+from tf_lesion.files import PARTIAL, InputError, locked, refuse_existing, write_json, written_whole
 from tf_lesion.scans import discovery, picture
 from tf_lesion.scans.discovery import Subject
 from tf_lesion.scans.prepare import PoorAlignmentError
@@ -34,7 +34,7 @@ PATTERNS = ("**/*_T2w.nii*", *(f"**/*{suffix}.nii*" for suffix in discovery.SUFF
 BIDS_VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"
 NAME = "tf_lesion"  # of the data set's maker
-BIDS_IGNORED = (SUMMARY, SCAN_TABLE, LOG, "*.html", "*_lesions.csv", "*_qc.png")
+BIDS_IGNORED = (SUMMARY, SCAN_TABLE, LOG, "*.html", "*_lesions.csv", "*_qc.png", f"*.{PARTIAL}")
 
 
 # Which scans ------------------------------------------------------------------------------------
@@ -161,12 +161,11 @@ def detect_one(
     """
     if subject.problem:
         raise InputError(subject.problem)
-    volumes = layout.volumes(detector.volume_names, subject).values()
-    for path in (*volumes, *layout.side_files):
-        refuse_existing(path, force=force)
+    layout.refuse_existing(detector.volume_names, subject, force=force)
     try:
         maps = detector.detect(subject.source, mask=subject.mask, progress=progress)
     except PoorAlignmentError as error:
+        layout.begin()
         qc = {"verdict": FAILED, "reasons": error.doubts}
         picture.write_picture(layout.picture, error.prepared, qc)
         raise InputError(f"{error} Look at {layout.picture}") from error
@@ -189,18 +188,21 @@ def detect_many(
     """Scan after scan; one that fails does not stop the rest, one that is done is skipped.
 
     Writes `OUT/summary.json` after every scan, and `OUT/scans.csv`, a row a scan; what they say of
-    other scans stays.
+    other scans stays. A file that an unfinished run of ours left is replaced, any other only by
+    `force`.
 
     Returns:
         [{name, input, status, reason, facts}], one per subject; `facts` relative to `out`.
 
     Raises:
         InputError: if two scans would get the same files.
+        FileExistsError: if there is a `scans.csv` of somebody else.
     """
     layouts = [layout_of(subject, out, bids=bids, many=True) for subject in subjects]
     _check_different(subjects, layouts)
     rows = []
-    read_summary(out)  # one that cannot be read is an error now, not after the first scan
+    known = read_summary(out)  # one that cannot be read is an error now, not after the first scan
+    refuse_existing(Path(out) / SCAN_TABLE, force=force or bool(known))
     progress = progress or Progress(len(subjects))
     written = {"command": command, "force": force, "progress": progress}
     for subject, layout in zip(subjects, layouts, strict=True):
@@ -238,7 +240,8 @@ def write_scan_table(out: str | Path, rows: Sequence[dict[str, str]]) -> None:
     for row in rows:
         path = Path(out) / row["facts"]
         known = row["status"] != FAILED and path.exists()
-        more = scan_row(read_facts(path)) if known else {"qc": FAILED, "qc_reasons": row["reason"]}
+        reason = row["reason"] or "no maps: interrupted while they were replaced, or deleted."
+        more = scan_row(read_facts(path)) if known else {"qc": FAILED, "qc_reasons": reason}
         whole.append({**{name: row[name] for name in ("name", "input", "status")}, **more})
     with written_whole(Path(out) / SCAN_TABLE) as temporary:
         scan_table(whole).to_csv(temporary, index=False)
@@ -260,8 +263,8 @@ def _attempt(detector, subject, layout, *, command, force, progress):
     try:
         if not (force or subject.problem) and is_done(detector, subject, layout):
             return SKIPPED, ""
-        # Without its JSON a scan was interrupted: what lies there is half of it.
-        written = {"command": command, "force": True, "progress": progress}
+        force = force or layout.facts.exists()  # ours, and a file is gone
+        written = {"command": command, "force": force, "progress": progress}
         detect_one(detector, subject, layout, **written)
     except Exception as error:
         reason = str(error) or type(error).__name__
@@ -292,5 +295,4 @@ def is_done(detector: Detector, subject: Subject, layout: Layout) -> bool:
             f"{layout.facts} was made with another {', '.join(other)}; pass force, or choose "
             "another folder."
         )
-    volumes = layout.volumes(detector.volume_names, subject).values()
-    return all(path.exists() for path in (*volumes, *layout.side_files))
+    return all(path.exists() for path in layout.files(detector.volume_names, subject))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tf_lesion.files import (
+    PARTIAL,
     InputError,
     content_identity,
     readable,
@@ -77,9 +78,27 @@ class Layout:
         return self.folder / f"{self.prefix}_lesions.csv"
 
     @property
-    def side_files(self) -> tuple[Path, ...]:
-        """What lies beside the volumes; the JSON, which is written last, is the last."""
-        return self.lesions, self.picture, self.facts
+    def begun(self) -> Path:
+        """The JSON as it is called until all files are there; what lies beside it is ours."""
+        return self.facts.with_name(f"{self.facts.name}.{PARTIAL}")
+
+    def files(self, names: Iterable[str], subject: Subject | None = None) -> list[Path]:
+        """All files of a scan with these volumes; the JSON, which is written last, is the last."""
+        volumes = self.volumes(names, subject).values()
+        sidecars = map(_sidecar_of, volumes) if self.bids else ()
+        return [*volumes, *sidecars, self.lesions, self.picture, self.facts]
+
+    def refuse_existing(
+        self, names: Iterable[str], subject: Subject | None = None, *, force: bool
+    ) -> None:
+        """Raise `FileExistsError` for one of the `files`, unless it is ours of an unfinished run."""
+        for path in self.files(names, subject):
+            refuse_existing(path, force=force or self.begun.exists())
+
+    def begin(self) -> None:
+        """To be called before the first file is written: from then on the JSON vouches for none."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.facts.replace(self.begun) if self.facts.exists() else self.begun.touch()
 
     def volume(self, name: str) -> Path:
         """The NIfTI file of a volume of `maps.ScanMaps`."""
@@ -152,10 +171,10 @@ def one_scan(path: str | Path, *, mask: str | Path | None = None) -> Subject:
 def is_map(path: Path) -> bool:
     """Whether a file is a map that `save_maps` wrote, to judge by its name and the JSON beside."""
     plain, bids = (form.fullmatch(stem_of(path)) for form in (PLAIN_MAP, BIDS_MAP))
-    return bool(
-        (plain and path.with_name(f"{plain['start']}_restoration.json").exists())
-        or (bids and path.with_name(f"{bids['start']}restored_T2w.json").exists())
-    )
+    told = [f"{plain['start']}_restoration.json"] if plain else []
+    told += [f"{bids['start']}restored_T2w.json"] if bids else []
+    told += [f"{name}.{PARTIAL}" for name in told]  # of a run that was killed
+    return any(path.with_name(name).exists() for name in told)
 
 
 def name_of(scan: Path, otherwise: str | None = None) -> str:
@@ -231,8 +250,8 @@ def save_maps(
     if maps.prepared.scan.series is not None:
         volumes[SCAN] = maps.prepared.scan.as_stored()
     paths = layout.volumes(volumes)
-    for path in (*paths.values(), *layout.side_files):
-        refuse_existing(path, force=force)
+    layout.refuse_existing(volumes, force=force)
+    layout.begin()
     for volume, path in paths.items():
         save_like(maps.prepared.scan, volumes[volume], path)
     with written_whole(layout.lesions) as temporary:
@@ -251,7 +270,8 @@ def save_maps(
         facts["scan_file_identity"] = content_identity(paths[SCAN])
     if layout.bids:
         facts |= _write_sidecars(paths, facts)
-    write_json(layout.facts, facts)
+    write_json(layout.begun, facts)
+    layout.begun.replace(layout.facts)
     return facts
 
 
@@ -268,6 +288,9 @@ def _write_sidecars(paths, facts):
         what[name] = {"Type": "Lesion", "Description": about, **lesions}
         what[f"labels_{name}"] = {"Description": f"lesions of {paths[name].name}, numbered"}
     for name in list(paths)[1:]:
-        sidecar = paths[name].with_name(f"{stem_of(paths[name])}.json")
-        write_json(sidecar, {**common, **what[name]})
+        write_json(_sidecar_of(paths[name]), {**common, **what[name]})
     return {**common, **what["restored"]}
+
+
+def _sidecar_of(volume):
+    return volume.with_name(f"{stem_of(volume)}.json")

@@ -281,6 +281,7 @@ def write_report(
         raise InputError(f"Expected different names of the scans in the cohort, got {names}.")
     for path in (out, *pages):
         refuse_existing(path, force=force)
+    out.unlink(missing_ok=True)  # the table is of the pages that were there
     rows = []
     for result, path in zip(tqdm(results, "pages", unit="scan"), pages, strict=True):
         result = replace(result)  # a copy forgets the volumes it has read when it goes
