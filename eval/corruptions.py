@@ -13,6 +13,7 @@ import numpy as np
 
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
+from tf_lesion.drawing import plainly
 from tf_lesion.files import refuse_existing, written_whole
 
 PAIRS, COLUMNS, WIDTH = 50, 10, 1.3  # of slices, in a row; inches of a slice
@@ -40,6 +41,7 @@ def corruption_pairs(cache: str | Path, count: int, *, seed: int) -> tuple[np.nd
     return healthy.numpy()[..., 0], shown.numpy()[..., 0]
 
 
+@plainly()
 def draw_pairs(path: str | Path, healthy: np.ndarray, shown: np.ndarray) -> None:
     """Write a PNG of pairs of slices [n, H, W], seen from above with the front on top."""
     from matplotlib.figure import Figure

@@ -16,6 +16,7 @@ import numpy as np
 
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
+from tf_lesion.drawing import plainly
 from tf_lesion.files import InputError, refuse_existing, written_whole
 
 MASK = "fpr_0.01"
@@ -42,6 +43,7 @@ def window_around(brain: np.ndarray, voxel_sizes: Sequence[float]) -> tuple[slic
     return edges[0], edges[1]
 
 
+@plainly()
 def figure(panels: Panels, outlines: Sequence[tuple], aspect: float) -> Any:
     """The panels in a row, [X, Y] each, the front of the head on top; outlines on the last."""
     from matplotlib.figure import Figure
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     refuse_existing(options.out, force=options.force)
     drawn = draw(options.results)
-    with written_whole(options.out, force=options.force) as temporary:
+    with plainly(), written_whole(options.out, force=options.force) as temporary:
         drawn.savefig(temporary, format="png", facecolor="black")
     return 0
 

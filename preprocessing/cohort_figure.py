@@ -25,7 +25,8 @@ from tqdm import tqdm
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
-from tf_lesion.files import InputError, refuse_existing, written_whole
+from tf_lesion.drawing import plainly
+from tf_lesion.files import InputError, readable, refuse_existing, written_whole
 
 if TYPE_CHECKING:  # --help can do without what these bring
     from tf_lesion.scans.volumes import MniGrid
@@ -178,24 +179,21 @@ def _spectrum(images):
     return mean / mean.sum()
 
 
+@plainly()
 def draw(path: str | Path, measured: Measured) -> None:
     """Write the figure as PNG."""
-    from tf_lesion.evaluation.plots import plt
+    from matplotlib.figure import Figure
 
     heights = [PLOT_INCHES, *[SLICE_INCHES] * len(measured)]
-    figure, axes = plt.subplots(
-        len(heights),
-        len(HEIGHTS_MM),
-        figsize=(len(HEIGHTS_MM) * COLUMN_INCHES, sum(heights)),
-        height_ratios=heights,
-        layout="constrained",
-    )
+    figure = Figure((len(HEIGHTS_MM) * COLUMN_INCHES, sum(heights)), layout="constrained")
+    axes = figure.subplots(len(heights), len(HEIGHTS_MM), height_ratios=heights)
     for panel, (curve, (end, label)) in zip(axes[0], AXES.items(), strict=True):
         for name, subjects in measured:
             mean = np.mean([one.curves[curve] for one in subjects], axis=0)
             panel.plot((np.arange(len(mean)) + 0.5) * end / len(mean), mean, lw=1, label=name)
         panel.set(title=curve, xlabel=label)
         panel.set(yticks=[]) if curve in REGIONS else panel.set_yscale("log")
+        panel.yaxis.set_major_formatter("{x:g}")  # by itself it writes formulas
     axes[0, 0].legend(fontsize="x-small")
     for row, (name, subjects) in zip(axes[1:], measured, strict=True):
         for panel, image, height in zip(row, subjects[0].examples, HEIGHTS_MM, strict=True):
@@ -205,7 +203,6 @@ def draw(path: str | Path, measured: Measured) -> None:
         row[0].set_title(f"{name}, z = {HEIGHTS_MM[0]:g} mm", fontsize="small")
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
-    plt.close(figure)
 
 
 def table(measured: Measured) -> str:
@@ -239,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     refuse_existing(args.out, force=args.force)
     measured = [
-        (f"{path.stem} {dataset}", measure(path, dataset))
+        (f"{readable(path.stem)} {dataset}", measure(path, dataset))
         for path, dataset in zip(args.caches, itertools.cycle(args.datasets), strict=False)
     ]
     draw(args.out, measured)

@@ -10,6 +10,7 @@ os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 import keras
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tf_lesion.caches.slices import CacheWriter
 from tf_lesion.evaluation.metrics import ThresholdCounter
@@ -23,6 +24,19 @@ HEIGHT, WIDTH = 38, 42  # the smallest comfortable slices
 def _same_weights_every_time():
     """Keras draws initial weights from a global stream: without this, a test is a lottery."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved in a test, to look at."""
+    figures, save = [], Figure.savefig
+
+    def kept(figure, *args, **options):
+        figures.extend([] if figure in figures else [figure])
+        return save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    return figures
 
 
 def golden(name):

@@ -534,9 +534,7 @@ def test_panel_shows_the_largest_lesions_of_different_subjects(patients):
     assert [title.splitlines()[0] for title in arrays["titles"]] == ["s0", "s1"]
 
 
-def test_panel_is_a_picture_of_five_rows_with_one_gray_window(patients, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)  # keep the figure to look at it
+def test_panel_is_a_picture_of_five_rows_with_one_gray_window(patients, drawn):
     assert run(patients)[0] == 0
     plt.imread(patients[0] / "results" / "panel.png")
     images = [axis.images[0] for axis in drawn[0].axes if axis.images]
@@ -547,9 +545,7 @@ def test_panel_is_a_picture_of_five_rows_with_one_gray_window(patients, monkeypa
     assert all(image.get_cmap().name == "gray" for image in images)
 
 
-def test_lines_are_told_apart_without_color(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
+def test_lines_are_told_apart_without_color(tmp_path, drawn):
     x = np.linspace(0, 4, 5)
     series = dict.fromkeys(("GMVAE", "VAE", "baseline"), (x, x / 8, x / 8 - 0.1, x / 8 + 0.1))
     path = tmp_path / "fig2a.png"

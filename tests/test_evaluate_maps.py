@@ -7,7 +7,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tiny_scans
-from matplotlib import pyplot as plt
 
 from tf_lesion.cli import evaluate
 from tf_lesion.evaluation.results import Result
@@ -256,6 +255,5 @@ def test_the_picture_has_a_row_for_every_map(tmp_path, score, maps):
     _write(tmp_path, score=score)
     result = Result.read(tmp_path / "P_1_restoration.json")
     figure = report_pictures.montage_figure(result, [3, 5])
-    plt.close(figure)
     rows = 2 + maps
     assert len(figure.axes) == rows * 2 + maps  # a color bar for each map

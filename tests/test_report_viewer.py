@@ -8,7 +8,6 @@ import gzip
 import io
 import re
 
-import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import pytest
@@ -188,7 +187,6 @@ def test_a_lesion_on_the_left_is_on_the_right_of_the_slices(old):
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100)
     box = figure.axes[0].get_window_extent()
-    plt.close(figure)
     picture = mpl_image.imread(io.BytesIO(buffer.getvalue()))[..., :3]
     yellow = np.flatnonzero(near(picture, pictures.MASK_COLOR).any(axis=0))
     assert yellow.size

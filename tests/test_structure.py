@@ -122,6 +122,26 @@ def test_every_option_of_the_table_is_declared_once_and_used():
     assert [name for name in names if not any(f'"{name}"' in text for text in sources)] == []
 
 
+def _calls(tree, name):
+    """Lines where a function or method of that name is called."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    ends = ((ast.unparse(node.func).rpartition(".")[2], node.lineno) for node in calls)
+    return [line for end, line in ends if end == name]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_figure_is_made_and_saved_without_the_users_settings(name):
+    assert "pyplot" not in FILES[name].read_text()
+    shielded = [
+        range(node.lineno, node.end_lineno + 1)
+        for node in ast.walk(TREES[name])
+        if "plainly()" in map(ast.unparse, getattr(node, "decorator_list", ()))
+        or "plainly()" in (ast.unparse(item) for item in getattr(node, "items", ()))
+    ]
+    drawn = [line for call in ("Figure", "savefig") for line in _calls(TREES[name], call)]
+    assert [line for line in drawn if not any(line in lines for lines in shielded)] == []
+
+
 def _public(body, prefix=""):
     """(name, function) of what a module or a class of it offers."""
     for node in body:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import h5py
+import matplotlib as mpl
 import pytest
 import tiny_scans
 from tiny_maps import maps_of
@@ -78,3 +79,17 @@ def test_scans_with_old_names_are_measured_and_shown(tmp_path):
     assert "élève" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert evaluate.main(["--results", str(tmp_path), "--out", str(tmp_path / "scores")]) == 0
     assert "élève" in (tmp_path / "scores" / "scans.csv").read_text(encoding="utf-8")
+
+
+def test_pictures_are_the_same_whatever_matplotlibrc_says_and_leave_it_alone(tmp_path, drawn):
+    maps_of(tmp_path / "a$_$b", "a$_$b", truth=((-20, -10, 30), 14))
+    argv = ["--results", str(tmp_path / "a$_$b"), "--out", str(tmp_path / "scores")]
+    picture = tmp_path / "scores" / "a$_$b_panel.png"
+    assert evaluate.main(argv) == 0
+    assert drawn[0].get_suptitle().startswith("a$_$b: AUC")
+    before = picture.read_bytes()
+    with mpl.rc_context({"text.usetex": True, "figure.facecolor": "red", "font.size": 30}):
+        mine = dict(mpl.rcParams)
+        assert evaluate.main([*argv, "--force"]) == 0
+        assert dict(mpl.rcParams) == mine
+    assert picture.read_bytes() == before

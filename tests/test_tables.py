@@ -146,12 +146,8 @@ def test_the_last_step_of_figure_3_is_the_tables_auc(finished):
 
 
 @pytest.mark.slow
-def test_figures_name_their_axes_and_tell_lines_apart_without_color(
-    finished, tmp_path, monkeypatch
-):
+def test_figures_name_their_axes_and_tell_lines_apart_without_color(finished, tmp_path, drawn):
     config, _ = finished
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
     experiment = read_experiment(config)
     methods = [MethodParts(experiment, method) for method in experiment.methods]
     figures.draw_lines(tmp_path, methods)

@@ -91,7 +91,7 @@ class Layout:
     def refuse_existing(
         self, names: Iterable[str], subject: Subject | None = None, *, force: bool
     ) -> None:
-        """Raise `FileExistsError` for one of the `files`, unless it is ours of an unfinished run."""
+        """Raise `FileExistsError` for one of the `files`, unless an unfinished run left it."""
         for path in self.files(names, subject):
             refuse_existing(path, force=force or self.begun.exists())
 

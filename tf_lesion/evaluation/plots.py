@@ -8,17 +8,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tf_lesion.drawing import plainly
 from tf_lesion.files import written_whole
 
-mpl.rcdefaults()  # a user's matplotlibrc may ask for LaTeX, or for another look
 COLUMN_INCHES, ROW_INCHES, MARGIN_INCHES = 1.45, 1.7, 1.5
 WINDOW_PERCENTILE = 99.5  # of the brain's values; a few bright voxels must not darken a row
 PNG_DPI = 150
@@ -36,6 +32,7 @@ def as_seen(image: np.ndarray) -> np.ndarray:
     return np.asarray(image)[::-1, ::-1].T
 
 
+@plainly()
 def cases(
     path: Path,
     arrays: dict[str, np.ndarray],
@@ -66,9 +63,8 @@ def cases(
         "truth": (np.where(arrays["truth"], 1, brain), (0, 1)),
     }
     size = (MARGIN_INCHES + COLUMN_INCHES * len(titles), ROW_INCHES * len(rows))
-    figure, axes = plt.subplots(
-        len(rows), len(titles), figsize=size, layout="constrained", squeeze=False
-    )
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, (name, (images, (low, high))) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row, images, strict=True):
             picture = axis.imshow(
@@ -92,6 +88,7 @@ def _window(images):
     return (0.0, float(np.percentile(values, WINDOW_PERCENTILE)) if values.size else 1.0)
 
 
+@plainly()
 def lines(
     path: Path,
     series: dict[str, tuple],
@@ -120,6 +117,7 @@ def lines(
     save(figure, path, pdf=pdf)
 
 
+@plainly()
 def curves(
     series: dict[str, tuple],
     *,
@@ -137,7 +135,8 @@ def curves(
         rates: both axes are rates, from 0 to 1; the line of chance is drawn too.
         markers: mark the points of a line that has few.
     """
-    figure, axis = plt.subplots(figsize=LINES_INCHES, layout="constrained")
+    figure = Figure(LINES_INCHES, layout="constrained")
+    axis = figure.subplots()
     for (name, (x, y)), style in zip(series.items(), itertools.cycle(DASHES)):
         marker = "." if markers and len(x) <= MOST_MARKERS else None
         axis.plot(x, y, label=name, marker=marker, **style)
@@ -150,11 +149,9 @@ def curves(
     return figure, axis
 
 
+@plainly()
 def save(figure: Figure, path: Path, *, pdf: bool = False, force: bool = True) -> None:
-    """Write a figure as PNG, and as PDF beside it if asked, and close it."""
-    try:
-        for target in [Path(path), *([Path(path).with_suffix(".pdf")] if pdf else [])]:
-            with written_whole(target, force=force) as temporary:
-                figure.savefig(temporary, dpi=PNG_DPI)
-    finally:
-        plt.close(figure)
+    """Write a figure as PNG, and as PDF beside it if asked."""
+    for target in [Path(path), *([Path(path).with_suffix(".pdf")] if pdf else [])]:
+        with written_whole(target, force=force) as temporary:
+            figure.savefig(temporary, dpi=PNG_DPI)

@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from tf_lesion.drawing import plainly
 from tf_lesion.evaluation.metrics import Curve
-from tf_lesion.evaluation.plots import BAR_LABELS, WINDOW_PERCENTILE, as_seen, curves, plt, save
+from tf_lesion.evaluation.plots import BAR_LABELS, WINDOW_PERCENTILE, as_seen, curves, save
 from tf_lesion.evaluation.results import Result
 
 MONTAGE_SLICES = 7
@@ -25,15 +26,16 @@ MOST_CURVE_POINTS = 400
 SVG_HEADER = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 
 
+@plainly()
 def montage(result: Result) -> str:
     """PNG data URI of `montage_figure`."""
     figure = montage_figure(result, montage_slices(result.brain, result.mask))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=MONTAGE_DPI)
-    plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+@plainly()
 def montage_figure(result: Result, chosen: np.ndarray) -> Figure:
     """Figure of axial slices: scan, restored, residual, score if there; contours on the scan.
 
@@ -48,14 +50,10 @@ def montage_figure(result: Result, chosen: np.ndarray) -> Figure:
     sizes = result.scan.voxel_sizes
     width_mm, height_mm = result.brain[window][..., 0].shape * sizes[:2]
     height = MONTAGE_INCHES * height_mm / width_mm
-    figure, axes = plt.subplots(
-        len(rows),
-        len(chosen),
-        figsize=(MONTAGE_INCHES * len(chosen) + 0.9, height * len(rows) + 0.3),
-        gridspec_kw={"wspace": 0.02, "hspace": 0.02},
-        layout="constrained",
-        squeeze=False,
-    )
+    size = (MONTAGE_INCHES * len(chosen) + 0.9, height * len(rows) + 0.3)
+    figure = Figure(size, layout="constrained")
+    near = {"wspace": 0.02, "hspace": 0.02}
+    axes = figure.subplots(len(rows), len(chosen), squeeze=False, gridspec_kw=near)
     for row, (name, volume) in zip(axes, rows.items(), strict=True):
         limits = dict(zip(("vmin", "vmax"), _limits(volume[result.brain]), strict=True))
         cmap = "gray" if name in ("scan", "restored") else RESIDUAL_MAP
@@ -77,6 +75,7 @@ def montage_figure(result: Result, chosen: np.ndarray) -> Figure:
     return figure
 
 
+@plainly()
 def scan_picture(
     path: Path, result: Result, title: str, *, count: int, pdf: bool = False, force: bool = True
 ) -> None:
@@ -142,6 +141,7 @@ def roc(series: dict[str, tuple]) -> str:
     return _svg(curves(thinned, rates=True, markers=False, **labels)[0])
 
 
+@plainly()
 def threshold_curves(curve: Curve, marked: dict[str, float]) -> str:
     """SVG of Dice, true and false positive rate against the threshold.
 
@@ -174,9 +174,9 @@ def _thinned(values):
     return np.unique(np.searchsorted(values, wanted).clip(0, len(values) - 1))
 
 
+@plainly()
 def _svg(figure):
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    plt.close(figure)
     return SVG_HEADER.sub("", buffer.getvalue())

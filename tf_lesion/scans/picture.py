@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from tf_lesion.files import written_whole
+from tf_lesion.drawing import plainly
+from tf_lesion.files import readable, written_whole
 from tf_lesion.scans import alignment, intensity
 from tf_lesion.scans.prepare import PreparedScan
 
@@ -21,6 +22,7 @@ BINS = 80  # of the histograms
 WRAPPED = 110  # letters of a line of the title
 
 
+@plainly()
 def quality_figure(prepared: PreparedScan, qc: Mapping[str, Any]) -> Figure:
     """Figure of three planes through the middle of the brain, in the scan's grid, and histograms.
 
@@ -45,6 +47,7 @@ def quality_figure(prepared: PreparedScan, qc: Mapping[str, Any]) -> Figure:
     return figure
 
 
+@plainly()
 def write_picture(path: str | Path, prepared: PreparedScan, qc: Mapping[str, Any]) -> None:
     """Write the `quality_figure` as a PNG, over what is there."""
     figure = quality_figure(prepared, qc)
@@ -114,4 +117,4 @@ def _title(prepared, qc):
 
     name = prepared.scan.path.name if prepared.scan.path else prepared.scan.name
     reasons = textwrap.wrap(" ".join(qc["reasons"]), WRAPPED)
-    return "\n".join([f"{name}: {qc['verdict']}", *reasons])
+    return readable("\n".join([f"{name}: {qc['verdict']}", *reasons]))
