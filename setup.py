@@ -6,7 +6,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "tf_lesion" / "__init__.py").read_text())[1]
+VERSION = re.search(
+    r'__version__ = "([^"]+)"', (HERE / "tf_lesion" / "__init__.py").read_text(encoding="utf-8")
+)[1]
 
 # What is tested together is in constraints.txt. Upper bounds only where a next version breaks us:
 # tensorflow-probability names the TensorFlow and the tf-keras that it works with.
@@ -47,7 +49,9 @@ setup(
     name="tf_lesion",
     version=VERSION,
     description="Find lesions in brain MRI without ever having seen one (You et al., MIDL 2019)",
-    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8")
+    if (HERE / "README.md").exists()
+    else "",
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["tf_lesion", "tf_lesion.*"]),

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
-from tf_lesion.files import InputError, written_whole
+from tf_lesion.files import InputError, write_json
 from tf_lesion.provenance import stamp
 
 SOLVER = ("model", "cache", "max_slices", "batch_size", "tv_weight", "seed")
@@ -81,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.out:
         rows = json.loads(table.reset_index().to_json(orient="records"))
         content = {**stamp(), **facts, "rows": rows}
-        with written_whole(options.out, force=options.force) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(options.out, content, force=options.force)
     if not facts["passed"]:
         print(f"failed: eval.benchmark {what} promises more than this", file=sys.stderr)
     return int(not facts["passed"])

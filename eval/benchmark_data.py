@@ -59,13 +59,15 @@ def interleaved(
 def timed_once(function: Callable) -> tuple[Any, float, float]:
     """(result, seconds, peak memory of the process in GB; NaN where the system does not tell)."""
     if RESET.exists():
-        RESET.write_text(RESET_PEAK)
+        RESET.write_text(RESET_PEAK, encoding="utf-8")
     started = time.perf_counter()
     result = function()
     seconds = time.perf_counter() - started
     if not STATUS.exists():
         return result, seconds, np.nan
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     return result, seconds, float(line.split()[1]) / KILOBYTES_PER_GIGABYTE
 
 

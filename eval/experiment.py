@@ -192,7 +192,7 @@ def read_experiment(path: str | Path, *, out: Path | None = None) -> Experiment:
     if not path.exists():
         raise FileNotFoundError(f"No configuration at {path}; copy eval/experiment.yaml.")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"Expected YAML in {path}: {error}") from error
     if not isinstance(values, dict):

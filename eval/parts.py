@@ -103,7 +103,7 @@ def fingerprint(path: str | Path) -> list:
 
 def measured_rates(root: str | Path) -> dict[str, float]:
     """{kind: seconds per slice-step} of the finished parts under `root`."""
-    done = [json.loads(path.read_text()) for path in Path(root).glob(f"*/{DONE}")]
+    done = [json.loads(path.read_text(encoding="utf-8")) for path in Path(root).glob(f"*/{DONE}")]
     done = [part for part in done if part.get("slice_steps")]  # earlier versions have none
     rates = {}
     for kind in {part["kind"] for part in done}:

@@ -29,7 +29,7 @@ from tf_lesion.config import AUTO, Config
 from tf_lesion.evaluation import metrics
 from tf_lesion.evaluation.measure import measure
 from tf_lesion.evaluation.scans import Cohort, from_cache, largest_lesions
-from tf_lesion.files import InputError, write_json
+from tf_lesion.files import InputError, write_json, write_text
 from tf_lesion.prior import Prior, load
 from tf_lesion.restoration import Restorer
 from tf_lesion.training.runs import Run
@@ -75,7 +75,7 @@ class MethodParts:
 
     def result(self, part: Part, name: str) -> Any:
         """The JSON file `name` of a finished part."""
-        return json.loads((part.folder / name).read_text())
+        return json.loads((part.folder / name).read_text(encoding="utf-8"))
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -275,7 +275,7 @@ class MethodParts:
         )
         content = {"settings": {"restoration": settings}, **measured.as_json()}
         write_json(folder / "metrics.json", content)
-        measured.scans.to_csv(folder / "scans.csv", index=False)
+        write_text(folder / "scans.csv", measured.scans.to_csv(index=False))
         cases = largest_lesions(cohorts, self.experiment.figures.cases)
         np.savez_compressed(folder / "panel.npz", **cases)
 

@@ -77,7 +77,11 @@ def _claim(experiment, *, force):
     """Write `experiment.json`; a folder of another configuration is refused without force."""
     path = experiment.out / "experiment.json"
     settings = json.loads(json.dumps(asdict(experiment), default=str))
-    if path.exists() and not force and json.loads(path.read_text())["settings"] != settings:
+    if (
+        path.exists()
+        and not force
+        and json.loads(path.read_text(encoding="utf-8"))["settings"] != settings
+    ):
         raise FileExistsError(
             f"{experiment.out} holds the results of other settings; choose another --out, or pass "
             f"--force to overwrite its tables and figures (finished parts that fit are reused)."

@@ -14,7 +14,7 @@ from eval import paper
 from eval.runner import parser, prepare, stoppable
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add
-from tf_lesion.files import written_whole
+from tf_lesion.files import write_text
 
 OURS = "this experiment"
 BASELINES = {"equalized": "histogram-equalized intensity", "intensity": "intensity"}
@@ -121,16 +121,15 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], title: str, cohort: 
 
     from tf_lesion.evaluation.tables import markdown
 
-    with written_whole(path.with_suffix(".csv")) as temporary:
-        pd.DataFrame(rows).astype({"clusters": "Int64"}).to_csv(temporary, index=False)
+    table = pd.DataFrame(rows).astype({"clusters": "Int64"})
+    write_text(path.with_suffix(".csv"), table.to_csv(index=False))
     described = (
         f"{cohort['subjects']} subjects ({cohort['subjects_without_lesion']} without a lesion), "
         f"{cohort['slices']} slices, {cohort['lesion_voxels']:,} of {cohort['brain_voxels']:,} "
         f"brain voxels are lesion."
     )
     parts = (f"# {title}", described, markdown([cells(row) for row in rows]), NOTES, WARNING)
-    with written_whole(path.with_suffix(".md")) as temporary:
-        temporary.write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    write_text(path.with_suffix(".md"), "\n\n".join(part.strip() for part in parts) + "\n")
     return [path.with_suffix(".csv"), path.with_suffix(".md")]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.config import DETECTOR
-from tf_lesion.files import InputError, refuse_existing, written_whole
+from tf_lesion.files import InputError, refuse_existing, write_text
 
 SSIM_WINDOW = 7  # pixels of an axial slice
 PARTS = ("seg", "twin")  # beside the scan
@@ -137,8 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     table = measure_twins(detector, options.input)
     if options.out:
-        with written_whole(options.out, force=options.force) as temporary:
-            table.to_csv(temporary, index=False)
+        write_text(options.out, table.to_csv(index=False), force=options.force)
     print(table.drop(columns="patient").describe(percentiles=[0.1, 0.5, 0.9]).round(4).to_string())
     print(f"lesions of which half is gone: {(table['left'] <= MOST_LEFT).mean():.0%}")
     return 0

@@ -58,7 +58,7 @@ def read_test_list(path: str | Path, names: Sequence[str]) -> set[str]:
         FileNotFoundError, InputError: if there is no such file, or it names a subject that is not
             there, or leaves none on either side.
     """
-    listed = set(Path(path).read_text().split())
+    listed = set(Path(path).read_text(encoding="utf-8").split())
     unknown = sorted(listed - set(names))
     if unknown:
         raise InputError(

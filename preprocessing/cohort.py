@@ -258,7 +258,7 @@ def _part_name(subject, settings, reference):
     digest = hashlib.sha256(json.dumps(told).encode())
     if reference is not None:
         digest.update(np.asarray(reference, dtype=np.float32).tobytes())
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in subject.name)
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in subject.name)
     return f"{safe}-{digest.hexdigest()[:12]}.h5"
 
 

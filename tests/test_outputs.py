@@ -1,11 +1,15 @@
 """What is written beside the maps: brain, normalized scan, uncertainty, lesions, tables."""
 
+import csv
+import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib as mpl
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -240,6 +244,23 @@ def test_the_bids_validator_accepts_the_derivatives(found, tmp_path):
     )
     issues = json.loads(done.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue["severity"] == "error"] == []
+
+
+def test_a_scan_of_an_odd_name_has_all_its_files_under_the_users_settings(found, tmp_path):
+    name = os.fsdecode("é".encode("latin-1")) + " $_$ ü"
+    scan = tmp_path / f"{name}_t2.nii.gz"
+    shutil.copy(found[0].prepared.scan.path, scan)
+    read = dataclasses.replace(found[0].prepared.scan, path=scan)
+    prepared = dataclasses.replace(found[0].prepared, scan=read)
+    maps = dataclasses.replace(found[0], prepared=prepared)
+    with mpl.rc_context({"text.usetex": True}):
+        assert _detect_again(maps, tmp_path) == ("done", "")
+    with (tmp_path / "scans.csv").open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["input"] == str(tmp_path / "é $_$ ü_t2.nii.gz")
+    (facts,) = tmp_path.rglob("*_restoration.json")
+    assert facts.name == f"{name}_t2_restoration.json"
+    assert facts.with_name(f"{name}_t2_qc.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("bids", [False, True])

@@ -122,11 +122,10 @@ def test_every_option_of_the_table_is_declared_once_and_used():
     assert [name for name in names if not any(f'"{name}"' in text for text in sources)] == []
 
 
-def _calls(tree, name):
-    """Lines where a function or method of that name is called."""
+def _calls(tree, *names):
+    """Calls of functions and methods of these names."""
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
-    ends = ((ast.unparse(node.func).rpartition(".")[2], node.lineno) for node in calls)
-    return [line for end, line in ends if end == name]
+    return [node for node in calls if ast.unparse(node.func).rpartition(".")[2] in names]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -138,8 +137,25 @@ def test_every_figure_is_made_and_saved_without_the_users_settings(name):
         if "plainly()" in map(ast.unparse, getattr(node, "decorator_list", ()))
         or "plainly()" in (ast.unparse(item) for item in getattr(node, "items", ()))
     ]
-    drawn = [line for call in ("Figure", "savefig") for line in _calls(TREES[name], call)]
+    drawn = [call.lineno for call in _calls(TREES[name], "Figure", "savefig")]
     assert [line for line in drawn if not any(line in lines for lines in shielded)] == []
+
+
+def _is_of_bytes(call):
+    """Whether a call of `open` is not of text: its mode has a b, or it is no file's method."""
+    mode = call.args[1:] if isinstance(call.func, ast.Name) else call.args
+    return any(not isinstance(each, ast.Constant) or "b" in str(each.value) for each in mode)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_text_is_read_and_written_in_an_encoding_that_is_named(name):
+    opened = [call for call in _calls(TREES[name], "open") if not _is_of_bytes(call)]
+    whole = _calls(TREES[name], "read_text", "write_text", "fdopen")
+    calls = opened + [call for call in whole if isinstance(call.func, ast.Attribute)]
+    bare = [call for call in calls if "encoding" not in {given.arg for given in call.keywords}]
+    assert [call.lineno for call in bare] == []
+    # pandas writes UTF-8, but fails with names that are none.
+    assert [call.lineno for call in _calls(TREES[name], "to_csv") if call.args] == []
 
 
 def _public(body, prefix=""):

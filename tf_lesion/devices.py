@@ -180,5 +180,5 @@ def slow_in_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
     if tf.config.list_physical_devices("GPU") or not cpuinfo.exists():
         return False
-    flags = cpuinfo.read_text()
+    flags = cpuinfo.read_text(encoding="utf-8")
     return "flags" in flags and not any(name in flags for name in BFLOAT16_FLAGS)

@@ -19,6 +19,7 @@ from typing import Any
 UNREADABLE_ARRAY = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError, MemoryError)
 IDENTITY_DIGITS = 12  # of a hash that tells contents apart
 PLACE_DIGITS = 8  # of a hash that tells machines apart
+UNDECODED = re.compile("[\udc80-\udcff]+")  # bytes in names of files, as Python keeps them
 PARTIAL, REPLACED = "partial", "replaced"  # what hidden names of files and folders begin with
 
 
@@ -26,13 +27,22 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where and what to do."""
 
 
-def readable(path: str | Path) -> str:
-    """A name as text that every encoder takes: where it is no UTF-8, it is read as Latin-1."""
-    raw = os.fsencode(path)
+def readable(text: str | Path) -> str:
+    """A text, such as a name, that every encoder takes: what is no UTF-8 is read as Latin-1."""
+    return UNDECODED.sub(_decoded, str(text))
+
+
+def _decoded(found):
+    raw = found[0].encode(errors="surrogateescape")
     try:
-        return raw.decode()
+        return raw.decode()  # the file system's encoding is another
     except UnicodeDecodeError:
         return raw.decode("latin-1")
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file, in UTF-8 whatever the file system's encoding is."""
+    return os.fsdecode(text.encode(errors="surrogateescape"))
 
 
 def content_identity(path: str | Path) -> str:
@@ -249,7 +259,12 @@ def written_whole(path: str | Path, *, force: bool = True, marker: str = "") -> 
         _remove(temporary)
 
 
-def write_json(path: str | Path, values: Any) -> None:
-    """Write `values` as indented JSON, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+def write_text(path: str | Path, text: str, *, force: bool = True) -> None:
+    """Write a text as UTF-8, whole or not at all; names in it become `readable`."""
+    with written_whole(path, force=force) as temporary:
+        temporary.write_text(readable(text), encoding="utf-8")
+
+
+def write_json(path: str | Path, values: Any, *, force: bool = True) -> None:
+    """Write `values` as indented JSON, whole or not at all; names in it stay as they are."""
+    write_text(path, json.dumps(values, indent=2) + "\n", force=force)

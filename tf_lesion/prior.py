@@ -362,7 +362,7 @@ def _stored(path):
     file = Path(path) / RUN_MARKER
     if not file.exists():
         raise InputError(f"Expected a run of tf-lesion train, got {path}.")
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def anonymous_calibration(calibration: Calibration) -> Calibration:

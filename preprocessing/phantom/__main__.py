@@ -115,11 +115,11 @@ def write_cohort(
             "heads": list(tqdm(painted, total=heads, desc="heads", unit="scan", disable=not heads)),
         }
         text = json.dumps(manifest, indent=1) + "\n"
-        (folder / MANIFEST).write_text(text)
-        (folder / GROUPS).write_text(_groups(manifest["subjects"]))
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
+        (folder / GROUPS).write_text(_groups(manifest["subjects"]), encoding="utf-8")
         if test:
             names = [f"{_camcan_name(HELD_OUT, number)}\n" for number in range(test)]
-            (folder / "test_subjects.txt").write_text("".join(names))
+            (folder / "test_subjects.txt").write_text("".join(names), encoding="utf-8")
     return json.loads(text)
 
 

@@ -70,7 +70,7 @@ def _identity(values):
 
 def _json(path):
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"Expected JSON in {path} ({error}).") from error
 

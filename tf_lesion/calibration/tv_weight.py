@@ -65,7 +65,7 @@ class Kept:
         if not self.path.exists():
             return
         try:
-            stored = json.loads(self.path.read_text())
+            stored = json.loads(self.path.read_text(encoding="utf-8"))
             settings, self.results = stored["settings"], dict(stored["results"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path} holds no unfinished results; {hint}.") from error

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import add, parser_for
-from tf_lesion.files import InputError, refuse_existing, write_json, written_whole
+from tf_lesion.files import InputError, file_name, refuse_existing, write_json, write_text
 from tf_lesion.provenance import stamp
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _of_maps(options):
     from tf_lesion.evaluation.results import find_labeled, from_maps
 
     results = find_labeled(options.results, seg=options.seg, seg_pattern=options.seg_pattern)
-    pictures = {name: options.out / f"{name}_panel.png" for name in results}
+    pictures = {name: options.out / file_name(f"{name}_panel.png") for name in results}
     for path in pictures.values():
         refuse_existing(path, force=options.force)
     measured = _measure(from_maps(results), options)
@@ -189,11 +189,9 @@ def _written(
 
     (options.out / METRICS).unlink(missing_ok=True)
     for name in ("scans", "scores", "sizes"):
-        with written_whole(options.out / f"{name}.csv") as path:
-            getattr(measured, name).to_csv(path, index=False)
+        write_text(options.out / f"{name}.csv", getattr(measured, name).to_csv(index=False))
     text = tables.report(measured, each_scan=measured.cohort["subjects"] <= MOST_SCANS)
-    with written_whole(options.out / "table.md") as path:
-        path.write_text(text, encoding="utf-8")
+    write_text(options.out / "table.md", text)
     yield text
     settings = {"protocol": options.protocol, "seed": options.seed, **settings}
     settings |= {"groups": options.groups and str(options.groups)}

@@ -25,7 +25,7 @@ from tf_lesion.detection.layout import (
 )
 from tf_lesion.detection.maps import Detector
 from tf_lesion.detection.progress import LOG, Progress
-from tf_lesion.files import PARTIAL, InputError, locked, refuse_existing, write_json, written_whole
+from tf_lesion.files import PARTIAL, InputError, locked, refuse_existing, write_json, write_text
 from tf_lesion.scans import discovery, picture
 from tf_lesion.scans.discovery import Subject
 from tf_lesion.scans.prepare import PoorAlignmentError
@@ -129,8 +129,7 @@ def write_dataset_description(out: str | Path, source: str | Path) -> None:
     path = Path(out) / ".bidsignore"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     lines += [line for line in BIDS_IGNORED if line not in lines]
-    with written_whole(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 # One scan, many scans ---------------------------------------------------------------------------
@@ -243,8 +242,7 @@ def write_scan_table(out: str | Path, rows: Sequence[dict[str, str]]) -> None:
         reason = row["reason"] or "no maps: interrupted while they were replaced, or deleted."
         more = scan_row(read_facts(path)) if known else {"qc": FAILED, "qc_reasons": reason}
         whole.append({**{name: row[name] for name in ("name", "input", "status")}, **more})
-    with written_whole(Path(out) / SCAN_TABLE) as temporary:
-        scan_table(whole).to_csv(temporary, index=False)
+    write_text(Path(out) / SCAN_TABLE, scan_table(whole).to_csv(index=False))
 
 
 def _check_different(subjects, layouts):

@@ -1,6 +1,7 @@
 """The files of restored scans, plain or BIDS derivatives: names, writing, reading the JSON."""
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from tf_lesion.files import (
     PARTIAL,
     InputError,
     content_identity,
+    file_name,
     readable,
     refuse_existing,
     write_json,
-    written_whole,
+    write_text,
 )
 from tf_lesion.scans import discovery, picture
 from tf_lesion.scans.dicom.series import Series
@@ -134,7 +136,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
         InputError: if the file holds none.
     """
     try:
-        facts = json.loads(Path(path).read_text())
+        facts = json.loads(Path(path).read_text(encoding="utf-8"))
         facts["lesions"], facts["files"], facts["input"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"Expected {path} as restore_brats.py writes it ({error!r}).") from error
@@ -151,7 +153,7 @@ def read_summary(folder: str | Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     try:
-        rows = json.loads(path.read_text())["scans"]
+        rows = json.loads(path.read_text(encoding="utf-8"))["scans"]
         for row in rows:
             row["name"], row["reason"], row["status"], row["facts"]
     except (ValueError, KeyError, TypeError) as error:
@@ -162,9 +164,8 @@ def read_summary(folder: str | Path) -> list[dict[str, str]]:
 def one_scan(path: str | Path, *, mask: str | Path | None = None) -> Subject:
     """The `Subject` of a single scan, with the segmentation of the BRATS layout if it is there."""
     path = Path(path)
-    label, problem = discovery.segmentation_beside(path), ""
-    if path.is_symlink():
-        problem = discovery.problem_of(path)
+    label, given = discovery.segmentation_beside(path), [path, *([Path(mask)] if mask else [])]
+    problem = next(filter(None, map(discovery.problem_of, given)), "")
     return Subject(readable(name_of(path)), path, mask=mask, label=label, problem=problem)
 
 
@@ -197,14 +198,20 @@ def layout_of(
     """The `Layout` of a subject in the folder `out`: a sub-folder of its own, if there are many."""
     out = Path(out)
     if not bids:
-        return Layout(out / subject.name if many else out, stem_of(subject.scan))
+        return Layout(out / file_name(subject.name) if many else out, stem_of(subject.scan))
     entities = subject.name
     if not BIDS_SCAN.fullmatch(f"{entities}_T2w"):
-        entities = "sub-" + re.sub(r"[^A-Za-z0-9]", "", entities)
+        entities = f"sub-{_bids_label(entities)}"
     session, desc = BIDS_SESSION.search(entities), BIDS_DESC.search(entities)
     folder = out / entities.split("_")[0] / (session[1] if session else "") / "anat"
     own = desc[1] if desc else ""
     return Layout(folder, BIDS_DESC.sub("", entities), bids=True, desc=own)
+
+
+def _bids_label(name):
+    """The ASCII letters and digits of a name, and the numbers in Unicode of what is not ASCII."""
+    kept = (c if c.isascii() else f"{ord(c):x}" for c in name if c.isalnum() or not c.isascii())
+    return "".join(kept) or SCAN
 
 
 def scan_of(facts_path: str | Path, facts: dict[str, Any]) -> tuple[Path, str | None]:
@@ -254,14 +261,13 @@ def save_maps(
     layout.begin()
     for volume, path in paths.items():
         save_like(maps.prepared.scan, volumes[volume], path)
-    with written_whole(layout.lesions) as temporary:
-        maps.lesions.to_csv(temporary, index=False)
+    write_text(layout.lesions, maps.lesions.to_csv(index=False))
     picture.write_picture(layout.picture, maps.prepared, maps.facts["qc"])
     facts = {
         "name": subject.name,
         "command": command,
         **maps.facts,
-        "truth": absolute(subject.label),
+        "truth": subject.label and os.path.abspath(subject.label),  # a link stays one
         "files": {volume: path.name for volume, path in paths.items()},
         "tables": {"lesions": layout.lesions.name},
         "qc": {**maps.facts["qc"], "picture": layout.picture.name},

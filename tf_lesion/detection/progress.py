@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tf_lesion.files import readable
+
 LOG = "tf-lesion.log"
 QUIET, NORMAL, VERBOSE = -1, 0, 1  # what goes to the screen; the log is always whole
 # Seconds of a scan's stages on two cores, in their order: how much of it is done is told by these
@@ -269,7 +271,7 @@ class _Patient(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append the record, and those that waited; a log that cannot be written stops nothing."""
-        self.waiting.append(f"{self.format(record)}\n")
+        self.waiting.append(readable(f"{self.format(record)}\n"))
         self.begun = self.begun or record.levelno >= logging.ERROR or hasattr(record, "outcome")
         if not (self.begun and self.path.parent.is_dir()):
             return
@@ -278,4 +280,4 @@ class _Patient(logging.Handler):
             self.waiting.clear()
 
     def _opened(self):
-        return self.path.open("a", encoding="utf-8", errors="backslashreplace")
+        return self.path.open("a", encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tf_lesion.evaluation.results import Result
-from tf_lesion.files import InputError, refuse_existing, written_whole
+from tf_lesion.files import InputError, file_name, readable, refuse_existing, write_text
 
 MOST_LESIONS = 15  # rows of the table
 VERSION_NAMES = ("python", "tensorflow", "numpy", "nibabel", "SimpleITK")
@@ -273,11 +273,12 @@ def write_report(
 
     out = Path(out)
     if not cohort:
-        _write(out, page(results[0], evaluation=evaluation)[0], force=force)
+        write_text(out, page(results[0], evaluation=evaluation)[0], force=force)
         return
     names = [result.facts["name"].replace("/", "_") for result in results]
-    pages = [out.with_name(f"{name}.html") for name in names]
-    if len({*pages, out}) <= len(pages):
+    pages = [out.with_name(file_name(f"{name}.html")) for name in names]
+    pages = [out.with_stem(f"{out.stem}_scan") if path == out else path for path in pages]
+    if len(set(pages)) < len(pages):
         raise InputError(f"Expected different names of the scans in the cohort, got {names}.")
     for path in (out, *pages):
         refuse_existing(path, force=force)
@@ -285,15 +286,10 @@ def write_report(
     rows = []
     for result, path in zip(tqdm(results, "pages", unit="scan"), pages, strict=True):
         result = replace(result)  # a copy forgets the volumes it has read when it goes
-        html, numbers = page(result, evaluation=evaluation, index=out.name)
-        _write(path, html, force=force)
-        rows.append({"name": result.facts["name"], "page": path.name, **numbers})
-    _write(out, index_page(rows, failed=failed, shown_at=point_name(results[0])), force=force)
-
-
-def _write(path, html, *, force):
-    with written_whole(path, force=force) as temporary:
-        temporary.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
+        html, numbers = page(result, evaluation=evaluation, index=readable(out.name))
+        write_text(path, html, force=force)
+        rows.append({"name": result.facts["name"], "page": readable(path.name), **numbers})
+    write_text(out, index_page(rows, failed=failed, shown_at=point_name(results[0])), force=force)
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
@@ -306,7 +302,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"No {path}; make it with tf-lesion evaluate.")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         content["scores"]["residual"]["roc"], content["cohort"]["subjects"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"Expected {path} as tf-lesion evaluate writes it ({error!r}).") from error

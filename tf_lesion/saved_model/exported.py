@@ -47,7 +47,7 @@ def read_assets(path: str | Path) -> dict:
     try:
         reference = folder / REFERENCE
         return {
-            "model": json.loads((folder / SETTINGS).read_text()),
+            "model": json.loads((folder / SETTINGS).read_text(encoding="utf-8")),
             "reference": read_array(reference, what="a reference") if reference.exists() else None,
             "calibration": folder / CALIBRATION if (folder / CALIBRATION).exists() else None,
         }

@@ -67,7 +67,7 @@ class Run:
                 f"{self.folder}."
             )
         try:
-            values = json.loads(self.config_path.read_text())
+            values = json.loads(self.config_path.read_text(encoding="utf-8"))
             return Config.from_dict(values), values.get("data", {})
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(

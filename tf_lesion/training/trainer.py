@@ -280,9 +280,9 @@ class _Logs(contextlib.ExitStack):
         """A writer of rows that are on disk at once, after those of before the resumed step."""
         kept = []
         if self._start and path.exists():
-            with path.open(newline="") as file:
+            with path.open(encoding="utf-8", newline="") as file:
                 kept = [row for row in csv.DictReader(file) if int(row["step"]) <= self._start]
-        file = self.enter_context(path.open("w", newline="", buffering=1))
+        file = self.enter_context(path.open("w", encoding="utf-8", newline="", buffering=1))
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(kept)

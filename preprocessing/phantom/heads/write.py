@@ -68,5 +68,5 @@ def write_head(
         "landmarks_mm": np.round(head.landmarks, 3).tolist(),
         **head.facts,
     }
-    (folder / f"{name}.json").write_text(json.dumps(truth, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
     return truth
