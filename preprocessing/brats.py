@@ -65,8 +65,10 @@ def _with_segmentation(subject):
     if subject.label or subject.problem:
         return subject
     label = discovery.segmentation_beside(subject.scan)
+    if label:
+        return dataclasses.replace(subject, label=label, problem=discovery.problem_of(label))
     problem = f"no segmentation beside {subject.scan}; give --seg-pattern or --no-labels"
-    return dataclasses.replace(subject, label=label, problem="" if label else problem)
+    return dataclasses.replace(subject, problem=problem)
 
 
 def _grade(scan, folder):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 
 import keras
@@ -431,6 +432,11 @@ def test_a_scan_with_any_name_becomes_a_bids_subject(tmp_path):
         "sub-Brats17X1t2/anat/sub-Brats17X1t2_label-lesion_desc-fpr10_mask.nii.gz"
     )
     assert layout.volume("fpr_0.005").name.endswith("desc-fpr005_mask.nii.gz")
+    names = ("病人", "病", "élève", "eleve", "🧠", "--")
+    labels = [layout_of(one_scan(tmp_path / name), tmp_path, bids=True).prefix for name in names]
+    assert labels[2:4] == ["sub-e9le8ve", "sub-eleve"]
+    assert all(re.fullmatch("sub-[a-z0-9]+", label) for label in labels)
+    assert len(set(labels)) == len(names)
 
 
 def test_entities_of_bids_names_are_kept_and_there_is_one_description(tmp_path):

@@ -10,9 +10,10 @@ import tiny_scans
 
 from preprocessing import brats, camcan
 from tf_lesion.detection.files import find_scans
-from tf_lesion.detection.layout import layout_of
+from tf_lesion.detection.layout import layout_of, one_scan
 from tf_lesion.files import InputError
 from tf_lesion.scans import discovery
+from tf_lesion.scans.volumes import load_scan
 
 
 def touch(path):
@@ -110,6 +111,23 @@ def test_a_mask_that_was_not_fetched_is_said_not_to_be_here(tmp_path):
     annexed(scan.with_name("mask.nii.gz"))
     (subject,) = find_scans(tmp_path, mask_pattern="{folder}/mask.nii.gz")
     assert "its content is not here" in subject.problem
+
+
+def test_a_segmentation_that_was_not_fetched_is_noted_and_no_other_is_asked_for(tmp_path):
+    seg = annexed(touch(tmp_path / "a_t2.nii.gz").with_name("a_seg.nii.gz"))
+    (subject,) = find_scans(tmp_path)
+    assert (subject.label, subject.problem) == (seg, "")
+    (subject,) = brats.find_subjects(tmp_path)
+    assert subject.problem.startswith(f"{seg}: its content is not here")
+
+
+def test_a_mask_of_one_scan_that_is_not_here_is_named_before_anything_is_read(tmp_path):
+    scan, mask = touch(tmp_path / "a_t2.nii.gz"), annexed(tmp_path / "mask.nii.gz")
+    assert one_scan(scan, mask=mask).problem.startswith(f"{mask}: its content is not here")
+    with pytest.raises(FileNotFoundError, match=r"mask\.nii\.gz: its content is not here"):
+        load_scan(mask)
+    assert one_scan(scan, mask=tmp_path / "no").problem == f"No such file: {tmp_path / 'no'}"
+    assert one_scan(scan).problem == ""
 
 
 def test_results_beside_or_around_the_scans_leave_the_scans_alone(tmp_path):

@@ -176,7 +176,7 @@ def test_a_scan_without_a_segmentation_is_left_out_with_a_warning(tmp_path, caps
     _write(tmp_path, "P_2")
     (tmp_path / "scans" / "P_2_seg.nii.gz").unlink()
     assert set(_run(tmp_path)) == {("P_1", "residual"), ("P_1", "equalized")}
-    assert "warning: P_2 is left out: no segmentation at" in capsys.readouterr().err
+    assert "warning: P_2 is left out: No such file: " in capsys.readouterr().err
     (tmp_path / "scans" / "P_1_seg.nii.gz").unlink()
     _run(tmp_path, status=2)
     assert "Expected a segmentation of one scan at least" in capsys.readouterr().err
@@ -230,6 +230,21 @@ def test_what_cannot_be_used_is_one_line(tmp_path, capsys, options, message):
     assert evaluate.main(argv) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["P_2_panel.png"]
+
+
+def test_numbers_do_not_outlive_the_tables_and_pictures_they_come_with(tmp_path, monkeypatch):
+    _write(tmp_path)
+    _run(tmp_path)
+    metrics = tmp_path / "out" / "metrics.json"
+    assert metrics.exists()
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report_pictures, "scan_picture", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path)
+    assert not metrics.exists()
 
 
 def test_the_picture_shows_the_slices_with_most_lesion(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from tf_lesion.detection.files import detect_many
 from tf_lesion.detection.layout import is_map, layout_of, one_scan
 from tf_lesion.detection.lesions import label_lesions, voxel_ml
 from tf_lesion.detection.maps import Detector
+from tf_lesion.detection.progress import LOG, VERBOSE, Progress
 from tf_lesion.scans import intensity, picture
 from tf_lesion.scans.prepare import ScanSettings, prepare_scan
 
@@ -261,6 +262,13 @@ def test_a_scan_of_an_odd_name_has_all_its_files_under_the_users_settings(found,
     (facts,) = tmp_path.rglob("*_restoration.json")
     assert facts.name == f"{name}_t2_restoration.json"
     assert facts.with_name(f"{name}_t2_qc.png").stat().st_size > 1000
+
+
+def test_what_a_brain_was_taken_for_is_told_to_who_wants_to_know(found, tmp_path, capsys):
+    with Progress(1, screen=VERBOSE, log=tmp_path / LOG) as progress:
+        _detect_again(found[0], tmp_path, progress=progress)
+    for told in (capsys.readouterr().out, (tmp_path / LOG).read_text()):
+        assert "p_t2: brain (stripped): 1881 ml" in told
 
 
 @pytest.mark.parametrize("bids", [False, True])

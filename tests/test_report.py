@@ -251,6 +251,38 @@ def test_links_of_odd_names_lead_to_their_pages(tmp_path):
         assert (tmp_path / unquote(link.path)).exists(), link
 
 
+def test_a_scan_called_as_the_table_has_a_page_of_its_own(tmp_path):
+    for name in ("index", "b"):
+        maps_of(tmp_path / name, name)
+    assert report.main(["--results", str(tmp_path)]) == 0
+    links = _Addresses((tmp_path / "index.html").read_text()).links
+    assert sorted(links) == ["b.html", "index_scan.html"]
+    assert all((tmp_path / link).exists() for link in links)
+
+
+def test_a_table_does_not_outlive_its_pages(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        maps_of(tmp_path / name, name)
+    assert report.main(["--results", str(tmp_path)]) == 0
+    real = pages.page
+
+    def killed(result, **options):
+        if result.facts["name"] == "b":
+            raise KeyboardInterrupt
+        return real(result, **options)
+
+    monkeypatch.setattr(pages, "page", killed)
+    with pytest.raises(KeyboardInterrupt):
+        report.main(["--results", str(tmp_path), "--force"])
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_a_page_says_what_the_brain_was_taken_for(tmp_path):
+    maps_of(tmp_path, brain={"kind": "stripped"})
+    assert report.main(["--results", str(tmp_path)]) == 0
+    assert "taken as stripped of its skull" in (tmp_path / "report.html").read_text()
+
+
 def test_the_page_shows_the_map_that_the_masks_were_made_from(tmp_path):
     """A threshold of a score says nothing about the residual, whose unit is another."""
     folder = maps_of(tmp_path)

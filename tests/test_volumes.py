@@ -292,7 +292,7 @@ def test_an_image_without_an_affine_is_one_without_orientation():
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No such scan: .*gone\.nii"):
+    with pytest.raises(FileNotFoundError, match=r"No such file: .*gone\.nii"):
         load_scan(tmp_path / "gone.nii")
 
 
@@ -312,6 +312,17 @@ def test_labels_on_another_grid_are_refused(tmp_path):
         load_labels(save(tmp_path / "seg.nii", label, shifted), scan)
     with pytest.raises(InputError, match=r"expected the grid of its scan .*got \(5, 7, 8\)"):
         load_labels(save(tmp_path / "small.nii", label[1:]), scan)
+
+
+@pytest.mark.parametrize("unplaced", ["t2.nii", "mask.nii"])
+def test_a_header_without_orientation_is_not_called_another_grid(tmp_path, unplaced):
+    for name in ("t2.nii", "mask.nii"):
+        codes = {"sform": 0, "qform": 0} if name == unplaced else {}
+        tiny_scans.write(tmp_path / name, values(), AFFINE, axes="LPS", **codes)
+    expected = rf"affine of its scan .*t2\.nii, but the header of .*{unplaced} knows no orientation"
+    with pytest.raises(InputError, match=expected) as told:
+        load_mask(tmp_path / "mask.nii", load_scan(tmp_path / "t2.nii"))
+    assert "resample" not in str(told.value)
 
 
 def test_labels_that_are_no_labels_are_refused_but_none_at_all_is_fine(tmp_path):

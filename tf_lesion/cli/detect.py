@@ -185,7 +185,6 @@ def _screen(options):
 
 def _tell_beginning(progress, detector, typed):
     """To the log what runs, and to the screen of who wants to know."""
-    from tf_lesion.detection.progress import VERBOSE
     from tf_lesion.provenance import stamp
 
     made_by = stamp()
@@ -200,9 +199,7 @@ def _tell_beginning(progress, detector, typed):
     ]
     for line in [*lines, detector.unfit and f"no lesion maps: {detector.unfit}"]:
         if line:
-            progress.note(line)
-            if progress.screen >= VERBOSE:
-                print(line)
+            progress.detail(line)
 
 
 def check_sources(source: Path, options: Any, *, exam: bool, labels: Any) -> None:

@@ -169,8 +169,11 @@ def detect_one(
         picture.write_picture(layout.picture, error.prepared, qc)
         raise InputError(f"{error} Look at {layout.picture}") from error
     facts = save_maps(maps, subject, layout, command=command, force=force)
-    for warning in facts["warnings"] if progress is not None else ():
-        progress.warn(warning)
+    if progress is not None:
+        for warning in facts["warnings"]:
+            progress.warn(warning)
+        brain = f"brain ({facts['brain']['kind']}): {facts['brain_ml']:.0f} ml"
+        progress.detail(f"{subject.name}: {brain}")
     return facts
 
 

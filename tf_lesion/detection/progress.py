@@ -93,15 +93,13 @@ class Progress:
         seconds = f" in {_duration(worked)}" if status == "done" else ""
         line = f"{self._which()}: {status}{seconds}"
         self._say(line)
-        if self.screen >= VERBOSE and status == "done":
-            self._say(f"  {self._clock.table()}")
         if reason:
             print(f"error: {self._name}: {reason}", file=sys.stderr, flush=True)
         level = logging.ERROR if reason else logging.INFO
         text = f"{line}: {reason}" if reason else line
         self._log.log(level, "%s", text, extra={"outcome": status})
         if status == "done":
-            self._log.info("  %s", self._clock.table())
+            self.detail(f"  {self._clock.table()}")
 
     def warn(self, text: str) -> None:
         """A warning, to the screen and the log."""
@@ -122,6 +120,12 @@ class Progress:
         """A line for the screen and the log, unless it is to be quiet."""
         self._log.info("%s", text)
         self._say(text)
+
+    def detail(self, text: str) -> None:
+        """A line for the log, and for the screen of who wants to know."""
+        self._log.info("%s", text)
+        if self.screen >= VERBOSE:
+            self._say(text)
 
     def _say(self, text):
         self._hide()

@@ -16,7 +16,7 @@ from tf_lesion.detection.layout import FACTS_PATTERNS, FAILED, read_facts, read_
 from tf_lesion.detection.lesions import find_lesions
 from tf_lesion.evaluation.scans import LabeledScan, Mask, Scans, equalized
 from tf_lesion.files import InputError, content_identity
-from tf_lesion.scans.discovery import subject_with_files
+from tf_lesion.scans.discovery import problem_of, subject_with_files
 from tf_lesion.scans.volumes import Scan, load_labels, load_scan
 
 CENTER = ("center_x_mm", "center_y_mm", "center_z_mm")  # columns of a table of lesions
@@ -292,7 +292,7 @@ def _with_truth(result, seg_pattern):
         return replace(result, truth_path=subject.label)
     if result.truth_path is None:
         noted = result.facts.get("truth")
-        raise InputError(f"no segmentation {'at ' + noted if noted else 'was noted'}.")
+        raise InputError(problem_of(Path(noted)) if noted else "no segmentation was noted.")
     return result
 
 

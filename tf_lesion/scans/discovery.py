@@ -109,7 +109,7 @@ def find_scans(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def problem_of(path: Path) -> str:
-    """Why a path found by a glob is no file that can be read; "" if it is one."""
+    """Why a path is no file that can be read; "" if it is one."""
     if path.is_symlink() and not path.exists():
         return (
             f"{path}: its content is not here, it is a link to {os.readlink(path)}; fetch it "
@@ -117,6 +117,8 @@ def problem_of(path: Path) -> str:
         )
     if path.is_dir():
         return _problem_of_folder(path)
+    if not path.exists():
+        return f"No such file: {path}"
     return "" if path.is_file() else f"{path}: expected a file, got a device or a pipe."
 
 
@@ -245,7 +247,7 @@ def _companion(argument, pattern, name, scan, folder):
 
 
 def segmentation_beside(scan: Path) -> Path | None:
-    """The segmentation named after a scan (CASE_t2: CASE_seg), or None."""
+    """The segmentation named after a scan (CASE_t2: CASE_seg), its content here or not; or None."""
     case = _stem(scan)
     named = (
         scan.with_name(case.removesuffix(suffix) + seg_suffix + ending)
@@ -253,4 +255,4 @@ def segmentation_beside(scan: Path) -> Path | None:
         for ending in ENDINGS
         if case.endswith(suffix)
     )
-    return next(filter(Path.is_file, named), None)
+    return next((path for path in named if path.is_file() or path.is_symlink()), None)

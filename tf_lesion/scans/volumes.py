@@ -25,6 +25,7 @@ from tf_lesion.scans import MOST_VOXELS
 from tf_lesion.scans.dicom.choice import find_series
 from tf_lesion.scans.dicom.files import is_exam
 from tf_lesion.scans.dicom.series import Series
+from tf_lesion.scans.discovery import problem_of
 
 # ICBM152 2009a at 1 mm, the grid of the released caches and of the template in nilearn.
 MNI_SHAPE_1MM = (197, 233, 189)
@@ -263,7 +264,7 @@ def _read(source):
     name, is_file = name_of(source), isinstance(source, str | Path)
     series = source if isinstance(source, Series) else None
     if is_file and not Path(source).exists():
-        raise FileNotFoundError(f"No such scan: {name}")
+        raise FileNotFoundError(problem_of(Path(source)))
     if is_file and Path(source).is_file():
         Path(source).open("rb").close()  # a file that may not be read is not called damaged
     if series is not None:
@@ -407,6 +408,15 @@ def _apart_mm(first, second, shape):
 
 
 def _check_same_grid(labels, scan):
+    unplaced = [one.name for one in (labels, scan) if one.placed_by == "nothing"]
+    shape, other = labels.file_shape[:3], scan.file_shape[:3]
+    apart = _apart_mm(labels.file_affine, scan.file_affine, shape)
+    if unplaced and shape == other and apart > GRID_TOLERANCE_MM:
+        raise InputError(
+            f"{labels.name}: expected the affine of its scan {scan.name}, but the header of "
+            f"{unplaced[0]} knows no orientation (qform and sform code 0). If both have the same "
+            f"voxels, give it the affine and the codes of the other (as fslcpgeom does)."
+        )
     if labels.data.shape != scan.data.shape:
         raise InputError(
             f"{labels.name}: expected the grid of its scan {scan.name}, {scan.data.shape} voxels "
