@@ -1,7 +1,7 @@
 """What the two cohort commands share: options, many subjects at once, parts, one cache.
 
 Each subject is prepared by itself and saved as a part in `OUT.parts/`, under a name that holds a
-hash of the settings and of its files' sizes and times. A run that was killed finds the parts it
+hash of the settings and of its files' content. A run that was killed finds the parts it
 made and goes on. At the end the parts are put together in order, and deleted if none is missing.
 """
 
@@ -27,6 +27,7 @@ from tf_lesion.caches.hdf5 import intact, new_hdf5, open_hdf5, text
 from tf_lesion.cli.options import add
 from tf_lesion.files import (
     InputError,
+    content_identity,
     locked,
     refuse_existing,
     remove_abandoned,
@@ -156,10 +157,7 @@ def prepare_all(
     refuse_existing(out, force=force)
     folder = parts_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = [
-        (subject, folder / _part_name(subject, settings, reference), settings, reference)
-        for subject in subjects
-    ]
+    tasks = [(subject, folder, settings, reference) for subject in subjects]
     kept = "the finished subjects are kept"
     results = in_processes(_prepare_one, tasks, jobs, killed=f"{KILLED}: {kept}")
     outcomes = []
@@ -188,11 +186,12 @@ def parts_folder(out: str | Path) -> Path:
     return Path(out).with_name(Path(out).name + ".parts")
 
 
-def _prepare_one(subject, part, settings, reference):
+def _prepare_one(subject, folder, settings, reference):
     """Make one part. Any failure is an `Outcome` too: one bad subject must not stop a cohort."""
     try:
         if subject.problem:
             raise InputError(subject.problem)
+        part = folder / _part_name(subject, settings, reference)
         warnings = _warnings_of(part) if part.exists() else None
         if warnings is None:
             _write_part(part, subject, settings, reference)
@@ -251,10 +250,9 @@ def _write_part(part, subject, settings, reference):
 
 
 def _part_name(subject, settings, reference):
-    files = [path for path in (subject.scan, subject.mask, subject.label) if path is not None]
-    files = [] if subject.problem else files
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    told = [__version__, subject.name, stats, dataclasses.asdict(settings)]
+    files = (subject.scan, subject.mask, subject.label)
+    contents = [path and content_identity(path) for path in files]
+    told = [__version__, subject.name, contents, dataclasses.asdict(settings)]
     digest = hashlib.sha256(json.dumps(told).encode())
     if reference is not None:
         digest.update(np.asarray(reference, dtype=np.float32).tobytes())

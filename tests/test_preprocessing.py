@@ -557,9 +557,17 @@ def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_same_cache(
         assert found.attrs["identity"] == file.attrs["identity"]
 
 
-def test_parts_of_other_settings_or_changed_files_are_not_used_again(tmp_path):
-    folder = write_healthy(tmp_path, ["sub-1"])
-    subject = camcan.find_subjects(folder)[0]
+def _replace(path):
+    """Put another file of the same size and time in its place."""
+    content, times = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_parts_of_other_settings_or_replaced_files_are_not_used_again(tmp_path):
+    write_patient(tmp_path, "A")
+    shutil.copy(tmp_path / "A" / "A_seg.nii.gz", tmp_path / "A" / "A_mask.nii.gz")
+    (subject,) = brats.find_subjects(tmp_path, mask_pattern="{folder}/A_mask.nii.gz")
     settings = cohort.CohortSettings(QUICK)
     names = {
         cohort._part_name(subject, settings, None),
@@ -567,20 +575,23 @@ def test_parts_of_other_settings_or_changed_files_are_not_used_again(tmp_path):
         cohort._part_name(subject, settings, np.linspace(0, 1, 5)),
         cohort._part_name(subject, settings, np.linspace(0, 0.9, 5)),
     }
-    subject.scan.write_bytes(subject.scan.read_bytes() + b"0")
-    names.add(cohort._part_name(subject, settings, None))
-    assert len(names) == 5
+    for file in (subject.scan, subject.mask, subject.label):
+        _replace(file)
+        names.add(cohort._part_name(subject, settings, None))
+    names.add(cohort._part_name(dataclasses.replace(subject, label=None), settings, None))
+    assert len(names) == 8
 
 
 @pytest.mark.slow
 def test_a_damaged_part_is_made_again(tmp_path):
     subject = camcan.find_subjects(write_healthy(tmp_path, ["sub-1"]))[0]
-    part, settings = tmp_path / "part.h5", cohort.CohortSettings(QUICK)
-    first = cohort._prepare_one(subject, part, settings, None)
+    settings = cohort.CohortSettings(QUICK)
+    first = cohort._prepare_one(subject, tmp_path, settings, None)
+    part = first.part
     quantiles, size = cohort.quantiles_of(first), part.stat().st_size
     for damage in (b"", part.read_bytes()[: size // 2], b"no HDF5"):
         part.write_bytes(damage)
-        again = cohort._prepare_one(subject, part, settings, None)
+        again = cohort._prepare_one(subject, tmp_path, settings, None)
         assert (again.part, again.reason) == (part, "")
         np.testing.assert_array_equal(cohort.quantiles_of(again), quantiles)
 
