@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from tf_lesion.baselines import METHODS
 from tf_lesion.caches.slices import SliceCache, read_counts
 from tf_lesion.calibration.tv_weight import parse_grid
 from tf_lesion.config import PRESET_NAMES, Config
-from tf_lesion.files import InputError
+from tf_lesion.files import InputError, content_identity
 from tf_lesion.methods import Method
 
 RELEASED_GRID = "0:4:0.2"
@@ -36,6 +37,12 @@ class CacheFiles:
     def counts(self) -> np.ndarray | None:
         """Slices per subject, where `subjects` says it."""
         return None if self.subjects is None else read_counts(self.subjects)
+
+    @functools.cached_property
+    def identities(self) -> dict[str, str | None]:
+        """{file: identity of its content}; caches are large, each is read once."""
+        files = dataclasses.asdict(self).items()
+        return {name: path and content_identity(path) for name, path in files}
 
     @property
     def arguments(self) -> dict[str, Any]:

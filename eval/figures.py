@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.runner import parser, prepare, stoppable
+from eval.runner import parser, prepared, stoppable
 from tf_lesion.cli.command import command
 
 CASES = {"fig1": "dsc5", "fig4": "dsc1", "fig5": "dsc10", "fig6": "dsc_auc"}
@@ -103,9 +103,9 @@ def _columns(rows, *names):
 def main(argv: Sequence[str] | None = None) -> int:
     """Make what is missing, then the figures."""
     arguments = parser("python -m eval.figures", __doc__, EXAMPLE)
-    prepared = prepare(arguments.parse_args(argv), lambda method: method.for_figures)
-    for path in draw_all(*prepared) if prepared else ():
-        print(path)
+    with prepared(arguments.parse_args(argv), lambda method: method.for_figures) as made:
+        for path in draw_all(*made) if made else ():
+            print(path)
     return 0
 
 

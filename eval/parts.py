@@ -5,17 +5,18 @@ changed setting makes a new part and all others are reused. A part is finished w
 `done.json`; a killed one goes on in the same folder.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tf_lesion import __version__
-from tf_lesion.files import write_json
+from tf_lesion.files import InputError, write_json
 
 KEY_DIGITS = 10
 DONE = "done.json"
@@ -95,22 +96,28 @@ class Part:
         write_json(self.folder / DONE, content)
 
 
-def fingerprint(path: str | Path) -> list:
-    """What tells a file from another version of it: path, size and time; JSON-serializable."""
-    state = Path(path).stat()
-    return [str(Path(path).resolve()), state.st_size, state.st_mtime_ns]
+@contextlib.contextmanager
+def written_by_us(path: Path, otherwise: str) -> Iterator[None]:
+    """Whatever reading JSON of another kind raises becomes an `InputError` that says what to do."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"Expected {path} as eval.tables writes it ({error!r}); {otherwise}."
+        ) from error
 
 
 def measured_rates(root: str | Path) -> dict[str, float]:
     """{kind: seconds per slice-step} of the finished parts under `root`."""
-    done = [json.loads(path.read_text(encoding="utf-8")) for path in Path(root).glob(f"*/{DONE}")]
-    done = [part for part in done if part.get("slice_steps")]  # earlier versions have none
-    rates = {}
-    for kind in {part["kind"] for part in done}:
-        same = [part for part in done if part["kind"] == kind]
-        total = sum(part["slice_steps"] for part in same)
-        rates[kind] = sum(part["seconds"] for part in same) / total
-    return rates
+    seconds, work = {}, {}
+    for path in Path(root).glob(f"*/{DONE}"):
+        with written_by_us(path, f"remove {path.parent}, which is then made again"):
+            part = json.loads(path.read_text(encoding="utf-8"))
+            if part.get("slice_steps"):  # earlier versions have none
+                kind = part["kind"]
+                seconds[kind] = seconds.get(kind, 0.0) + part["seconds"]
+                work[kind] = work.get(kind, 0) + part["slice_steps"]
+    return {kind: seconds[kind] / work[kind] for kind in work}
 
 
 def plan(parts: Iterable[Part], root: str | Path) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.experiment import Experiment, MethodSettings, Sizes
-from eval.parts import Part, StoppedError, fingerprint
+from eval.parts import Part, StoppedError, written_by_us
 from tf_lesion import tf1
 from tf_lesion.caches.restore import chosen_rows, restore_to_file
 from tf_lesion.caches.restored import RestoredReader
@@ -29,7 +29,7 @@ from tf_lesion.config import AUTO, Config
 from tf_lesion.evaluation import metrics
 from tf_lesion.evaluation.measure import measure
 from tf_lesion.evaluation.scans import Cohort, from_cache, largest_lesions
-from tf_lesion.files import InputError, write_json, write_text
+from tf_lesion.files import InputError, content_identity, write_json, write_text
 from tf_lesion.prior import Prior, load
 from tf_lesion.restoration import Restorer
 from tf_lesion.training.runs import Run
@@ -75,7 +75,9 @@ class MethodParts:
 
     def result(self, part: Part, name: str) -> Any:
         """The JSON file `name` of a finished part."""
-        return json.loads((part.folder / name).read_text(encoding="utf-8"))
+        path = part.folder / name
+        with written_by_us(path, f"remove {part.folder}, which is then made again"):
+            return json.loads(path.read_text(encoding="utf-8"))
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -125,18 +127,19 @@ class MethodParts:
         run = self.method.run
         if run is None:
             return settings
-        states = [*run.glob("config.json"), *run.glob("checkpoints/*.index"), *run.glob("*.index")]
+        # An index knows the checksums of the weights; `checkpoint` says which is the newest.
+        states = [*run.glob("config.json"), *run.rglob("*.index"), *run.rglob("checkpoint")]
         if not states:
             raise InputError(
                 f"Expected a run of train_gmvae.py, or a TF1 checkpoint, got {run}; leave run out "
                 f"to train."
             )
-        return {**settings, "run": sorted(fingerprint(path) for path in states)}
+        return {**settings, "run": sorted(map(content_identity, states))}
 
     @property
     def _lambda_settings(self):
         """What decides lambda."""
-        healthy = fingerprint(self.experiment.healthy.cache)
+        healthy = self.experiment.healthy.identities
         choice = asdict(self.experiment.choice) if self.method.chooses else {}
         return {"tv_weight": self.method.tv_weight, "choice": choice, "healthy": healthy}
 
@@ -164,11 +167,11 @@ class MethodParts:
     # The parts ----------------------------------------------------------------------------------
 
     def _training(self):
-        config, cache = self._config, self.experiment.healthy.cache
+        config, healthy = self._config, self.experiment.healthy
         return self._part(
             "training",
-            {"config": config.to_dict(), "cache": fingerprint(cache)},
-            lambda folder: train(config, cache, folder / "run"),
+            {"config": config.to_dict(), "cache": healthy.identities["cache"]},
+            lambda folder: train(config, healthy.cache, folder / "run"),
             **self._work("training", config.training.batch_size, config.training.steps),
         )
 
@@ -211,7 +214,7 @@ class MethodParts:
                 **self._restoring,
                 **self._lambda_settings,
                 "save_every": self._save_every,
-                "caches": {name: fingerprint(files.cache) for name, files in caches.items()},
+                "caches": {name: files.identities["cache"] for name, files in caches.items()},
             },
             self._restore_patients,
             self.training,
@@ -250,8 +253,7 @@ class MethodParts:
         ]
 
     def _evaluation(self):
-        given = [(f.labels, f.subjects) for f in self.experiment.patients.values()]
-        files = [fingerprint(path) for pair in given for path in pair if path is not None]
+        files = [patients.identities for patients in self.experiment.patients.values()]
         return self._part(
             "evaluation",
             {"seed": self.experiment.seed, "files": files, "cases": self.experiment.figures.cases},
@@ -299,7 +301,7 @@ class MethodParts:
             {
                 **asdict(settings),
                 **self._restoring,
-                "caches": {name: fingerprint(files.cache) for name, files in caches.items()},
+                "caches": {name: files.identities for name, files in caches.items()},
             },
             self._measure_sweep,
             self.training,

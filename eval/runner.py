@@ -1,20 +1,22 @@
 """What `eval.tables` and `eval.figures` share: options, parts to make, a folder of one config."""
 
 import argparse
+import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from eval.parts import Part, StoppedError, plan
+from eval.parts import Part, StoppedError, plan, written_by_us
 from tf_lesion.cli.options import add, parser_for
-from tf_lesion.files import InputError, write_json
+from tf_lesion.files import InputError, locked, refuse_existing, write_json
 from tf_lesion.provenance import stamp
 
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 SIGNALED = 128  # plus the signal's number
+OUTPUTS = ("table[12].*", "fig[1-6]*.*")
 
 
 def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -28,16 +30,17 @@ def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser
     return arguments
 
 
-def prepare(
+@contextlib.contextmanager
+def prepared(
     options: argparse.Namespace, parts_of: Callable[[Any], list[Part]]
-) -> tuple[Any, list[Any]] | None:
-    """Make the parts of an experiment; finished ones are reused.
+) -> Iterator[tuple[Any, list[Any]] | None]:
+    """Make the parts of an experiment; finished ones are reused. Its folder is ours until the end.
 
     Args:
         options: of `parser`.
         parts_of: a function: `MethodParts` -> the parts that are needed of it.
 
-    Returns:
+    Yields:
         (`Experiment`, [`MethodParts`]), or None after a dry run.
     """
     from tf_lesion import devices
@@ -50,12 +53,15 @@ def prepare(
     wanted = [part for method in methods for part in parts_of(method)]
     if options.dry_run:
         print(plan(wanted, experiment.out / "parts"))
-        return None
-    _claim(experiment, force=options.force)
-    print(plan(wanted, experiment.out / "parts"), flush=True)
-    for part in wanted:
-        part.ensure()
-    return experiment, methods
+        yield None
+        return
+    experiment.out.mkdir(parents=True, exist_ok=True)
+    with locked(experiment.out):
+        _claim(experiment, force=options.force)
+        print(plan(wanted, experiment.out / "parts"), flush=True)
+        for part in wanted:
+            part.ensure()
+        yield experiment, methods
 
 
 def _all_parts(experiment):
@@ -74,20 +80,22 @@ def _all_parts(experiment):
 
 
 def _claim(experiment, *, force):
-    """Write `experiment.json`; a folder of another configuration is refused without force."""
-    path = experiment.out / "experiment.json"
+    """Write `experiment.json`; without force only where no other tables and figures are."""
+    path, advice = experiment.out / "experiment.json", "choose another --out, or pass --force"
     settings = json.loads(json.dumps(asdict(experiment), default=str))
-    if (
-        path.exists()
-        and not force
-        and json.loads(path.read_text(encoding="utf-8"))["settings"] != settings
-    ):
-        raise FileExistsError(
-            f"{experiment.out} holds the results of other settings; choose another --out, or pass "
-            f"--force to overwrite its tables and figures (finished parts that fit are reused)."
-        )
-    content = {**stamp(), "settings": settings}
-    write_json(path, content)
+    if path.exists() and not force:
+        with written_by_us(path, advice):
+            same = json.loads(path.read_text(encoding="utf-8"))["settings"] == settings
+        if not same:
+            raise FileExistsError(
+                f"{experiment.out} holds the results of other settings; {advice} to overwrite its "
+                f"tables and figures (finished parts that fit are reused)."
+            )
+    elif not path.exists():
+        for pattern in OUTPUTS:
+            for output in sorted(experiment.out.glob(pattern)):
+                refuse_existing(output, force=force)
+    write_json(path, {**stamp(), "settings": settings})
 
 
 def stoppable(main: Callable) -> Callable:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import paper
-from eval.runner import parser, prepare, stoppable
+from eval.runner import parser, prepared, stoppable
 from tf_lesion.cli.command import command
 from tf_lesion.cli.options import add
 from tf_lesion.files import write_text
@@ -154,14 +154,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     def parts_of(method):
         return method.for_tables if options.tables_only else method.for_figures
 
-    prepared = prepare(options, parts_of)
-    if prepared is None:
-        return 0
-    paths = write_tables(*prepared)
-    if not options.tables_only:
-        from eval.figures import draw_all
+    with prepared(options, parts_of) as made:
+        if made is None:
+            return 0
+        paths = write_tables(*made)
+        if not options.tables_only:
+            from eval.figures import draw_all
 
-        paths += draw_all(*prepared)
+            paths += draw_all(*made)
     print("\n".join(map(str, paths)))
     return 0
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from eval.parts import Part, measured_rates, plan
 from eval.pipeline import MethodParts
 from tf_lesion.calibration import Calibration
 from tf_lesion.cli import evaluate
-from tf_lesion.files import InputError
+from tf_lesion.files import InputError, locked
 from tf_lesion.training.trainer import Trainer
 
 EXAMPLES = Path(tables.__file__).parent
@@ -269,6 +271,31 @@ def test_estimates_learn_from_finished_parts(tmp_path):
     assert "about 10.0 min" in plan([other], tmp_path)
 
 
+def test_parts_are_of_their_files_content_wherever_that_lies(caches, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(caches, copied)
+    np.save(copied / "counts.npy", [2, 2])
+    values = {**settings(caches), "out": str(tmp_path / "out"), "methods": [{"method": "vae"}]}
+
+    def names(folder):
+        lgg = {"cache": str(folder / "lgg.h5"), "subjects": str(copied / "counts.npy")}
+        patients = {**settings(folder)["patients"], "LGG": lgg}
+        given = {**values, "healthy": str(folder / "healthy.h5"), "patients": patients}
+        (parts,) = _all(write(tmp_path, given))
+        return {path.name for part in parts.for_figures for path in part.with_needs()}
+
+    first = names(caches)
+    assert names(copied) == first
+    np.save(copied / "counts.npy", [3, 1])
+    assert {name.split("-")[0] for name in names(copied) - first} == {"evaluation", "sweep"}
+    path = copied / "hgg.h5"
+    content, times = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    left = names(copied) - first
+    assert {name.split("-")[0] for name in left} == {"patients", "evaluation", "steps", "sweep"}
+
+
 def test_a_killed_part_goes_on_in_its_folder(tmp_path):
     attempts = []
 
@@ -308,6 +335,60 @@ def test_stopped_training_is_gone_on_with_bitwise(finished, caches, tmp_path, mo
     whole = rows_of(finished[1] / "table1.csv")[1]
     assert rows_of(tmp_path / "out" / "table1.csv")[0] == whole
     assert not list((tmp_path / "out").glob("*.png"))
+
+
+# The folder -----------------------------------------------------------------------------------
+
+
+def _refused(caches, out, capsys):
+    """What is said of a folder where an experiment has no place; it stays as it is."""
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    config = write(out.parent, {**settings(caches), "out": str(out)})
+    assert tables.main(["--config", str(config)]) == 2
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["table1.md", "table2.csv", "fig2a.png", "fig6.pdf"])
+def test_a_table_or_figure_of_somebody_else_is_kept_without_force(caches, tmp_path, capsys, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    assert f"{out / name} exists; choose another name or pass --force" in _refused(
+        caches, out, capsys
+    )
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": 1}'])
+def test_a_folder_of_something_else_is_refused(caches, tmp_path, capsys, content):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "experiment.json").write_text(content)
+    said = _refused(caches, out, capsys)
+    assert str(out) in said
+    assert "choose another --out, or pass --force" in said
+
+
+def test_a_damaged_part_is_named(caches, tmp_path, capsys):
+    part = tmp_path / "out" / "parts" / "training-vae-0123456789"
+    part.mkdir(parents=True)
+    for content in ("", "{", "[]", '{"slice_steps": 3}'):
+        (part / "done.json").write_text(content)
+        assert tables.main(_dry_run(caches, tmp_path)) == 2
+        assert f"remove {part}, which is then made again" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_make_one_experiment(caches, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out):
+        assert f"{out} is in use by another process" in _refused(caches, out, capsys)
+        assert tables.main(_dry_run(caches, tmp_path)) == 0
+
+
+def _dry_run(caches, folder):
+    config = write(folder, {**settings(caches), "out": str(folder / "out")})
+    return ["--config", str(config), "--dry-run"]
 
 
 # Configuration --------------------------------------------------------------------------------
