@@ -8,7 +8,7 @@ import numpy as np
 from preprocessing import cohort
 from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import add, parser_for
-from tf_lesion.files import InputError
+from tf_lesion.files import InputError, readable
 from tf_lesion.scans import discovery
 
 PATTERN = "sub-*/anat/*_T2w.nii*"
@@ -58,7 +58,7 @@ def read_test_list(path: str | Path, names: Sequence[str]) -> set[str]:
         FileNotFoundError, InputError: if there is no such file, or it names a subject that is not
             there, or leaves none on either side.
     """
-    listed = set(Path(path).read_text(encoding="utf-8").split())
+    listed = set(readable(Path(path).read_bytes()).split())
     unknown = sorted(listed - set(names))
     if unknown:
         raise InputError(

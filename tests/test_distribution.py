@@ -158,6 +158,9 @@ def test_a_chief_of_tf_config_is_the_first_process_and_writes_alone(monkeypatch)
     for wrong, kind in (({"ps": ["p:1"], "worker": ["b:1"]}, "worker"), ({"worker": ["b"]}, "ps")):
         with pytest.raises(InputError, match="Expected workers, and a chief at most"):
             _numbered(monkeypatch, wrong, kind, 0)
+    for index in (3, 1, -1):
+        with pytest.raises(InputError, match=rf"from 0 to 0, there are 1 of worker; got {index}"):
+            _numbered(monkeypatch, {"worker": ["b:1"]}, "worker", index)
 
 
 def test_each_process_reads_its_part_of_the_batch():

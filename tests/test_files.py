@@ -99,6 +99,9 @@ def test_a_folder_set_aside_comes_back_unless_it_is_given_up(tmp_path):
         (tmp_path / "new").mkdir()
         give_up()
     assert (tmp_path / "new").exists()
+    with set_aside(tmp_path / "newer"):
+        (tmp_path / "newer").mkdir()
+    assert not (tmp_path / "newer").exists()
 
 
 @pytest.mark.slow
@@ -127,15 +130,15 @@ def test_a_run_is_replaced_only_when_the_new_one_trains(tmp_path, monkeypatch, c
 def test_the_description_and_ignored_files_of_a_data_set_are_kept(tmp_path):
     about, ignored = tmp_path / "dataset_description.json", tmp_path / ".bidsignore"
     about.write_text('{"Name": "Our raw data", "Authors": ["A", "Ü"]}', encoding="utf-8")
-    ignored.write_text("extra/\n")
+    ignored.write_bytes("größe/\n".encode("latin-1"))
     with pytest.raises(FileExistsError, match="describes another data set"):
         detection_files.refuse_other_dataset(tmp_path, force=False)
     detection_files.refuse_other_dataset(tmp_path, force=True)
     about.unlink()
     for _ in range(2):
         detection_files.write_dataset_description(tmp_path, tmp_path)
-        lines = ["extra/", *detection_files.BIDS_IGNORED]
-        assert ignored.read_text().splitlines() == lines
+        lines = ["größe/", *detection_files.BIDS_IGNORED]
+        assert ignored.read_text(encoding="latin-1").splitlines() == lines
         detection_files.refuse_other_dataset(tmp_path, force=False)
 
 

@@ -15,6 +15,7 @@ from conftest import GOLDEN, make_run, write_cache
 from tf_lesion.caches.restored import RestoredReader, RestoredWriter
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.calibration import Calibration, Threshold
+from tf_lesion.cli import export
 from tf_lesion.detection.layout import read_facts, read_summary
 from tf_lesion.detection.postprocessing import HealthyMaps
 from tf_lesion.files import InputError
@@ -165,18 +166,36 @@ def run(tmp_path_factory, cache_path):
 
 
 @pytest.mark.parametrize("count", [FEW // 4, pytest.param(MANY // 4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("file", ["config.json", "checkpoints/checkpoint", "*.index", "*.npy"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "checkpoints/checkpoint", "*.index", "*.data-*", "*.npy"]
+)
 def test_a_damaged_run_is_loaded_or_refused(run, tmp_path, in_time, file, count):
-    folder = shutil.copytree(run, tmp_path / "run")
-    (path,) = folder.rglob(file)
-    _damage(path, lambda _: load(folder), count=count, in_time=in_time)
+    _damage_model(run, tmp_path, file, count=count, in_time=in_time)
 
 
 @pytest.mark.parametrize("count", [FEW // 4, pytest.param(MANY // 4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("file", ["checkpoint", "model.ckpt-799.index"])
+@pytest.mark.parametrize("file", ["checkpoint", "*.index", "*.data-*"])
 def test_a_damaged_tf1_checkpoint_is_loaded_or_refused(tmp_path, in_time, file, count):
-    folder = shutil.copytree(GOLDEN / "vae_ckpt", tmp_path / "tf1")
-    _damage(folder / file, lambda _: load(folder), count=count, in_time=in_time)
+    _damage_model(GOLDEN / "vae_ckpt", tmp_path, file, count=count, in_time=in_time)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["variables.index", "variables.data-*"])
+def test_a_damaged_saved_model_is_loaded_or_refused(run, tmp_path, in_time, file):
+    assert export.main(["--model", str(run), "--out", str(tmp_path / "saved")]) == 0
+    _damage_model(tmp_path / "saved", tmp_path, file, count=FEW, in_time=in_time)
+
+
+def _damage_model(model, tmp_path, file, *, count, in_time):
+    """Damage a file of a model; what is read has the weights that were written."""
+    folder = shutil.copytree(model, tmp_path / "copy")
+    (path,) = folder.rglob(file)
+    whole = load(folder).identity
+
+    def read(_):
+        assert load(folder).identity == whole
+
+    _damage(path, read, count=count, in_time=in_time)
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])

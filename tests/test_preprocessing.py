@@ -437,6 +437,9 @@ def test_a_list_of_test_subjects_is_the_split(tmp_path):
     listed = tmp_path / "test.txt"
     listed.write_text("sub-3\nsub-1\n")
     assert camcan.read_test_list(listed, names) == {"sub-1", "sub-3"}
+    for encoding in ("latin-1", "utf-8"):
+        listed.write_text("müller\n", encoding=encoding)
+        assert camcan.read_test_list(listed, ["müller", "sub-1"]) == {"müller"}
     for content, message in (
         ("sub-4", "there is no 'sub-4'"),
         ("", "at least one subject to test on"),

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -201,6 +203,27 @@ def test_epochs_are_permutations_and_batches_do_not_depend_on_the_start():
     assert batch_rows(0, num_rows=10, batch_size=4, seed=2).tolist() != rows[:4].tolist()
 
 
+def test_a_cache_with_nan_is_told_in_a_line_and_leaves_no_run(tmp_path, capsys):
+    cache = write_cache(tmp_path / "c.h5")
+    with h5py.File(cache, "r+") as file:
+        file["Train"][:, 20, 20] = np.nan
+    assert _train(cache, tmp_path / "run", "--steps", 6) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(rf"error: {cache}: Train row \d+ holds NaN or infinite values\.", said)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.h5"]
+
+
+def test_a_damaged_checkpoint_is_not_resumed(cache_path, trained, tmp_path, capsys):
+    run = Run(shutil.copytree(trained, tmp_path / "run"))
+    data = Path(f"{run.latest_checkpoint()}.data-00000-of-00001")
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    assert _train(cache_path, run.folder, "--resume", "--steps", 30) == 2
+    assert "ckpt-24 cannot be read as the checkpoint of" in capsys.readouterr().err
+    (run.checkpoints / "checkpoint").write_text("damaged")
+    assert _train(cache_path, run.folder, "--resume", "--steps", 30) == 2
+    assert "ckpt-24 cannot be read as the checkpoint of" in capsys.readouterr().err
+
+
 def test_options_that_contradict_the_run_are_refused_on_resume(cache_path, trained, capsys):
     assert _train(cache_path, trained, "--resume", "--clusters", 6) == 2
     assert "was trained with --clusters 9, got 6" in capsys.readouterr().err
@@ -326,5 +349,5 @@ def test_a_checkpoint_of_another_k_is_refused_when_loading(trained, tmp_path):
     settings = json.loads((copy / "config.json").read_text())
     settings["network"]["num_clusters"] = 4
     (copy / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match=r"does not fit .* another model or num_clusters"):
+    with pytest.raises(InputError, match=r"read as the checkpoint of .* another model or num_clusters"):
         load(copy)

@@ -27,9 +27,10 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where and what to do."""
 
 
-def readable(text: str | Path) -> str:
+def readable(text: str | Path | bytes) -> str:
     """A text, such as a name, that every encoder takes: what is no UTF-8 is read as Latin-1."""
-    return UNDECODED.sub(_decoded, str(text))
+    text = text.decode(errors="surrogateescape") if isinstance(text, bytes) else str(text)
+    return UNDECODED.sub(_decoded, text)
 
 
 def _decoded(found):
@@ -194,16 +195,19 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def set_aside(folder: Path) -> Iterator[Callable[[], None]]:
-    """Rename a folder, if it is there; it is put back at the end, in place of what is new.
+    """Rename a folder, if it is there; it is put back at the end, and what is new is deleted.
 
-    Yields a function that deletes it instead: to be called when the new one is known to work.
+    Yields a function that does the opposite: to be called when the new one is known to work.
     After a kill, `put_back` does what was not done.
     """
     aside, rubbish = _hidden(folder, REPLACED), _hidden(folder, PARTIAL)
+    given_up = False
     if folder.exists():
         folder.rename(aside)
 
     def give_up():
+        nonlocal given_up
+        given_up = True
         if aside.exists():
             aside.rename(rubbish)  # half of it deleted, it must not be put back
             shutil.rmtree(rubbish, ignore_errors=True)
@@ -211,9 +215,10 @@ def set_aside(folder: Path) -> Iterator[Callable[[], None]]:
     try:
         yield give_up
     finally:
-        if aside.exists():
+        if not given_up:
             shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
+            if aside.exists():
+                aside.rename(folder)
 
 
 def put_back(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from preprocessing.finder.examples import source as heads_of
 from preprocessing.finder.shards import SHARD, Shards, write_shard
 from preprocessing.phantom.sources import find_label_maps
 from tf_lesion.scans.finder.canonical import BIN_MM, BINS
+from tf_lesion.training.runs import intact_checkpoint
 from tf_lesion.scans.finder.networks import build_network
 from tf_lesion.scans.finder.weights import pack
 
@@ -104,7 +105,8 @@ def train(folder: str | Path, *, steps: int, batch_size: int, seed: int) -> None
     done = tf.Variable(0, dtype=tf.int64)
     checkpoint = tf.train.Checkpoint(network=network, optimizer=optimizer, done=done)
     manager = tf.train.CheckpointManager(checkpoint, str(folder / NAME), max_to_keep=2)
-    checkpoint.restore(manager.latest_checkpoint)
+    with intact_checkpoint(folder / NAME):
+        checkpoint.restore(manager.latest_checkpoint)
 
     @tf.function(reduce_retracing=True)
     def gradient_of(example):

@@ -127,9 +127,10 @@ def write_dataset_description(out: str | Path, source: str | Path) -> None:
         },
     )
     path = Path(out) / ".bidsignore"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    lines += [line for line in BIDS_IGNORED if line not in lines]
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    lines = path.read_bytes().splitlines() if path.exists() else []  # of any encoding
+    lines += [line.encode() for line in BIDS_IGNORED if line.encode() not in lines]
+    with written_whole(path) as temporary:
+        temporary.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
 # One scan, many scans ---------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from tf_lesion.prior import anonymous_calibration
 from tf_lesion.provenance import anonymous, stamp
 from tf_lesion.saved_model import exported
 from tf_lesion.saved_model.signatures import DETECTION_SEED, lesion_output, signatures
+from tf_lesion.training.runs import writing
 
 
 def export(
@@ -71,7 +72,8 @@ def export(
         if thresholds:
             anonymous_calibration(prior.calibration).save(files / exported.CALIBRATION)
         module.files = {path.name: tf.saved_model.Asset(str(path)) for path in files.iterdir()}
-        tf.saved_model.save(module, str(folder), signatures=made)
+        with writing(out):
+            tf.saved_model.save(module, str(folder), signatures=made)
 
 
 def signatures_of(

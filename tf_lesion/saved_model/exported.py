@@ -17,6 +17,7 @@ import tensorflow as tf
 from tf_lesion.config import Config, Solver
 from tf_lesion.files import InputError, read_array
 from tf_lesion.restoration import stops
+from tf_lesion.training.runs import intact_checkpoint
 
 GRAPH = "saved_model.pb"
 FOLDER = "assets"
@@ -77,10 +78,8 @@ class ExportedModel:
         self.path, self.network = path, config.network
         self.restoration_settings, self.exported_identity = restoration_settings, identity
         self._solver = config.restoration.solver
-        try:
+        with intact_checkpoint(path, "a SavedModel"):
             self._saved = tf.saved_model.load(str(path))  # signatures do not keep it alive
-        except (OSError, ValueError, tf.errors.OpError) as error:
-            raise InputError(f"{path} cannot be loaded as a SavedModel: {error}.") from error
 
     def stops(self, steps: int, every: int | None = None) -> list[int]:
         """As those of the method."""

@@ -99,6 +99,11 @@ def _number(resolver):
             f"Expected workers, and a chief at most, in TF_CONFIG, and this process to be one; got "
             f"{', '.join(cluster) or 'none'} and {kind}."
         )
+    if index not in range(len(cluster[kind])):
+        raise InputError(
+            f"Expected the index in TF_CONFIG from 0 to {len(cluster[kind]) - 1}, there are "
+            f"{len(cluster[kind])} of {kind}; got {index}."
+        )
     return index + (chiefs if kind == "worker" else 0), chiefs + workers
 
 

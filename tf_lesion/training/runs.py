@@ -21,6 +21,8 @@ from tf_lesion.config import Config
 from tf_lesion.files import InputError, remove_abandoned, write_json, written_whole
 from tf_lesion.provenance import stamp
 
+# What TensorFlow raises on reading a checkpoint or SavedModel, by where the damage is.
+DAMAGED = (tf.errors.OpError, RuntimeError, ValueError, LookupError, AssertionError, TypeError)
 UNFINISHED = ("*_temp", "*.tempstate*", "checkpoint.tmp*")  # as TensorFlow names checkpoints
 
 
@@ -87,8 +89,8 @@ class Run:
         return newest_checkpoint(self.checkpoints)
 
     def step(self) -> int:
-        """Training step of the newest checkpoint."""
-        return _step(self.latest_checkpoint())
+        """Training step of the newest checkpoint, -1 without one."""
+        return _step(self.latest_checkpoint() or "")
 
 
 def newest_checkpoint(folder: Path) -> str | None:
@@ -113,13 +115,25 @@ def _step(name):
 
 
 @contextlib.contextmanager
-def intact_checkpoint(prefix: str | Path) -> Iterator[None]:
-    """Whatever TensorFlow raises on reading a damaged checkpoint becomes an `InputError`."""
+def intact_checkpoint(prefix: str | Path, what: str = "a checkpoint") -> Iterator[None]:
+    """Whatever TensorFlow raises on reading a damaged file of its own becomes an `InputError`."""
     try:
         yield
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+    except DAMAGED as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{prefix} cannot be read as a checkpoint: {reason}.") from error
+        raise InputError(
+            f"{prefix} cannot be read as {what}: {reason}; is it damaged, or of another model or "
+            f"num_clusters?"
+        ) from error
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """What TensorFlow raises when it cannot write becomes an `OSError`, as of other writers."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise OSError(f"cannot write {path}: {error.message.splitlines()[0]}") from error
 
 
 def named_variables(variables: Iterable) -> dict[str, tf.Variable]:
@@ -139,19 +153,14 @@ def restore_weights(model: Any, run: Run) -> None:
     prefix = run.latest_checkpoint()
     if prefix is None:
         raise InputError(f"{run.folder} has no checkpoint yet; train it with tf-lesion train.")
-    try:
+    with intact_checkpoint(prefix, f"the checkpoint of {run.config_path}"):
         status = tf.train.Checkpoint(model=named_variables(model.weights)).restore(prefix)
         status.expect_partial().assert_existing_objects_matched()
-    except (ValueError, AssertionError, RuntimeError, tf.errors.OpError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{prefix} does not fit {run.config_path}: {reason}; is it damaged, or a checkpoint of "
-            f"another model or num_clusters?"
-        ) from error
 
 
 def save_weights(model: Any, run: Run, *, step: int) -> None:
     """Write a checkpoint of the weights alone."""
     weights = tf.train.Checkpoint(model=named_variables(model.weights))
     manager = tf.train.CheckpointManager(weights, str(run.checkpoints), 1)
-    manager.save(checkpoint_number=step)
+    with writing(run.checkpoints):
+        manager.save(checkpoint_number=step)

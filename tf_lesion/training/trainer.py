@@ -6,7 +6,7 @@ import functools
 import itertools
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.config import Config
+from tf_lesion.files import InputError
 from tf_lesion.training.distribution import WORKER_ERRORS, Placement, make_placement
-from tf_lesion.training.runs import Run, named_variables
+from tf_lesion.training.runs import Run, intact_checkpoint, named_variables, writing
 from tf_lesion.training.update import GRADIENT_NORM, STOPPING, Updater
 
 TEST_SLICES = 64  # fixed slices of `Test` on which the test losses are measured
@@ -48,32 +49,35 @@ def _permutation(num_rows, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
-def batches(cache: SliceCache, config: Config, start: int, placement: Placement) -> tf.data.Dataset:
-    """Dataset of (rows [B], images [B, H, W, 1]) from step `start` on, read ahead.
+def batches(
+    cache: SliceCache, config: Config, start: int, placement: Placement
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """(rows [B], images [B, H, W, 1]) from step `start` on, read ahead.
 
     B slices are the part of the batch that this process takes.
+
+    Raises:
+        InputError: if the cache has slices that cannot be used.
     """
-    size = config.training.batch_size
+    size, failed = config.training.batch_size, []
 
     def generate():
         for step in range(start, config.training.steps):
             rows = batch_rows(step, num_rows=len(cache), batch_size=size, seed=config.seed)
             rows = placement.local(rows)
-            yield rows, cache.read(rows)
+            try:
+                yield rows, cache.read(rows)
+            except InputError as error:
+                failed.append(error)
+                raise
 
     part = size // placement.workers
     signature = (tf.TensorSpec([part], tf.int64), tf.TensorSpec([part, *cache.shape, 1]))
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return dataset.prefetch(PREFETCHED_BATCHES)
-
-
-@contextlib.contextmanager
-def _written():
-    """What TensorFlow raises when it cannot write becomes an `OSError`, as of other writers."""
     try:
-        yield
-    except tf.errors.OpError as error:
-        raise OSError(f"cannot write a checkpoint: {error.message.splitlines()[0]}") from error
+        yield from dataset.prefetch(PREFETCHED_BATCHES)
+    except tf.errors.OpError as error:  # TensorFlow's, of which ours is a line
+        raise failed[0] if failed else error from None
 
 
 def _fixed_rows(cache, count):
@@ -114,8 +118,10 @@ class Trainer:
         self._manager = tf.train.CheckpointManager(
             self._checkpoint, str(run.checkpoints), config.training.checkpoints_kept
         )
-        if resume and self._manager.latest_checkpoint:
-            self._checkpoint.restore(self._manager.latest_checkpoint).assert_consumed()
+        newest = run.latest_checkpoint() if resume else None
+        if newest:
+            with intact_checkpoint(newest, f"the checkpoint of {run.config_path}"):
+                self._checkpoint.restore(newest).assert_consumed()
         self._evaluate = tf.function(self._test_step)
         self._reconstruct = tf.function(self.model.reconstruct)
         self._stopped_by, self._all_stop, self._saved_at = None, False, time.monotonic()
@@ -171,7 +177,7 @@ class Trainer:
         step = int(self.step.numpy())
         newest = self._manager.latest_checkpoint
         if newest is None or not newest.endswith(f"-{step}"):
-            with _written():
+            with writing(self.run.checkpoints):
                 self._manager.save(checkpoint_number=step)
         self._saved_at = time.monotonic()
 
@@ -272,7 +278,8 @@ class _Logs(contextlib.ExitStack):
         pixels = np.round(255 * np.clip(montage, 0, 1)).astype(np.uint8)[..., None]
         folder = self._folder / "pictures"
         folder.mkdir(exist_ok=True)
-        tf.io.write_file(str(folder / f"reconstructions-{step:07d}.png"), tf.io.encode_png(pixels))
+        picture = tf.io.encode_png(pixels).numpy()
+        (folder / f"reconstructions-{step:07d}.png").write_bytes(picture)
         with self._board.as_default():
             tf.summary.image("reconstructions", pixels[None], step=step)
 
