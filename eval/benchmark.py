@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tf_lesion.cli.command import command
+from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, write_json
 from tf_lesion.provenance import stamp
@@ -62,7 +62,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark and print its figures."""
     options = parser().parse_args(argv)
-    what = options.what
+    what, needs = options.what, {"--force": ("--out", bool(options.out))}
+    for name in sorted({name for _, names in KINDS.values() for name in names}):
+        kinds = [kind for kind, (_, names) in KINDS.items() if name in names]
+        needs[f"--{name.replace('_', '-')}"] = (" or ".join(kinds), what in kinds)
+    check_effect(parser(), options, needs)
     if what == "solver" and None in (options.model, options.cache):
         raise InputError("Expected --model and --cache with patients to compare solvers on.")
     options.rounds = options.rounds or ROUNDS.get(what)

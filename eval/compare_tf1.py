@@ -22,11 +22,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tf_lesion.cli.command import command
+from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, refuse_existing, write_json
 from tf_lesion.provenance import stamp
 
+OF_CACHE = ("--labels", "--subjects", "--crop", "--tf1-statistics")
 WAYS = (("--tf1-checkpoint", "--reference"), ("--restored", "--tf1-restored"))
 
 
@@ -46,6 +47,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if sorted(sum(value is not None for value in pair) for pair in given) != [0, 2]:
         ways = " or ".join(" with ".join(way) for way in WAYS)
         raise InputError(f"Expected either {ways}.")
+    needs = dict.fromkeys(OF_CACHE, ("--cache", bool(options.cache)))
+    needs |= dict.fromkeys(("--cache", "--out"), ("--restored", bool(options.restored)))
+    check_effect(parser, options, {**needs, "--force": ("--out", bool(options.out))})
     return options
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lesion.cli.command import command
+from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.config import DETECTOR
 from tf_lesion.files import InputError, refuse_existing, write_text
@@ -124,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(parser, "--slice-step", "--batch-size", "--precision", "--force")
     add(parser, "--out", help="CSV with a row per patient")
     options = parser.parse_args(argv)
+    check_effect(parser, options, {"--force": ("--out", bool(options.out))})
     if options.out:
         refuse_existing(options.out, force=options.force)
     from tf_lesion.detection.maps import Detector

@@ -11,6 +11,7 @@ from conftest import write_cache
 
 import train_gmvae
 from preprocessing.phantom.__main__ import write_cohort
+from tf_lesion.caches.restored import RestoredWriter
 from tf_lesion.caches.slices import CacheWriter
 from tf_lesion.detection import files as detection_files
 from tf_lesion.detection.layout import FAILED, SUMMARY
@@ -73,8 +74,12 @@ def precious(folder):
 
 def test_force_never_replaces_a_folder_of_another_kind(tmp_path):
     folder = precious(tmp_path / "home")
-    with pytest.raises(InputError, match="a file to replace"), written_whole(folder):
-        pass
+    (tmp_path / "empty").mkdir()
+    for taken in (folder, tmp_path / "empty"):
+        with pytest.raises(InputError, match="a file to replace"), written_whole(taken):
+            pass
+        with pytest.raises(InputError, match="a file to replace"):
+            RestoredWriter(taken, rows=[0], shape=(38, 42), settings={}, force=True)
     expected = pytest.raises(InputError, match=r"a folder with config\.json to replace")
     with expected, written_whole(folder, marker="config.json"):
         pass

@@ -100,10 +100,3 @@ def test_an_export_names_no_folder_and_no_subject(run, tmp_path, kind):
             break  # a SavedModel is no run to export again
         told = tf_lesion.load(out).data["preprocessing"]
         assert (told["test_subjects"], told["skipped"], told["matched_to"]) == (2, 1, "healthy.h5")
-
-
-@pytest.mark.parametrize("option", [["--solver", "huber"], ["--steps", "3"], ["--verify"]])
-def test_what_the_calibration_says_cannot_be_given(run, tmp_path, capsys, option):
-    assert _pack(run, tmp_path / "p", *option) == 2
-    assert f"Expected no {option[0]} with --as run" in capsys.readouterr().err
-    assert not (tmp_path / "p").exists()

@@ -123,8 +123,10 @@ def test_names_and_warnings_are_text_not_markup(page):
     assert "<b>odd" not in content
 
 
-def test_a_scan_without_thresholds_and_truth_still_has_a_page(tmp_path):
+def test_a_scan_without_thresholds_and_truth_still_has_a_page(tmp_path, capsys):
     maps_of(tmp_path, lesions={}, files={n: f"P_1_{n}.nii.gz" for n in ("restored", "residual")})
+    assert report.main(["--results", str(tmp_path), "--target-fpr", "0.05"]) == 2
+    assert "Expected --target-fpr only with maps with thresholds" in capsys.readouterr().err
     assert report.main(["--results", str(tmp_path)]) == 0
     content = (tmp_path / "report.html").read_text()
     text = _text(content)

@@ -268,7 +268,11 @@ def test_merging_asks_for_every_shard_and_for_equal_settings(run, cache_path, tm
     merge = ["--merge", "--out", str(out)]
     assert restore_brats.main(merge) == 2
     assert "Expected the shards of" in capsys.readouterr().err
+    capsys.readouterr()
     assert _restore(run, cache_path, out, "--shard", "1/2") == 0
+    path = tmp_path / "merged.shard-1-of-2.h5"
+    assert f"slices: {path}\n" in capsys.readouterr().out
+    assert path.exists()
     assert restore_brats.main(merge) == 2
     assert re.search(r"Not restored yet: .*shard-2-of-2", capsys.readouterr().err)
     assert _restore(run, cache_path, out, "--shard", "2/2", "--tv-weight", "0.5") == 0

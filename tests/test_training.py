@@ -227,6 +227,10 @@ def test_a_damaged_checkpoint_is_not_resumed(cache_path, trained, tmp_path, caps
 def test_options_that_contradict_the_run_are_refused_on_resume(cache_path, trained, capsys):
     assert _train(cache_path, trained, "--resume", "--clusters", 6) == 2
     assert "was trained with --clusters 9, got 6" in capsys.readouterr().err
+    before = (trained / "config.json").read_bytes()
+    assert _train(cache_path, trained, "--resume", "--steps", 5) == 2
+    assert "Expected --steps of 24 or more" in capsys.readouterr().err
+    assert (trained / "config.json").read_bytes() == before
     assert _train(cache_path, trained, "--resume", "--model", "vae") == 2
     assert "was trained with --model gmvae, got vae" in capsys.readouterr().err
 

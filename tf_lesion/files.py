@@ -64,10 +64,25 @@ def read_array(path: str | Path, *, what: str) -> Any:
         raise InputError(f"Expected {what} (.npy) in {path}: {error}") from error
 
 
-def refuse_existing(path: str | Path, *, force: bool) -> None:
-    """Raise `FileExistsError` if `path` exists and `force` is false."""
-    if Path(path).exists() and not force:
+def refuse_existing(path: str | Path, *, force: bool, marker: str = "") -> None:
+    """Raise an error if `path` exists, unless `force` allows to replace it.
+
+    What is replaced is a result of the same kind, never somebody's folder: a file, or with a
+    `marker` a folder that has a file of that name, or nothing.
+
+    Raises:
+        FileExistsError: if it exists and `force` is false.
+        InputError: if something else is there.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    if not force:
         raise FileExistsError(f"Output {path} exists; choose another name or pass --force.")
+    ours = (path / marker).exists() or (path.is_dir() and not any(path.iterdir()))
+    if not (ours if marker else path.is_file()):
+        what = f"a folder with {marker} to replace" if marker else "a file to replace"
+        raise InputError(f"Expected {what} at {path}, found something else; choose another name.")
 
 
 def require_space(folder: Path, num_bytes: int) -> None:
@@ -88,20 +103,6 @@ def require_space(folder: Path, num_bytes: int) -> None:
         raise OSError(
             error.errno, f"{error.strerror}: {megabytes:.1f} MB are needed in {folder}"
         ) from error
-
-
-def refuse_other_folder(path: str | Path, marker: str) -> None:
-    """Raise `InputError` if something else is there than a folder with the file `marker`.
-
-    Without a marker, a file is expected. What is replaced with --force is a result of the same
-    kind, never somebody's folder.
-    """
-    path = Path(path)
-    empty = path.is_dir() and not any(path.iterdir())
-    other = not (path / marker).exists() if marker else path.is_dir()
-    if path.exists() and other and not empty:
-        what = f"a folder with {marker} to replace" if marker else "a file to replace"
-        raise InputError(f"Expected {what} at {path}, found something else; choose another name.")
 
 
 # Processes that share a folder, or were killed in it ------------------------------------------
@@ -248,15 +249,14 @@ def written_whole(path: str | Path, *, force: bool = True, marker: str = "") -> 
         InputError: if it is a folder, but not such a one; likewise.
     """
     path = Path(path)
-    refuse_existing(path, force=force)
-    refuse_other_folder(path, marker)
+    refuse_existing(path, force=force, marker=marker)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned_once(path.parent.resolve())
     temporary = _hidden(path, PARTIAL)
     _remove(temporary)  # of a process that had this one's number
     try:
         yield temporary
-        refuse_existing(path, force=force)
+        refuse_existing(path, force=force, marker=marker)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         os.replace(temporary, path)

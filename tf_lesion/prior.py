@@ -255,7 +255,7 @@ class Prior:
         """
         from tf_lesion.training.runs import Run, save_weights
 
-        refuse_existing(folder, force=force)
+        refuse_existing(folder, force=force, marker=RUN_MARKER)
         stored, step = _stored(self.path), 0
         precision = stored.get("network", {}).get("precision", self.config.network.precision)
         config = self.config.replace(

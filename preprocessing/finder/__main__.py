@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from preprocessing.finder import STAGES
 from tf_lesion import __version__
-from tf_lesion.cli.command import command
+from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import add, parser_for
 
 STEPS, BATCH_SIZE, HEADS = 6000, 1, 1000
@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(parser, "--jobs", help="processes that paint")
     add(parser, "--stages", choices=STAGES, default=list(STAGES))
     options = parser.parse_args(argv)
+    needs = dict.fromkeys(("--held-out", "--jobs"), ("--stages paint", "paint" in options.stages))
+    needs["--batch-size"] = ("--stages train", "train" in options.stages)
+    check_effect(parser, options, needs)
     from preprocessing.finder import training  # TensorFlow
 
     options.out.mkdir(parents=True, exist_ok=True)

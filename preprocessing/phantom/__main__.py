@@ -32,7 +32,7 @@ from preprocessing.cohort import in_processes
 from preprocessing.phantom import GLIOMA, GRADES, HEALTHY, HELD_OUT, MS, PATIENT, STROKE
 from preprocessing.phantom.nifti import write_nifti
 from tf_lesion import __version__
-from tf_lesion.cli.command import command
+from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, refuse_existing, written_whole
 
@@ -86,7 +86,7 @@ def write_cohort(
 
     counts = {HEALTHY: healthy, HELD_OUT: test, PATIENT: patients}
     _check_numbers({**counts, HEADS: heads}, seed=seed, voxel_size=voxel_size)
-    refuse_existing(out, force=force)
+    refuse_existing(out, force=force, marker=MANIFEST)
     maps = find_label_maps(label_maps) if label_maps else []
     anatomies = _split_anatomies(maps, held_out, test, heads)
     with written_whole(out, force=force, marker=MANIFEST) as folder:
@@ -220,7 +220,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(parser, "--voxel-size", default=1.0, help="mm, 0.5 to 4")
     add(parser, "--jobs")
     add(parser, "--force", help="replace the folder if it exists")
-    options = vars(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    check_effect(parser, args, {"--lesions": ("--patients", args.patients > 0)})
+    options = vars(args)
     made = write_cohort(options.pop("out"), **options)
     print(
         f"{made['healthy'] + made['test']} healthy subjects and {made['patients']} patients, "

@@ -11,12 +11,12 @@ what was chosen for them, and no local path.
 import sys
 from typing import Any
 
-from tf_lesion.cli.command import command
-from tf_lesion.cli.detect import DEVICE, SETTINGS, load_prior, restoration_of, restoring
+from tf_lesion.cli.command import check_effect, command
+from tf_lesion.cli.detect import DEVICE, load_prior, restoration_of, restoring
 from tf_lesion.cli.options import add, parser_for
-from tf_lesion.files import InputError, refuse_existing
+from tf_lesion.files import InputError
 
-OF_SAVED_MODEL = (*SETTINGS, "verify")
+OF_SAVED_MODEL = (*restoring(), "--precision", "--verify")  # a run is as it was calibrated
 
 
 def parser() -> Any:
@@ -37,21 +37,14 @@ def parser() -> Any:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = parser().parse_args(argv)
-    refuse_existing(options.out, force=options.force)
-    if options.kind == "run":
-        given = [name for name in OF_SAVED_MODEL if getattr(options, name)]
-        if given:
-            raise InputError(
-                f"Expected no --{given[0].replace('_', '-')} with --as run, which is restored as "
-                f"its calibration was; choose that with tf-lesion calibrate."
-            )
-        prior = load_prior(options)
+    as_run = options.kind == "run"
+    needs = dict.fromkeys(OF_SAVED_MODEL, ("--as savedmodel", not as_run))
+    check_effect(parser(), options, {**needs, "--align": ("--as run", as_run)})
+    prior = load_prior(options)
+    if as_run:
         size = prior.save(options.out, align=options.align, force=options.force)
         print(f"Wrote {options.model} ({prior.identity}), {size / 1e6:.1f} MB: {options.out}")
         return 0
-    if options.align:
-        raise InputError("Expected no --align with a SavedModel, which takes aligned slices.")
-    prior = load_prior(options)
     return _saved_model(prior, options)
 
 

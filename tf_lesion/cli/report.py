@@ -7,7 +7,7 @@ for a cohort a table of the subjects as well: what failed or is worth a look, th
 import argparse
 from collections.abc import Sequence
 
-from tf_lesion.cli.command import command
+from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, refuse_existing
 
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation = read_evaluation(options.evaluation) if options.evaluation else None
     given = {"scan": options.scan, "truth": options.truth, "target_fpr": options.target_fpr}
     results = [Result.read(path, **given) for path in paths]
+    thresholds = any(result.point for result in results)
+    check_effect(parser(), options, {"--target-fpr": ("maps with thresholds", thresholds)})
     write_report(
         results, out, evaluation=evaluation, failed=failed, cohort=cohort, force=options.force
     )

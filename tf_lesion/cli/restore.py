@@ -16,6 +16,7 @@ On several machines or devices, each does one part of the cache, and any of them
     python restore_brats.py --out restored.h5 --merge
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,22 @@ def parser() -> Any:
 
 def check_options(options: Any) -> None:
     """Raise `InputError` for options that mean nothing to what is restored."""
+    from tf_lesion.detection.postprocessing import Postprocessing
+
     sources = {"--cache": OF_CACHE, "--input": (*OF_SCANS, *SCREEN), "--cache or --input": OF_BOTH}
     there = {"--cache": options.cache, "--input": options.input}
     there["--cache or --input"] = options.cache or options.input
     needs = {name: (source, bool(there[source])) for source in sources for name in sources[source]}
+    if options.cache and options.postprocess != AUTO:
+        steps = replace(Postprocessing.parse(options.postprocess), seeds=1, flip=False)
+        needs["--postprocess"] = ("--input, but for seeds and flip", not str(steps))
     check_effect(parser(), options, needs)
 
 
 def restore_cache(prior: Any, options: Any) -> None:
     """Restore `Test` of a cache into an HDF5 file."""
     from tf_lesion.caches.restore import restore_to_file
+    from tf_lesion.caches.restored import shard_path
     from tf_lesion.detection.settings import postprocessing_of
 
     restoration = detect.restoration_of(prior, options, calibrated=False)
@@ -84,7 +91,8 @@ def restore_cache(prior: Any, options: Any) -> None:
         thresholds=thresholds,
         **{name: getattr(options, name) for name in names},
     )
-    print(f"Restored {count} slices: {options.out}")
+    out = shard_path(options.out, options.shard) if options.shard else options.out
+    print(f"Restored {count} slices: {out}")
 
 
 @command

@@ -19,7 +19,6 @@ from tf_lesion.files import (
     locked,
     put_back,
     refuse_existing,
-    refuse_other_folder,
     set_aside,
 )
 
@@ -39,6 +38,7 @@ SLOW_BFLOAT16 = (
     "faster here."
 )
 _MAY_CHANGE = {"steps", "checkpoint_every"}  # on --resume
+MIXTURE = "gmvae"  # the method whose prior has clusters
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,6 +102,11 @@ def _resumed(given, run, cache):
                 f"out to go on, or choose another --out."
             )
     changed = _changed(config, {k: v for k, v in given.items() if k in _MAY_CHANGE})
+    if changed.training.steps < run.step():
+        raise InputError(
+            f"Expected --steps of {run.step()} or more, which {run.folder} has taken, got "
+            f"{changed.training.steps}."
+        )
     return presets.check(changed.replace(training={"planned_steps": config.training.length}))
 
 
@@ -109,7 +114,11 @@ def _resumed(given, run, cache):
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = parser().parse_args(argv)
-    check_effect(parser(), options, {"--force": ("a new run", not options.resume)})
+    needs = {
+        "--force": ("a new run", not options.resume),
+        "--clusters": (f"--model {MIXTURE}", options.model in (None, MIXTURE)),
+    }
+    check_effect(parser(), options, needs)
     from tf_lesion import devices
 
     # Processes that work together must find each other before TensorFlow computes anything.
@@ -183,5 +192,4 @@ def _clear(run):
 def _check_place(run, *, force):
     """An existing run is an error without --force, and any other folder with it too."""
     if run.folder.exists() and any(run.folder.iterdir()):
-        refuse_existing(run.folder, force=force)
-        refuse_other_folder(run.folder, run.config_path.name)
+        refuse_existing(run.folder, force=force, marker=run.config_path.name)

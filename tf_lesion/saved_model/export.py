@@ -16,13 +16,7 @@ import tensorflow as tf
 from tf_lesion.caches.slices import BRAIN_FLOOR, HIGHEST_PERCENTILE, LOWEST_PERCENTILE
 from tf_lesion.calibration import Threshold
 from tf_lesion.config import RestorationConfig
-from tf_lesion.files import (
-    InputError,
-    refuse_existing,
-    refuse_other_folder,
-    write_json,
-    written_whole,
-)
+from tf_lesion.files import InputError, refuse_existing, write_json, written_whole
 from tf_lesion.prior import anonymous_calibration
 from tf_lesion.provenance import anonymous, stamp
 from tf_lesion.saved_model import exported
@@ -52,8 +46,7 @@ def export(
         FileExistsError, InputError: if `out` exists and `force` is false, or it is something else
             than a SavedModel, or the prior is one already.
     """
-    refuse_existing(out, force=force)
-    refuse_other_folder(out, exported.GRAPH)
+    refuse_existing(out, force=force, marker=exported.GRAPH)
     if isinstance(prior.model, exported.ExportedModel):
         raise InputError(f"Expected a run to export, {prior.path} is a SavedModel already.")
     made = signatures_of(prior, restoration, thresholds)
