@@ -325,6 +325,18 @@ def test_a_header_without_orientation_is_not_called_another_grid(tmp_path, unpla
     assert "resample" not in str(told.value)
 
 
+def test_no_memory_is_taken_for_what_a_small_file_tells_of(tmp_path):
+    small, large = np.diag([0.2, 0.2, 0.4, 1.0]), (1000, 1000, 500)
+    body = np.random.default_rng(0).bytes(1_100_000)
+    path = coded(tmp_path / "seg.nii.gz", sform=small, shape=large, data=body)
+    scan = load_scan(save(tmp_path / "t2.nii", values()))
+    with pytest.raises(InputError, match=r"seg\.nii\.gz: .* are there; it is truncated or blank"):
+        load_scan(path)
+    for load in (load_labels, load_mask):
+        with pytest.raises(InputError, match=r"expected the grid of its scan .*, 1000, 500\)"):
+            load(path, scan)
+
+
 def test_labels_that_are_no_labels_are_refused_but_none_at_all_is_fine(tmp_path):
     scan = load_scan(save(tmp_path / "t2.nii", values()))
     with pytest.raises(InputError, match="labels from 0 to 255"):

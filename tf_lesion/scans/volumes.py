@@ -42,6 +42,7 @@ FORMS_APART_MM = 1.0  # of the corners; qform and sform that disagree by more ar
 # in other units, or damaged, and would size what is computed.
 SMALLEST_EXTENT_MM, LARGEST_EXTENT_MM = 5.0, 1000.0
 MOST_COMPRESSED = 1032  # times, by gzip
+LARGE_BYTES, MOST_COMPRESSED_IF_LARGE = 2**28, 250  # of a scan that is not blank; real ones: 2 to 20
 ScanSource = str | Path | nib.spatialimages.SpatialImage | Series  # what `load_scan` takes
 _UNREADABLE = (
     nib.filebasedimages.ImageFileError,
@@ -198,13 +199,12 @@ def load_labels(source: ScanSource, scan: Scan) -> np.ndarray:
         InputError: as for `load_scan`; and if the values are not 0 to 255, or the shape or affine
             is another than that of the scan.
     """
-    labels = _read(source)
+    labels = _read(source, grid_of=scan)
     rounded, top = np.rint(labels.data), np.iinfo(np.uint8).max
     if not (np.isfinite(rounded).all() and rounded.min() >= 0 and rounded.max() <= top):
         raise InputError(
             f"{labels.name}: expected labels from 0 to {top}, got NaN or other values."
         )
-    _check_same_grid(labels, scan)
     return rounded.astype(np.uint8)
 
 
@@ -216,10 +216,9 @@ def load_mask(source: ScanSource, scan: Scan) -> np.ndarray:
     Raises:
         FileNotFoundError, InputError: as for `load_labels`, but any finite values are allowed.
     """
-    mask = _read(source)
+    mask = _read(source, grid_of=scan)
     if not np.isfinite(mask.data).all():
         raise InputError(f"{mask.name}: expected a mask of finite values, got NaN or infinite.")
-    _check_same_grid(mask, scan)
     return mask.data > 0
 
 
@@ -257,8 +256,8 @@ def name_of(source: ScanSource | None) -> str:
     return str(source) if isinstance(source, str | Path) else "image in memory"
 
 
-def _read(source):
-    """A `Scan` with everything checked but its values."""
+def _read(source, *, grid_of=None):
+    """A `Scan` with everything checked but its values, on the grid of another one if given."""
     if isinstance(source, str | Path) and is_exam(source):
         source = find_series(source)
     name, is_file = name_of(source), isinstance(source, str | Path)
@@ -278,16 +277,20 @@ def _read(source):
     mm_per_unit = MM_PER_UNIT.get(int(image.header["xyzt_units"]) & UNIT_BITS, 1.0)
     file_affine, placed_by, warnings = _placed(name, image, mm_per_unit)
     _check_extents(name, shape, file_affine, image.header)
-    if is_file:
-        _check_file_size(name, image)
-    values = _readable(name, np.asanyarray, image.dataobj)
-    with np.errstate(over="ignore"):
-        values = values.reshape(shape).astype(np.float32)
     orientation = io_orientation(file_affine)
     affine = file_affine @ inv_ornt_aff(orientation, shape)
     # A flip moves the origin, and headers hold it in float32: without this, one scan in two
     # orientations would be aligned to MNI with different last digits.
     affine[:3, 3] = np.rint(affine[:3, 3] / ORIGIN_STEP_MM) * ORIGIN_STEP_MM
+    if grid_of is not None:
+        turned = tuple(shape[axis] for axis in np.argsort(orientation[:, 0]))
+        _check_placed(name, shape, file_affine, placed_by, grid_of)
+        _check_same_grid(name, turned, affine, grid_of)
+    if is_file:
+        _check_file_size(name, image, of_scan=grid_of is None)
+    values = _readable(name, np.asanyarray, image.dataobj)
+    with np.errstate(over="ignore"):
+        values = values.reshape(shape).astype(np.float32)
     return Scan(
         path=Path(source) if is_file else series and series.path,
         data=np.ascontiguousarray(apply_orientation(values, orientation)),
@@ -389,15 +392,17 @@ def _check_extents(name, shape, affine, header):
     )
 
 
-def _check_file_size(name, image):
+def _check_file_size(name, image, *, of_scan):
     """Refuse a file that cannot hold what its header tells of, before memory is taken for it."""
     path = Path(image.file_map["image"].filename)
     needed = math.prod(image.shape) * image.get_data_dtype().itemsize
-    size = path.stat().st_size * (MOST_COMPRESSED if path.suffix == ".gz" else 1)
+    most = MOST_COMPRESSED_IF_LARGE if of_scan and needed > LARGE_BYTES else MOST_COMPRESSED
+    size = path.stat().st_size * (most if path.suffix == ".gz" else 1)
     if size < needed:
         raise InputError(
             f"{name}: expected a NIfTI file (.nii, .nii.gz), but it cannot be read: its header "
-            f"tells of {needed} bytes, and {path.stat().st_size} are there; it is truncated."
+            f"tells of {needed} bytes, and {path.stat().st_size} are there; it is truncated or "
+            f"blank."
         )
 
 
@@ -407,24 +412,28 @@ def _apart_mm(first, second, shape):
     return np.abs(apply_affine(first - second, corners)).max()
 
 
-def _check_same_grid(labels, scan):
-    unplaced = [one.name for one in (labels, scan) if one.placed_by == "nothing"]
-    shape, other = labels.file_shape[:3], scan.file_shape[:3]
-    apart = _apart_mm(labels.file_affine, scan.file_affine, shape)
-    if unplaced and shape == other and apart > GRID_TOLERANCE_MM:
+def _check_placed(name, shape, affine, placed_by, scan):
+    """Refuse the voxels of a scan where one header of the two knows no orientation."""
+    placed = ((name, placed_by), (scan.name, scan.placed_by))
+    unplaced = [one for one, by in placed if by == "nothing"]
+    apart = _apart_mm(affine, scan.file_affine, shape)
+    if unplaced and shape == scan.file_shape[:3] and apart > GRID_TOLERANCE_MM:
         raise InputError(
-            f"{labels.name}: expected the affine of its scan {scan.name}, but the header of "
+            f"{name}: expected the affine of its scan {scan.name}, but the header of "
             f"{unplaced[0]} knows no orientation (qform and sform code 0). If both have the same "
             f"voxels, give it the affine and the codes of the other (as fslcpgeom does)."
         )
-    if labels.data.shape != scan.data.shape:
+
+
+def _check_same_grid(name, shape, affine, scan):
+    if shape != scan.data.shape:
         raise InputError(
-            f"{labels.name}: expected the grid of its scan {scan.name}, {scan.data.shape} voxels "
-            f"in RAS, got {labels.data.shape}; resample it to the scan."
+            f"{name}: expected the grid of its scan {scan.name}, {scan.data.shape} voxels in RAS, "
+            f"got {shape}; resample it to the scan."
         )
-    apart = _apart_mm(labels.affine, scan.affine, scan.data.shape)
+    apart = _apart_mm(affine, scan.affine, scan.data.shape)
     if apart > GRID_TOLERANCE_MM:
         raise InputError(
-            f"{labels.name}: expected the affine of its scan {scan.name}, but corners of the two "
+            f"{name}: expected the affine of its scan {scan.name}, but corners of the two "
             f"grids are {apart:.1f} mm apart; resample it to the scan."
         )
