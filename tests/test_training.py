@@ -353,5 +353,7 @@ def test_a_checkpoint_of_another_k_is_refused_when_loading(trained, tmp_path):
     settings = json.loads((copy / "config.json").read_text())
     settings["network"]["num_clusters"] = 4
     (copy / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match=r"read as the checkpoint of .* another model or num_clusters"):
+    with pytest.raises(
+        InputError, match=r"read as the checkpoint of .* another model or num_clusters"
+    ):
         load(copy)

@@ -18,9 +18,9 @@ from preprocessing.finder.examples import source as heads_of
 from preprocessing.finder.shards import SHARD, Shards, write_shard
 from preprocessing.phantom.sources import find_label_maps
 from tf_lesion.scans.finder.canonical import BIN_MM, BINS
-from tf_lesion.training.runs import intact_checkpoint
 from tf_lesion.scans.finder.networks import build_network
 from tf_lesion.scans.finder.weights import pack
+from tf_lesion.training.runs import intact_checkpoint
 
 LEARNING_RATE, WARM_UP, DECAY = 1.5e-3, 100, 0.4
 SOFT = 0.15  # 1.5 mm, of the soft mask

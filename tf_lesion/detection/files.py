@@ -25,7 +25,15 @@ from tf_lesion.detection.layout import (
 )
 from tf_lesion.detection.maps import Detector
 from tf_lesion.detection.progress import LOG, Progress
-from tf_lesion.files import PARTIAL, InputError, locked, refuse_existing, write_json, write_text
+from tf_lesion.files import (
+    PARTIAL,
+    InputError,
+    locked,
+    refuse_existing,
+    write_json,
+    write_text,
+    written_whole,
+)
 from tf_lesion.scans import discovery, picture
 from tf_lesion.scans.discovery import Subject
 from tf_lesion.scans.prepare import PoorAlignmentError
