@@ -11,7 +11,7 @@ from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, readable
 from tf_lesion.scans import discovery
 
-PATTERN = "sub-*/anat/*_T2w.nii*"
+PATTERN = "sub-*/**/*_T2w.nii*"
 TEST_SHARE = 0.08  # 52 of 652, as in the paper
 REFERENCE_SUBJECT = "sub-CC110033"  # the one to which the paper's group matches histograms
 EXAMPLE = """example:

@@ -65,6 +65,45 @@ def test_a_folder_that_cannot_be_read_is_a_subject_with_its_reason(tmp_path, mon
     assert "Permission denied" in problems(find_scans(tmp_path))["sub-02"]
 
 
+@pytest.mark.parametrize("find", [find_scans, camcan.find_subjects])
+def test_a_subject_without_a_scan_is_one_with_its_reason(tmp_path, find):
+    touch(bids(tmp_path, "01"))
+    touch(tmp_path / "sub-02" / "ses-1" / "anat" / "sub-02_ses-1_T2w.nii.gz")
+    (tmp_path / "sub-02" / "ses-2").mkdir()  # sessions need not have one each
+    touch(bids(tmp_path, "03").with_name("sub-03_T2w.NII.GZ"))
+    touch(bids(tmp_path, "04").with_name("sub-04_T1w.nii.gz"))
+    (tmp_path / "sub-05" / "anat").mkdir(parents=True)
+    for name in ("sub-03.v2", "phenotype", "sub-01_ses-1", "derivatives/sub-06"):
+        (tmp_path / name).mkdir(parents=True)
+    found = {name.split("_")[0]: reason for name, reason in problems(find(tmp_path)).items()}
+    failed = {name for name, reason in found.items() if "no scan found in this folder" in reason}
+    assert failed == {"sub-03.v2", "sub-04", "sub-05"}
+    assert found.keys() - failed == {"sub-01", "sub-02", "sub-03"}
+
+
+def test_of_other_folders_those_are_subjects_that_are_called_like_one_with_a_scan(tmp_path):
+    for name in ("p1", "p2", "site1/p7"):
+        touch(tmp_path / name / "T2.nii.gz")
+    (tmp_path / "p4").symlink_to(tmp_path / "p1")
+    (tmp_path / "p5").symlink_to(tmp_path / "nowhere")
+    for name in ("p3", "masks", "site1/p8", "p1/2"):
+        (tmp_path / name).mkdir()
+    found = problems(find_scans(tmp_path, pattern="**/T2.nii.gz"))
+    assert {name for name, problem in found.items() if problem} == {"p3", "p5", "site1/p8"}
+    assert found.keys() >= {"p1", "p2", "site1/p7"}
+    narrow = find_scans(tmp_path, pattern="p[12]/T2.nii.gz")
+    assert problems(narrow) == {"p1": "", "p2": ""}
+
+
+def test_of_broken_links_those_to_files_of_other_kinds_are_no_subjects(tmp_path):
+    touch(tmp_path / "a_t2.nii.gz")
+    for name in ("a_t1.nii.gz", "notes.pdf", "Patient.001", "sub-4.backup"):
+        (tmp_path / name).symlink_to("/nowhere")
+    annexed(tmp_path / "1.2.840.113")
+    found = problems(find_scans(tmp_path))
+    assert {name for name, problem in found.items() if problem} == {"Patient.001", "sub-4.backup"}
+
+
 def test_linked_folders_are_followed_once_and_loops_end(tmp_path):
     touch(bids(tmp_path / "elsewhere", "02"))
     data = tmp_path / "data"

@@ -378,7 +378,7 @@ def test_grades_choose_folders_and_a_missing_grade_is_an_error(tmp_path):
 
 def test_no_scans_found_names_the_patterns(tmp_path, capsys):
     assert camcan.main(healthy_argv(tmp_path, tmp_path / "x.h5")) == 2
-    assert "sub-*/anat/*_T2w.nii*" in capsys.readouterr().err
+    assert "sub-*/**/*_T2w.nii*" in capsys.readouterr().err
     assert brats.main(patient_argv(tmp_path, tmp_path / "x.h5", "--no-matching")) == 2
     assert "**/*_t2.nii.gz or **/*_t2.nii or **/*-t2w.nii.gz" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="No such folder"):

@@ -56,6 +56,12 @@ def test_impossible_voxel_sizes_are_refused(voxel_size):
         MniGrid(voxel_size)
 
 
+def test_an_ending_in_capitals_is_read_alike(tmp_path):
+    path = save(tmp_path / "t2.nii.gz", np.repeat(values(), 50, axis=0))
+    read = load_scan(path).data
+    np.testing.assert_array_equal(load_scan(path.rename(tmp_path / "T2.NII.GZ")).data, read)
+
+
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "LAI", "PSR", "IAL", "SLP"])
 def test_any_orientation_is_read_as_the_same_ras_volume(tmp_path, axes):
     expected = values()

@@ -102,7 +102,7 @@ def _participants(subjects, labels):
 def _is_result(scan, folder, out):
     """Whether it is a map, or lies in the folder of results `out` inside of `folder`."""
     place, out = Path(folder).resolve(), Path(out or folder).resolve()
-    inside = place in out.parents and scan.parent.resolve().is_relative_to(out)
+    inside = place in out.parents and (scan.parent.resolve() / scan.name).is_relative_to(out)
     return inside or is_map(scan)
 
 

@@ -126,7 +126,7 @@ class Layout:
 def stem_of(path: str | Path) -> str:
     """File name without `.nii`, `.nii.gz` or `.zip`."""
     name = Path(path).name or Path(path).resolve().name  # of the folder "."
-    return re.sub(r"\.zip$", "", name.removesuffix(".gz").removesuffix(".nii"), flags=re.I)
+    return re.sub(r"\.zip$", "", discovery.ENDING.sub("", name), flags=re.I)
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:

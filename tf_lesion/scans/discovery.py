@@ -1,14 +1,15 @@
 """Which files belong to which subject: scans by glob, their names, masks and segmentations.
 
-Nothing that a glob names is left out in silence: a link whose content is not here, an empty folder
-of a BIDS subject, a folder that cannot be read are subjects with a problem. Linked folders are
-followed. Hidden files, and the folders of a BIDS dataset that hold no subjects of its own, count
-only where the glob names them.
+Nothing that a glob names is left out in silence: a link whose content is not here, a subject's
+folder without a scan, a folder that cannot be read are subjects with a problem. Linked folders are
+followed, and `.NII.GZ` is `.nii.gz`. Hidden files, and the folders of a BIDS dataset that hold no
+subjects of its own, count only where the glob names them.
 """
 
 import fnmatch
 import functools
 import glob
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,9 @@ from tf_lesion.files import InputError, readable
 # T2 suffix -> segmentation suffix: BRATS 2017 to 2021, BraTS 2023.
 SUFFIXES = {"_t2": "_seg", "-t2w": "-seg"}
 ENDINGS = (".nii.gz", ".nii")
+ENDING = re.compile(r"(\.nii)?(\.gz)?$", re.IGNORECASE)
+FILE_SUFFIX = re.compile(r"\.[A-Za-z]{1,4}")  # of files; folders are called p1.v2 or Patient.001
+ANNEX = "/annex/objects/"  # in links of git-annex, which are all to files
 BIDS_SUBJECT = re.compile(r"\b(sub-[A-Za-z0-9+]+)")
 CONTRASTS = ("t2", "t2w")  # such a file is called after its folder
 NO_SUBJECTS = ("derivatives", "sourcedata", "code")  # folders of a BIDS dataset
@@ -68,9 +72,14 @@ def find_subjects(
     Raises:
         FileNotFoundError, InputError: without a folder or scans, or with two scans of a subject.
     """
-    scans = [scan for scan in find_scans(folder, patterns) if keep is None or keep(scan)]
+    folder, keep = Path(folder), keep or bool
+    scans = list(filter(keep, find_scans(folder, patterns)))
+    scans = sorted([*scans, *filter(keep, _without_scans(folder, scans, patterns))])
     found = {}
-    for scan, name in zip(scans, scan_names(scans, folder, suffixes=suffixes), strict=True):
+    files = [scan for scan in scans if not (scan.is_dir() or _is_lost_folder(scan))]
+    names = dict(zip(files, scan_names(files, folder, suffixes=suffixes), strict=True))
+    for scan in scans:
+        name = names.get(scan) or _name_of_folder(scan.relative_to(folder))
         if rename is not None:
             name = rename(scan, name)
         if name in found:
@@ -85,20 +94,26 @@ def find_subjects(
 
 
 def find_scans(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
-    """Sorted files under `folder` that match one of the globs, and what may hide some.
-
-    Of a folder that is linked to more than once, one path is taken. What has a `problem_of` is
-    among them: whoever reads it will say so. None at all is an `InputError`.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
+    """As `find_files`; none at all is an `InputError`."""
+    if not Path(folder).is_dir():
         raise FileNotFoundError(f"No such folder of scans: {folder}")
-    found = {path for pattern in patterns for path in _glob(folder, pattern)}
+    found = find_files(folder, patterns)
     if not found:
         raise InputError(
             f"No scans found in {folder}: nothing matches {' or '.join(patterns)}; "
             "give the right folder, or another pattern."
         )
+    return found
+
+
+def find_files(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
+    """Sorted files under `folder` that match one of the globs, and what may hide some.
+
+    Of a folder that is linked to more than once, one path is taken. What has a `problem_of` is
+    among them: whoever reads it will say so.
+    """
+    folder = Path(folder)
+    found = {path for pattern in patterns for path in _glob(folder, pattern)}
     root, once = folder.resolve(), {}
     for path in sorted(found):
         place = path.parent.resolve()
@@ -106,6 +121,39 @@ def find_scans(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
         if direct or (place, path.name) not in once:
             once[place, path.name] = path
     return sorted(once.values())
+
+
+def _without_scans(folder, scans, patterns):
+    """Folders that are called as those of subjects which have scans, and have none themselves."""
+    holding, looks, named = set(), set(), set()
+    for scan in scans:
+        local = scan.relative_to(folder)
+        named.update(BIDS_SUBJECT.findall(local.as_posix()))
+        for place in local.parents[-2::-1]:
+            holding.add((folder / place).resolve())
+            looks.add((place.parent, _look(place.name)))
+            if BIDS_SUBJECT.fullmatch(place.name):
+                break  # sessions of a subject need not have a scan each
+    children = ((look, child) for up, look in looks for child in _children(folder / up, "*"))
+    return [
+        child
+        for look, child in children
+        if _look(child.name) == look
+        and child.is_dir()
+        and not (child.resolve() in holding or child.name in named or child in scans)
+        and any(_may_hold(child.relative_to(folder), pattern) for pattern in patterns)
+    ]
+
+
+def _look(name):
+    """What the names of subjects' folders have in common: "sub-", or all but the digits."""
+    return "sub-" if re.fullmatch(r"sub-[^_]+", name) else re.sub(r"\d+", "0", name)
+
+
+def _may_hold(place, pattern):
+    """Whether what matches a glob may lie in a folder."""
+    parts = itertools.takewhile("**".__ne__, Path(os.path.normpath(pattern)).parts)
+    return all(map(fnmatch.fnmatch, place.parts, parts))
 
 
 def problem_of(path: Path) -> str:
@@ -116,7 +164,8 @@ def problem_of(path: Path) -> str:
             "(git annex get, datalad get) or remove the link."
         )
     if path.is_dir():
-        return _problem_of_folder(path)
+        missing = "fetch or convert it, or leave the folder out by a narrower pattern."
+        return _problem_of_folder(path) or f"{path}: no scan found in this folder; {missing}"
     if not path.exists():
         return f"No such file: {path}"
     return "" if path.is_file() else f"{path}: expected a file, got a device or a pipe."
@@ -175,14 +224,21 @@ def _folders_below(root: Path) -> Iterator[Path]:
 def _children(folder, pattern):
     if not glob.has_magic(pattern):
         return [folder / pattern] if os.path.lexists(folder / pattern) else []
-    names = fnmatch.filter(sorted(os.listdir(folder)), pattern)
     hidden = pattern.startswith(".")
+    names = [n for n in sorted(os.listdir(folder)) if fnmatch.filter({n, _lowered(n)}, pattern)]
     return [folder / n for n in names if n not in NO_SUBJECTS and (hidden or n[0] != ".")]
 
 
+def _lowered(name):
+    return ENDING.sub(lambda ending: ending[0].lower(), name)
+
+
 def _is_lost_folder(path):
-    lost_link = path.is_symlink() and not path.exists() and not path.suffix
-    return lost_link or (path.is_dir() and bool(_problem_of_folder(path)))
+    """Whether it is a folder with a problem; a link to nothing is one, unless it was to a file."""
+    if path.is_symlink() and not path.exists():
+        a_file = FILE_SUFFIX.fullmatch(path.suffix) or ANNEX in os.readlink(path)
+        return not (path.suffix and a_file)
+    return path.is_dir() and bool(_problem_of_folder(path))
 
 
 def scan_names(
@@ -193,7 +249,7 @@ def scan_names(
     Where all files have the same name, or say nothing but T2 (`patient07/T2.nii.gz`), the folders
     tell them apart.
     """
-    stems = [_stem(scan) for scan in scans]
+    stems = [ENDING.sub("", scan.name) for scan in scans]
     names = [functools.reduce(str.removesuffix, suffixes, stem) or stem for stem in stems]
     same = len(set(names)) == 1 < len(names)
     if same or {*map(str.lower, stems)} <= {*CONTRASTS}:
@@ -203,8 +259,8 @@ def scan_names(
     return [bids[1] if bids else name for bids, name in zip(entities, names, strict=True)]
 
 
-def _stem(scan):
-    return scan.name.removesuffix(".gz").removesuffix(".nii")
+def _name_of_folder(local):
+    return next(filter(BIDS_SUBJECT.fullmatch, local.parts), local.as_posix())
 
 
 def subject_with_files(
@@ -248,11 +304,11 @@ def _companion(argument, pattern, name, scan, folder):
 
 def segmentation_beside(scan: Path) -> Path | None:
     """The segmentation named after a scan (CASE_t2: CASE_seg), its content here or not; or None."""
-    case = _stem(scan)
+    case = ENDING.sub("", scan.name)
     named = (
         scan.with_name(case.removesuffix(suffix) + seg_suffix + ending)
         for suffix, seg_suffix in SUFFIXES.items()
-        for ending in ENDINGS
+        for ending in (*ENDINGS, *map(str.upper, ENDINGS))
         if case.endswith(suffix)
     )
     return next((path for path in named if path.is_file() or path.is_symlink()), None)

@@ -400,7 +400,7 @@ def _check_file_size(name, image, *, of_scan):
     path = Path(image.file_map["image"].filename)
     needed = math.prod(image.shape) * image.get_data_dtype().itemsize
     most = MOST_COMPRESSED_IF_LARGE if of_scan and needed > LARGE_BYTES else MOST_COMPRESSED
-    size = path.stat().st_size * (most if path.suffix == ".gz" else 1)
+    size = path.stat().st_size * (most if path.suffix.lower() == ".gz" else 1)
     if size < needed:
         raise InputError(
             f"{name}: expected a NIfTI file (.nii, .nii.gz), but it cannot be read: its header "
