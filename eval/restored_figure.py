@@ -74,43 +74,41 @@ def draw(results: Path) -> Any:
     Raises:
         InputError: if the folder holds no scan, or several, or no mask.
     """
-    import nibabel as nib
-
-    from tf_lesion.detection.layout import FACTS_PATTERNS, read_facts, scan_of
-    from tf_lesion.scans.discovery import segmentation_beside
+    from tf_lesion.detection.layout import FACTS_PATTERNS
+    from tf_lesion.evaluation.results import Result
 
     found = [path for pattern in FACTS_PATTERNS for path in results.glob(pattern)]
     if len(found) != 1:
         raise InputError(f"Expected the maps of one scan in {results}, got {len(found)}.")
-    facts = read_facts(found[0])
-    if MASK not in facts["files"]:
-        raise InputError(f"Expected a mask {MASK} in {found[0]}, got {', '.join(facts['files'])}.")
-    scan, truth = scan_of(found[0], facts)[0], segmentation_beside(Path(facts["input"]))
-    if not scan.exists():
-        raise InputError(f"Expected the scan of {found[0]} at {scan}, it is not there.")
-    paths = {name: found[0].parent / Path(path).name for name, path in facts["files"].items()}
-    paths |= {"scan": scan} | ({"truth": truth} if truth else {})
-    images = {name: nib.as_closest_canonical(nib.load(path)) for name, path in paths.items()}
-    volumes = {name: np.asarray(image.dataobj, np.float32) for name, image in images.items()}
-    if "normalized" in volumes:  # unknown to versions before
-        volumes["scan"] = volumes["normalized"]
-    sizes = images["scan"].header.get_zooms()
-    z = chosen_slice(volumes.get("truth", volumes[MASK]) > 0)
+    result = Result.read(found[0])
+    if not result.has(MASK):
+        raise InputError(f"Expected a mask {MASK} in {found[0]}, it names none.")
+    normalized = result.has("normalized")  # unknown to versions before
+    mask, truth = result.volume(MASK), result.truth
+    volumes = {
+        "scan": result.volume("normalized") if normalized else result.scan.data,
+        "restored": result.restored,
+        "residual": result.residual,
+        MASK: mask,
+        "truth": mask if truth is None else truth,
+    }
+    sizes = result.scan.voxel_sizes
+    z = chosen_slice(volumes["truth"] > 0)
     brain = volumes["restored"][..., z] > 0
     window = window_around(brain, sizes)
     planes = {name: volume[..., z][window] for name, volume in volumes.items()}
     white = np.percentile(planes["scan"][brain[window]], BRIGHTEST_PERCENTILE)
     gray = white
-    if "normalized" not in volumes:
+    if not normalized:
         gray = np.percentile(planes["restored"][brain[window]], BRIGHTEST_PERCENTILE)
     top = max(LEAST_RESIDUAL, float(planes["residual"].max()))
     panels = {
         "scan": (planes["scan"], "gray", white),
         "restored": (planes["restored"], "gray", gray),
         "residual": (planes["residual"], "magma", top),
-        "found (red), true (blue)" if truth else "found": (planes["scan"], "gray", white),
+        "found" if truth is None else "found (red), true (blue)": (planes["scan"], "gray", white),
     }
-    outlines = [(planes["truth"] > 0, TRUE)] if truth else []
+    outlines = [] if truth is None else [(planes["truth"] > 0, TRUE)]
     outlines += [(planes[MASK] > 0, FOUND)] if planes[MASK].any() else []
     return figure(panels, outlines, sizes[1] / sizes[0])
 

@@ -7,6 +7,7 @@ Its intensities go through the patient's own map to normalized ones, so that the
 lesion alone.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from tf_lesion.cli.command import check_effect, command
 from tf_lesion.cli.options import add, parser_for
 from tf_lesion.config import DETECTOR
 from tf_lesion.files import InputError, refuse_existing, write_text
+from tf_lesion.scans.discovery import find_subjects
 
 SSIM_WINDOW = 7  # pixels of an axial slice
+PATTERNS = ("**/*_t2.nii*",)
 PARTS = ("seg", "twin")  # beside the scan
 MOST_LEFT = 0.5  # of a lesion's contrast, in one that counts as removed
 
@@ -79,8 +82,8 @@ def against_twin(
     return {name: float(value) for name, value in numbers.items()}
 
 
-def measure_twins(detector: Any, folder: str | Path) -> Any:
-    """Table (pandas): a row of `against_twin` for each synthetic patient in a folder.
+def measure_twins(detector: Any, folder: str | Path) -> tuple[Any, dict[str, str]]:
+    """(table, failed): pandas, a row of `against_twin` for each synthetic patient; {name: reason}.
 
     Raises:
         InputError: if there is no patient with a twin.
@@ -88,35 +91,44 @@ def measure_twins(detector: Any, folder: str | Path) -> Any:
     import pandas as pd
     from tqdm import tqdm
 
-    from tf_lesion.scans.prepare import prepare_scan
-
-    scans = sorted(Path(folder).rglob("*_t2.nii.gz"))
-    rows = []
-    for scan in tqdm(scans, desc="twins", unit="patient"):
-        files = {part: scan.with_name(scan.name.replace("_t2", f"_{part}")) for part in PARTS}
-        if not all(file.exists() for file in files.values()):
-            continue
-        prepared = prepare_scan(
-            scan,
-            settings=detector.scan_settings,
-            label_path=files["seg"],
-            reference=detector.prior.reference,
-        )
-        restored = detector.restore_volume(prepared).image
-        twin = twin_on_grid(prepared, files["twin"])
-        lesion = prepared.label > 0
-        found = against_twin(prepared.image, restored, twin, mask=prepared.mask, lesion=lesion)
-        rows.append({"patient": scan.name.removesuffix("_t2.nii.gz"), **found})
+    rows, failed = [], {}
+    subjects = find_subjects(folder, PATTERNS, suffixes=["_t2"])
+    for subject in tqdm(subjects, desc="twins", unit="patient"):
+        try:
+            rows.append({"patient": subject.name, **_measured(detector, subject)})
+        except (InputError, OSError) as error:
+            failed[subject.name] = str(error)
     if not rows:
         raise InputError(
-            f"Expected patients of preprocessing.phantom with *_twin.nii.gz in {folder}, got none."
+            f"Expected patients of preprocessing.phantom with *_twin.nii.gz in {folder}, got none; "
+            f"the first: {next(iter(failed.values()))}"
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), failed
+
+
+def _measured(detector, subject):
+    """`against_twin` of a patient."""
+    from tf_lesion.scans.prepare import prepare_scan
+
+    if subject.problem:
+        raise InputError(subject.problem)
+    scan = subject.scan
+    files = {part: scan.with_name(scan.name.replace("_t2", f"_{part}")) for part in PARTS}
+    prepared = prepare_scan(
+        scan,
+        settings=detector.scan_settings,
+        label_path=files["seg"],
+        reference=detector.prior.reference,
+    )
+    twin = twin_on_grid(prepared, files["twin"])
+    restored = detector.restore_volume(prepared).image
+    lesion = prepared.label > 0
+    return against_twin(prepared.image, restored, twin, mask=prepared.mask, lesion=lesion)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; returns the exit status."""
+    """Measure and print; 1 if some patients could not be measured."""
     parser = parser_for("python -m eval.twins", __doc__)
     add(parser, "--input", required=True, help="folder of patients of preprocessing.phantom")
     add(parser, "--model", default=DETECTOR)
@@ -136,12 +148,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         slice_step=options.slice_step,
         batch_size=options.batch_size,
     )
-    table = measure_twins(detector, options.input)
+    table, failed = measure_twins(detector, options.input)
     if options.out:
         write_text(options.out, table.to_csv(index=False), force=options.force)
     print(table.drop(columns="patient").describe(percentiles=[0.1, 0.5, 0.9]).round(4).to_string())
     print(f"lesions of which half is gone: {(table['left'] <= MOST_LEFT).mean():.0%}")
-    return 0
+    for name, reason in failed.items():
+        print(f"error: {name} is not measured: {reason}", file=sys.stderr)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import h5py
+import nibabel as nib
 import numpy as np
 import pytest
 import tiny_scans
@@ -391,6 +392,27 @@ def test_fewer_than_five_usable_scans_are_refused(scanner, tmp_path, capsys):
     assert own_scanner(model, few, "--out", tmp_path / "c.h5") == 2
     assert "got 4" in capsys.readouterr().err
     assert not (tmp_path / "c.h5").exists()
+
+
+def test_a_healthy_scan_that_fails_is_told_and_so_are_the_warnings_of_the_others(
+    scanner, tmp_path, capsys
+):
+    model, folder = scanner
+    more = shutil.copytree(folder, tmp_path / "more")
+    for path in more.rglob("sub-0*.nii.gz"):
+        image = nib.load(path)
+        values, affine = np.asarray(image.dataobj), image.affine
+        tiny_scans.write(path, values, affine, sform=0, qform=0)
+    (more / "sub-5_T2w.nii.gz").symlink_to("../.git/annex/objects/KEY")
+    (more / "sub-6" / "anat").mkdir(parents=True)
+    assert own_scanner(model, more, "--out", tmp_path / "c.h5") == 1
+    said = capsys.readouterr()
+    assert "without 2 scans that failed" in said.out
+    assert "error: sub-5: " in said.err
+    assert "error: sub-6: " in said.err
+    assert said.err.count("warning: sub-0: the header knows no orientation") == 1
+    made = Calibration.load(tmp_path / "c.h5")
+    assert (made.cohort["subjects"], made.cohort["scans_failed"]) == (5, 2)
 
 
 def test_a_shipped_prior_is_calibrated_into_a_file_of_its_own(scanner, capsys):

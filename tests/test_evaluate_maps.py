@@ -182,6 +182,69 @@ def test_a_scan_without_a_segmentation_is_left_out_with_a_warning(tmp_path, caps
     assert "Expected a segmentation of one scan at least" in capsys.readouterr().err
 
 
+def test_scans_that_are_missing_in_the_figures_are_named_with_them(tmp_path, capsys):
+    _write(tmp_path, "P_1")
+    _write(tmp_path / "elsewhere", "P_2")
+    folder = tmp_path / "cohort"
+    (folder / "P_1").mkdir(parents=True)
+    (folder / "P_2").symlink_to(tmp_path / "elsewhere")
+    for path in tmp_path.glob("P_1_*"):
+        path.rename(folder / "P_1" / path.name)
+    row = {"name": "lost", "status": "failed", "reason": "is truncated", "facts": "lost"}
+    (folder / "summary.json").write_text(json.dumps({"scans": [row]}))
+    assert {name for name, _ in _run(folder)} == {"P_1", "P_2"}
+    said = capsys.readouterr()
+    assert "warning: lost is left out: is truncated" in said.err
+    assert "1 of 3 scans are missing in all figures:\n\n* lost: is truncated\n" in said.out
+    assert said.out == (folder / "out" / "table.md").read_text()
+    missing = json.loads((folder / "out" / "metrics.json").read_text())["missing"]
+    assert missing == [{"scan": "lost", "reason": "is truncated"}]
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _changed(path, change, affine=AFFINE):
+    volume = nib.load(path).get_fdata(dtype=np.float32)
+    volume[5, 5, 5] += change
+    nib.save(nib.Nifti1Image(volume, affine), path)
+
+
+def _told(path, **changed):
+    facts = json.loads(path.with_name("P_1_restoration.json").read_text())
+    path.with_name("P_1_restoration.json").write_text(json.dumps(facts | changed))
+
+
+DAMAGE = {
+    "cannot be read": _cut,
+    "it is truncated or of another kind": lambda path: path.write_bytes(b"no map"),
+    "expected finite values": lambda path: _changed(path, np.nan),
+    "expected values of 0 or more": lambda path: _changed(path, -9),
+    "25.0 mm apart": lambda path: _changed(path, 0, AFFINE + 25 * np.eye(4, k=3)),
+    "names no map 'residual'": lambda path: _told(path, files={}),
+    "it['files'] is []": lambda path: _told(path, files=[]),
+    "has no 'target_fpr'": lambda path: _told(path, lesions={"fpr_0.05": {}}),
+    "P_1_residual.nii.gz, which": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("reason", DAMAGE)
+def test_a_damaged_map_or_json_is_named_and_the_other_scans_are_measured(tmp_path, capsys, reason):
+    for name in ("P_1", "P_2"):
+        _write(tmp_path / "cohort" / name, name)
+    DAMAGE[reason](tmp_path / "cohort" / "P_1" / "P_1_residual.nii.gz")
+    argv = ["--results", tmp_path / "cohort", "--out", tmp_path / "out"]
+    assert evaluate.main(list(map(str, argv))) == 1
+    said = capsys.readouterr()
+    assert reason in said.err
+    assert reason in said.out
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"P_2_panel.png"}
+    argv[1] = tmp_path / "cohort" / "P_1"
+    assert evaluate.main([*map(str, argv), "--force"]) == 2
+    assert reason in capsys.readouterr().err
+
+
 def test_segmentations_can_be_given_by_a_file_or_a_pattern(tmp_path, capsys):
     _write(tmp_path, "P_1", truth=0 * _truth())
     by_hand = tiny_scans.write(tmp_path / "drawn" / "P_1_by_hand.nii.gz", _truth(), AFFINE)

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import GOLDEN, make_run, write_cache
+from tiny_maps import maps_of, with_tables
 
 from tf_lesion.caches.restored import RestoredReader, RestoredWriter
 from tf_lesion.caches.slices import SliceCache
@@ -18,6 +19,7 @@ from tf_lesion.calibration import Calibration, Threshold
 from tf_lesion.cli import export
 from tf_lesion.detection.layout import read_facts, read_summary
 from tf_lesion.detection.postprocessing import HealthyMaps
+from tf_lesion.evaluation.results import Result
 from tf_lesion.files import InputError
 from tf_lesion.prior import load
 from tf_lesion.saved_model.exported import read_assets
@@ -97,7 +99,23 @@ def _write_restored(path):
         writer.write([0, 1], np.zeros((2, 38, 42, 1)))
 
 
-FACTS = {"name": "a", "input": "a.nii", "lesions": {}, "files": {}, "warnings": []}
+def _write_maps(path):
+    """A file of `tiny_maps` with all that belongs to it; the residual is not compressed."""
+    folder = with_tables(maps_of(path.parent, truth=((-20, -10, 30), 14)))
+    volume = nib.load(folder / "P_1_residual.nii.gz")
+    nib.save(volume.slicer[:], folder / "P_1_residual.nii")
+    facts = folder / "P_1_restoration.json"
+    facts.write_text(facts.read_text().replace("P_1_residual.nii.gz", "P_1_residual.nii"))
+
+
+def _maps(path):
+    result = Result.read(path.with_name("P_1_restoration.json"), whole=True)
+    result.labeled(), result.restored
+    for point in result.facts["lesions"]:
+        result.true_shares_at(point), result.numbers_at(point)
+
+
+FACTS = {"name": "a", "input": "a.nii", "lesions": {}, "files": {}}
 SUMMARY = {"scans": [{"name": "a", "reason": "", "status": "done", "facts": "a.json"}]}
 KINDS = {  # name -> (writes a whole file, reads a file)
     "t2.nii": (lambda path: path.write_bytes(_volume()), _scan),
@@ -107,6 +125,10 @@ KINDS = {  # name -> (writes a whole file, reads a file)
     "cache.h5": (functools.partial(write_cache, train=0, test=2), _cache),
     "restored.h5": (_write_restored, _restored),
     "facts.json": (lambda path: path.write_text(json.dumps(FACTS)), read_facts),
+    "P_1_residual.nii": (_write_maps, _maps),
+    "P_1_labels_fpr_0.05.nii.gz": (_write_maps, _maps),
+    "P_1_lesions.csv": (_write_maps, _maps),
+    "P_1_restoration.json": (_write_maps, _maps),
     "summary.json": (
         lambda path: path.write_text(json.dumps(SUMMARY)),
         lambda path: read_summary(path.parent),

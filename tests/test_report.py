@@ -18,6 +18,7 @@ from tiny_maps import AFFINE_ML, LIMIT, maps_of
 from tf_lesion.cli import report
 from tf_lesion.evaluation.measure import measure
 from tf_lesion.evaluation.results import CENTER, Result
+from tf_lesion.files import InputError
 from tf_lesion.report import pages, viewer
 
 FETCHING = {"src", "href", "data", "action", "poster", "srcset"}
@@ -195,6 +196,42 @@ def test_a_cohort_has_a_table_with_the_worst_first_and_a_page_each(cohort):
     for link in rows.links:
         linked = _Addresses((cohort / link).read_text())
         assert linked.links == ["index.html"]
+
+
+def test_damaged_scans_of_a_cohort_are_named_and_the_others_have_their_pages(tmp_path, capsys):
+    changes = {"whole": {}, "few": {"brain_ml": None}, "cut": {}}
+    for name, changed in changes.items():
+        (tmp_path / name).mkdir()
+        maps_of(tmp_path / name, name, **changed)
+    cut = tmp_path / "cut" / "cut_residual.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:900])
+    (tmp_path / "cohort").mkdir()
+    for name in (*changes, "gone"):
+        (tmp_path / "cohort" / name).symlink_to(tmp_path / name)
+    assert report.main(["--results", str(tmp_path / "cohort")]) == 1
+    said = capsys.readouterr().err
+    text = _text((tmp_path / "cohort" / "index.html").read_text())
+    reasons = ("few_restoration.json: Expected", "cut_residual.nii.gz: expected", "its content is")
+    for reason in reasons:
+        assert reason in said
+        assert reason in text
+    assert {path.name for path in (tmp_path / "cohort").glob("*.html")} == {
+        "index.html",
+        "whole.html",
+    }
+    assert report.main(["--results", str(tmp_path / "cut")]) == 2
+    assert "make this map again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "roc", ['{"fpr": [1, 0]}', '{"fpr": "x", "tpr": []}', '{"fpr": [1, 0], "tpr": [1]}']
+)
+def test_an_evaluation_of_another_form_is_named(tmp_path, roc):
+    known = '"pooled_auc": null, "pooled_auc_low": null, "pooled_auc_high": null'
+    scores = f'{{"residual": {{{known}, "roc": {roc}}}}}'
+    (tmp_path / "metrics.json").write_text(f'{{"cohort": {{"subjects": 3}}, "scores": {scores}}}')
+    with pytest.raises(InputError, match=r"metrics\.json"):
+        pages.read_evaluation(tmp_path)
 
 
 def test_without_a_truth_the_largest_lesions_come_first():

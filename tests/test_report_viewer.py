@@ -334,10 +334,10 @@ def test_without_webgl_the_page_says_so(tmp_path, old):
 @needs_browser
 def test_the_table_of_a_cohort_opens_and_sorts(page, tmp_path):
     for name, radius in (("a", 8), ("b", 14)):
-        (tmp_path / name).mkdir()
-        maps_of(tmp_path / name, name, blobs=((LEFT, radius),))
-    assert report.main(["--results", str(tmp_path)]) == 0
-    page.open(tmp_path / "index.html")
+        (tmp_path / "maps" / name).mkdir(parents=True)
+        maps_of(tmp_path / "maps" / name, name, blobs=((LEFT, radius),))
+    assert report.main(["--results", str(tmp_path / "maps")]) == 0
+    page.open(tmp_path / "maps" / "index.html")
     names = "[...document.querySelectorAll('#subjects tbody tr')].map(r => r.cells[0].innerText)"
     assert page.run(names) == ["b", "a"]
     page.click("#subjects th button")

@@ -29,6 +29,8 @@ def results(tmp_path):
     }.items():
         nib.save(nib.Nifti1Image(volume, np.diag([2.0, 2, 2, 1])), path)
     facts = {
+        "name": "case",
+        "truth": str(tmp_path / "case_seg.nii.gz"),
         "input": str(tmp_path / "case_t2.nii.gz"),
         "lesions": {},
         "files": {name: f"case_t2_{name}.nii.gz" for name in volumes},

@@ -1,10 +1,16 @@
 """Restorations of synthetic patients against their healthy twins."""
 
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
+import tiny_scans
 
 from eval import twins
 from tf_lesion.files import InputError
+from tf_lesion.scans.prepare import ScanSettings
 
 
 def _brains():
@@ -37,5 +43,32 @@ def test_errors_are_told_inside_and_outside():
 
 
 def test_a_folder_without_patients_is_refused(tmp_path):
-    with pytest.raises(InputError, match="Expected patients of preprocessing"):
+    with pytest.raises(InputError, match="No scans found"):
         twins.measure_twins(None, tmp_path)
+    (tmp_path / "a_t2.nii.gz").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"Expected patients of preprocessing.*not here"):
+        twins.measure_twins(None, tmp_path)
+
+
+def test_patients_of_linked_folders_are_measured_and_those_without_a_twin_named(
+    tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "patients"
+    values, affine = tiny_scans.brain()
+    lesion = tiny_scans.blob(affine, values.shape, (-20, -10, 30), 14)
+    volumes = {"t2": values + 100 * lesion, "seg": lesion.astype(np.uint8), "twin": values}
+    for name, (part, volume) in itertools.product(("a_1", "a_2"), volumes.items()):
+        tiny_scans.write(folder / name / f"{name}_{part}.nii.gz", volume, affine)
+    (folder / "a_2" / "a_2_twin.nii.gz").unlink()
+    (folder / "a_1").rename(tmp_path / "elsewhere")
+    (folder / "a_1").symlink_to(tmp_path / "elsewhere")
+    detector = SimpleNamespace(
+        prior=SimpleNamespace(reference=None),
+        scan_settings=ScanSettings(tiny_scans.VOXEL_MM, align="none", mask="nonzero"),
+        restore_volume=lambda prepared: prepared,
+    )
+    monkeypatch.setattr("tf_lesion.detection.maps.Detector", lambda *_, **__: detector)
+    monkeypatch.setattr("tf_lesion.prior.load", lambda *_, **__: None)
+    assert twins.main(["--input", str(folder), "--out", str(tmp_path / "t.csv")]) == 1
+    assert pd.read_csv(tmp_path / "t.csv")["patient"].tolist() == ["a_1"]
+    assert "a_2 is not measured: No such scan" in capsys.readouterr().err

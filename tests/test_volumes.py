@@ -359,7 +359,7 @@ def test_a_mask_is_brain_where_it_is_above_0_and_a_label_is_rounded(tmp_path):
     np.testing.assert_array_equal(load_mask(path, scan), values() > 50)
     assert not load_labels(save(tmp_path / "seg.nii", np.maximum(share, 0)), scan).any()
     np.testing.assert_array_equal(load_mask(save(tmp_path / "m.nii", values() * 1000), scan), True)
-    with pytest.raises(InputError, match="mask of finite values"):
+    with pytest.raises(InputError, match="expected finite values"):
         load_mask(save(tmp_path / "nan.nii", with_value(np.nan)), scan)
     with pytest.raises(InputError, match="expected the grid of its scan"):
         load_mask(save(tmp_path / "small.nii", share[1:]), scan)

@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import tokenize
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 UNREADABLE_ARRAY = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError, MemoryError)
 IDENTITY_DIGITS = 12  # of a hash that tells contents apart
 PLACE_DIGITS = 8  # of a hash that tells machines apart
+NUMBER = int | float  # in JSON
+LARGEST = 1e300  # number in JSON; what is beyond was damaged, and has no float
 UNDECODED = re.compile("[\udc80-\udcff]+")  # bytes in names of files, as Python keeps them
 PARTIAL, REPLACED = "partial", "replaced"  # what hidden names of files and folders begin with
 
@@ -62,6 +65,39 @@ def read_array(path: str | Path, *, what: str) -> Any:
         raise
     except UNREADABLE_ARRAY as error:
         raise InputError(f"Expected {what} (.npy) in {path}: {error}") from error
+
+
+def read_json(path: str | Path, form: Any, *, writer: str) -> Any:
+    """What a JSON file holds; one that is damaged or not of the `form` is an `InputError`.
+
+    A form is a type; [form] of a list; or {name: form} of a dict that has these names and may have
+    others. A name that ends in "?" may be missing, and "*" stands for all there are.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        _check_form(content, form, "it")
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"Expected {path} as {writer} writes it ({error}); make it again."
+        ) from error
+    return content
+
+
+def _check_form(content, form, place):
+    kind = form if isinstance(form, type | types.UnionType) else type(form)
+    number = isinstance(content, NUMBER)
+    if not isinstance(content, kind) or (number and abs(content) > LARGEST):
+        raise ValueError(f"{place} is {str(content)[:20]}")
+    if isinstance(form, list):
+        for position, each in enumerate(content):
+            _check_form(each, form[0], f"{place}[{position}]")
+    for name, of_name in form.items() if isinstance(form, dict) else ():
+        wanted = content if name == "*" else [name.removesuffix("?")]
+        for each in wanted:
+            if each in content:
+                _check_form(content[each], of_name, f"{place}[{each!r}]")
+            elif each == name:
+                raise ValueError(f"{place} has no {name!r}")
 
 
 def refuse_existing(path: str | Path, *, force: bool, marker: str = "") -> None:

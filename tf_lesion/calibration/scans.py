@@ -14,6 +14,7 @@ from tf_lesion.caches.slices import CacheWriter
 from tf_lesion.calibration.file import Calibration
 from tf_lesion.calibration.make import calibrate
 from tf_lesion.config import AUTO
+from tf_lesion.detection.facts import warnings_of
 from tf_lesion.detection.maps import Detector
 from tf_lesion.detection.settings import crop_of
 from tf_lesion.files import InputError
@@ -63,12 +64,14 @@ def calibrate_scans(
     detector = Detector(prior, postprocess="none", align=align)
     with tempfile.TemporaryDirectory() as folder:
         cache, restored = Path(folder) / "healthy.h5", Path(folder) / "restored.h5"
-        write_cache(detector, first_of_each(subjects), cache)
+        chosen = first_of_each(subjects)
+        taken = write_cache(detector, chosen, cache)
         made = calibrate(
             prior, cache, restored=restored, postprocess=postprocess, chosen_by=reasons, **options
         )
     scans = os.path.commonpath([subject.scan for subject in subjects])
-    told = {"cache": None, "scans": scans, "scan_settings": detector.scan_settings.decisive()}
+    told = {"cache": None, "scans": scans, "scans_failed": len(chosen) - taken}
+    told["scan_settings"] = detector.scan_settings.decisive()
     return dataclasses.replace(made, cohort={**made.cohort, **told})
 
 
@@ -86,7 +89,8 @@ def write_cache(detector: Detector, subjects: Sequence[Subject], path: str | Pat
 
     Args:
         detector: `Detector`, set up as for patients.
-        subjects: one scan of each; one that cannot be used is told on standard error.
+        subjects: one scan of each; one that cannot be used is told on standard error, and what is
+            to be known of the others.
         path: the file to make.
 
     Returns:
@@ -124,7 +128,10 @@ def _append(writer, detector, subject, window):
     if subject.problem:
         raise InputError(subject.problem)
     prepared = detector.prepare(subject.scan, mask=subject.mask)
-    slices = np.flatnonzero(prepared.mask[window].any(axis=(0, 1)))
+    inside = prepared.mask[window]
+    for warning in warnings_of(prepared, inside.sum() / prepared.mask.sum(), matched=True):
+        print(f"warning: {subject.name}: {warning}", file=sys.stderr)
+    slices = np.flatnonzero(inside.any(axis=(0, 1)))
     if slices.size == 0:
         raise InputError("expected brain inside the model's window, found none.")
     image, mask = (np.moveaxis(v[..., slices], 2, 0) for v in (prepared.image, prepared.mask))

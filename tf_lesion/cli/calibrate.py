@@ -67,7 +67,7 @@ def place(options: Any) -> Path:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Make a calibration and print it."""
+    """Make a calibration and print it; 1 if some of the healthy scans could not be used."""
     options = parser().parse_args(argv)
     needs = dict.fromkeys(OF_GRID, ("--tv-weight auto", options.tv_weight == AUTO))
     chosen = options.tv_weight or options.postprocess
@@ -88,8 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     made = (_of_scans if options.healthy else _of_cache)(options, out, given)
     made.save(out, force=options.force)
     print("\n".join(lines(made)))
-    print(f"Wrote {out}")
-    return 0
+    failed = made.cohort.get("scans_failed", 0)
+    print(f"Wrote {out}" + (f", without {failed} scans that failed, see above." if failed else ""))
+    return int(failed > 0)
 
 
 def _of_scans(options, _, given):

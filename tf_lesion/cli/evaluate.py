@@ -24,6 +24,7 @@ from tf_lesion.provenance import stamp
 if TYPE_CHECKING:
     from tf_lesion.detection.postprocessing import Postprocessing
     from tf_lesion.evaluation.measure import Measured
+    from tf_lesion.evaluation.results import Missing
 
 METRICS = "metrics.json"
 FILES = (METRICS, "scans.csv", "scores.csv", "sizes.csv", "table.md")
@@ -108,30 +109,34 @@ def _of_cache(options):
 def _of_maps(options):
     from tf_lesion.evaluation.results import find_labeled, from_maps
 
-    results = find_labeled(options.results, seg=options.seg, seg_pattern=options.seg_pattern)
+    given = {"seg": options.seg, "seg_pattern": options.seg_pattern, "progress": _bar}
+    results, missing = find_labeled(options.results, **given)
+    for lost in missing:
+        print(f"warning: {lost.name} is left out: {lost.reason}", file=sys.stderr)
     pictures = {name: options.out / file_name(f"{name}_panel.png") for name in results}
     for path in pictures.values():
         refuse_existing(path, force=options.force)
     measured = _measure(from_maps(results), options)
     settings = {"results": [str(path) for path in options.results]}
-    with _written(measured, options, settings) as text:
+    with _written(measured, options, settings, missing) as text:
         for name, rows in measured.scans.groupby("scan", sort=False):
             _draw_scan(pictures[name], replace(results[name]), name, rows, options)
     print(text, end="")
-    return 0
+    return int(any(lost.damaged for lost in missing))
+
+
+def _bar(scans, text):
+    from tqdm import tqdm
+
+    return tqdm(scans, text, unit="scan")
 
 
 def _measure(scans, options):
-    from tqdm import tqdm
-
     from tf_lesion.evaluation.measure import measure
-
-    def bar(scans, text):
-        return tqdm(scans, text, unit="scan")
 
     groups = read_groups(options.groups) if options.groups else None
     given = {"protocol": options.protocol, "seed": options.seed, "groups": groups}
-    return measure(scans, **given, counting=_counting(options), progress=bar)
+    return measure(scans, **given, counting=_counting(options), progress=_bar)
 
 
 def _counting(options):
@@ -179,24 +184,31 @@ def _draw_scan(path, result, name, rows, options):
 
 @contextlib.contextmanager
 def _written(
-    measured: "Measured", options: argparse.Namespace, settings: dict[str, Any]
+    measured: "Measured",
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    missing: "Sequence[Missing]" = (),
 ) -> Iterator[str]:
     """Write the tables before the body writes the pictures; yields the text of table.md.
 
-    `metrics.json`, which vouches for all of them, goes before the first and comes after the last.
+    `metrics.json`, which vouches for all of them, goes before the first and comes after the last;
+    both it and table.md say which scans are missing.
     """
     from tf_lesion.evaluation import tables
 
     (options.out / METRICS).unlink(missing_ok=True)
     for name in ("scans", "scores", "sizes"):
         write_text(options.out / f"{name}.csv", getattr(measured, name).to_csv(index=False))
-    text = tables.report(measured, each_scan=measured.cohort["subjects"] <= MOST_SCANS)
+    each_scan = measured.cohort["subjects"] <= MOST_SCANS
+    text = tables.report(measured, each_scan=each_scan, missing=missing)
     write_text(options.out / "table.md", text)
     yield text
     settings = {"protocol": options.protocol, "seed": options.seed, **settings}
     settings |= {"groups": options.groups and str(options.groups)}
     settings |= {"lesions": asdict(_counting(options))}
-    write_json(options.out / METRICS, {**stamp(), "settings": settings, **measured.as_json()})
+    told = [{"scan": lost.name, "reason": lost.reason} for lost in missing]
+    content = {**stamp(), "settings": settings, "missing": told, **measured.as_json()}
+    write_json(options.out / METRICS, content)
 
 
 # Restored slices --------------------------------------------------------------------------------

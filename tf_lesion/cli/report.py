@@ -5,6 +5,7 @@ for a cohort a table of the subjects as well: what failed or is worth a look, th
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from tf_lesion.cli.command import check_effect, command
@@ -30,9 +31,9 @@ def parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report and print where it is."""
+    """Write the report and print where it is; 1 if some scans have no page, being damaged."""
     options = parser().parse_args(argv)
-    from tf_lesion.evaluation.results import Result, failures, find_results
+    from tf_lesion.evaluation.results import failures, find_results, read_results
     from tf_lesion.report.pages import read_evaluation, write_report
 
     paths, failed = find_results(options.results), failures(options.results)
@@ -45,14 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_existing(out, force=options.force)
     evaluation = read_evaluation(options.evaluation) if options.evaluation else None
     given = {"scan": options.scan, "truth": options.truth, "target_fpr": options.target_fpr}
-    results = [Result.read(path, **given) for path in paths]
+    results, missing = read_results(paths, whole=True, **given)
     thresholds = any(result.point for result in results)
     check_effect(parser(), options, {"--target-fpr": ("maps with thresholds", thresholds)})
-    write_report(
+    failed += missing
+    missing += write_report(
         results, out, evaluation=evaluation, failed=failed, cohort=cohort, force=options.force
     )
+    for lost in missing:
+        print(f"error: {lost.name}: {lost.reason}", file=sys.stderr)
     print(f"Report: {out}")
-    return 0
+    return int(bool(missing))
 
 
 if __name__ == "__main__":

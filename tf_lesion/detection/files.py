@@ -249,11 +249,15 @@ def write_scan_table(out: str | Path, rows: Sequence[dict[str, str]]) -> None:
 
     whole = []
     for row in rows:
-        path = Path(out) / row["facts"]
-        known = row["status"] != FAILED and path.exists()
-        reason = row["reason"] or "no maps: interrupted while they were replaced, or deleted."
-        more = scan_row(read_facts(path)) if known else {"qc": FAILED, "qc_reasons": reason}
-        whole.append({**{name: row[name] for name in ("name", "input", "status")}, **more})
+        path, more = Path(out) / row["facts"], {"qc": FAILED, "qc_reasons": row["reason"]}
+        if row["status"] != FAILED and not path.exists():
+            more["qc_reasons"] = "no maps: interrupted while they were replaced, or deleted."
+        elif row["status"] != FAILED:
+            try:
+                more = scan_row(read_facts(path, whole=True))
+            except InputError as problem:
+                more["qc_reasons"] = str(problem)
+        whole.append({**{name: row.get(name) for name in ("name", "input", "status")}, **more})
     write_text(Path(out) / SCAN_TABLE, scan_table(whole).to_csv(index=False))
 
 

@@ -1,6 +1,5 @@
 """The files of restored scans, plain or BIDS derivatives: names, writing, reading the JSON."""
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -9,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tf_lesion.files import (
+    NUMBER,
     PARTIAL,
-    InputError,
     content_identity,
     file_name,
+    read_json,
     readable,
     refuse_existing,
     write_json,
@@ -40,6 +40,35 @@ IMAGES = "|".join(DESCRIPTIONS)
 PLAIN_MAP = re.compile(rf"(?P<start>.+)_({IMAGES}|brain|(lesions|labels)_fpr_[0-9.]+)")
 BIDS_MAP = re.compile(rf"(?P<start>.+_desc-[A-Za-z0-9+]*?)({IMAGES})_T2w")
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
+WRITER = "restore_brats.py"
+# Of the JSON: what is read of all, and what is told of a scan besides.
+FACTS = {
+    "name": str,
+    "input": str | None,
+    "truth?": str | None,
+    "files": {"*": str},
+    "tables?": {"*": str},
+    "lesions": {"*": {"target_fpr": NUMBER, "threshold": NUMBER, "unit?": str}},
+}
+MORE_FACTS = {
+    **dict.fromkeys(("command", "tf_lesion_version", "model", "precision"), str),
+    **dict.fromkeys(("commit", "model_path", "model_identity"), str | None),
+    **dict.fromkeys(("seed", "slice_step", "slices_restored"), int),
+    **dict.fromkeys(("brain_ml", "examined_fraction", "atlas_overlap"), NUMBER),
+    **dict.fromkeys(("mutual_information", "histogram_distance", "tv_weight?"), NUMBER | None),
+    "versions": {"*": str},
+    "scan_settings": {"align": str},
+    "scan": {"shape": [int], "voxel_sizes_mm": [NUMBER], "orientation": str},
+    "warnings": [str],
+    "qc?": {"verdict": str, "reasons": [str], "picture?": str},
+    "lesions": {
+        "*": {
+            **FACTS["lesions"]["*"],
+            **dict.fromkeys(("healthy_fpr", "volume_ml", "count", "largest_ml"), NUMBER),
+        }
+    },
+}
+SUMMARY_FORM = {"scans": [dict.fromkeys(("name", "reason", "status", "facts", "input?"), str)]}
 BIDS_SCAN = re.compile(
     r"(?P<entities>sub-[A-Za-z0-9+]+(_[a-z]+-[A-Za-z0-9+]+)*)_[A-Za-z0-9]+"  # sub-01_ses-1_T2w
 )
@@ -129,18 +158,13 @@ def stem_of(path: str | Path) -> str:
     return re.sub(r"\.zip$", "", discovery.ENDING.sub("", name), flags=re.I)
 
 
-def read_facts(path: str | Path) -> dict[str, Any]:
-    """The facts of a restored scan.
+def read_facts(path: str | Path, *, whole: bool = False) -> dict[str, Any]:
+    """The facts of a restored scan: `FACTS` at least, if `whole` with `MORE_FACTS`.
 
     Raises:
         InputError: if the file holds none.
     """
-    try:
-        facts = json.loads(Path(path).read_text(encoding="utf-8"))
-        facts["lesions"], facts["files"], facts["input"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"Expected {path} as restore_brats.py writes it ({error!r}).") from error
-    return facts
+    return read_json(path, FACTS | MORE_FACTS if whole else FACTS, writer=WRITER)
 
 
 def read_summary(folder: str | Path) -> list[dict[str, str]]:
@@ -150,15 +174,7 @@ def read_summary(folder: str | Path) -> list[dict[str, str]]:
         InputError: if the file is another.
     """
     path = Path(folder) / SUMMARY
-    if not path.exists():
-        return []
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["scans"]
-        for row in rows:
-            row["name"], row["reason"], row["status"], row["facts"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"Expected {path} as restore_brats.py writes it ({error!r}).") from error
-    return rows
+    return read_json(path, SUMMARY_FORM, writer=WRITER)["scans"] if path.exists() else []
 
 
 def one_scan(path: str | Path, *, mask: str | Path | None = None) -> Subject:
@@ -218,7 +234,8 @@ def scan_of(facts_path: str | Path, facts: dict[str, Any]) -> tuple[Path, str | 
     """(path of the scan as NIfTI, identity of its content), as the facts have it."""
     if SCAN in facts["files"]:
         return Path(facts_path).parent / facts["files"][SCAN], facts.get("scan_file_identity")
-    return Path(facts["input"]), facts.get("input_identity")  # unknown to versions before
+    identity = facts.get("input_identity")  # unknown to versions before
+    return Path(facts["input"] or "image in memory"), identity
 
 
 def absolute(path: ScanSource | None) -> str | None:

@@ -1,24 +1,32 @@
 """Restored scans in a folder of maps: their volumes, their lesions, and as scans to be measured."""
 
 import functools
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from tf_lesion.detection.layout import FACTS_PATTERNS, FAILED, read_facts, read_summary, scan_of
+from tf_lesion.detection.layout import (
+    FACTS_PATTERNS,
+    FAILED,
+    SUMMARY,
+    read_facts,
+    read_summary,
+    scan_of,
+)
 from tf_lesion.detection.lesions import find_lesions
+from tf_lesion.detection.table import COLUMNS
 from tf_lesion.evaluation.scans import LabeledScan, Mask, Scans, equalized
 from tf_lesion.files import InputError, content_identity
-from tf_lesion.scans.discovery import problem_of, subject_with_files
-from tf_lesion.scans.volumes import Scan, load_labels, load_scan
+from tf_lesion.scans.discovery import NO_SUBJECTS, find_files, problem_of, subject_with_files
+from tf_lesion.scans.volumes import Scan, load_labels, load_map, load_scan
 
+SIGNED = ("restored", "normalized")  # maps that may be below 0
+MOST_NUMBERS = np.iinfo(np.uint16).max  # of lesions; all beyond share the last
 CENTER = ("center_x_mm", "center_y_mm", "center_z_mm")  # columns of a table of lesions
 
 
@@ -48,6 +56,7 @@ class Result:
         scan: Path | None = None,
         truth: Path | None = None,
         target_fpr: float = 0.01,
+        whole: bool = False,
     ) -> "Result":
         """The result of a JSON of restore_brats.py.
 
@@ -56,12 +65,13 @@ class Result:
             scan: the scan, if it has moved.
             truth: a segmentation; by default the one noted when the scan was restored.
             target_fpr: the threshold to show is that nearest to this rate.
+            whole: as of `read_facts`.
 
         Raises:
             FileNotFoundError, InputError: if a file is missing, or is none of restore_brats.py.
         """
         facts_path = Path(facts_path)
-        facts = read_facts(facts_path)
+        facts = read_facts(facts_path, whole=whole)
         scan_path, made_of = scan_of(facts_path, facts)
         scan_path = Path(scan or scan_path)
         if not scan_path.exists():
@@ -100,20 +110,27 @@ class Result:
             FileNotFoundError: if it is not there.
         """
         path = self.facts_path.parent / file_name
-        if not path.exists():
+        if not path.is_file():
             raise FileNotFoundError(f"No {path}, which {self.facts_path} names.")
         return path
 
     def volume(self, name: str) -> np.ndarray:
-        """Float32 of a volume of `facts["files"]`, or uint8 of a threshold's mask."""
+        """Float32 of a volume of `facts["files"]`, or uint8 of a threshold's mask.
+
+        Raises:
+            FileNotFoundError, InputError: if there is none, or it is damaged or of another grid.
+        """
+        if not self.has(name):
+            raise InputError(f"{self.facts_path} names no map {name!r}; make it again.")
         path = self.named(self.facts["files"][name])
-        if name in self.facts["lesions"]:
-            return load_labels(path, self.scan)
-        image = nib.as_closest_canonical(nib.load(path))
-        volume = image.get_fdata(dtype=np.float32)
-        if volume.size != self.scan.data.size:
-            raise InputError(f"{path}: expected the grid of {self.scan_path}.")
-        return volume.reshape(self.scan.data.shape)
+        load = load_labels if name in self.facts["lesions"] else load_map
+        try:
+            volume = load(path, self.scan)
+        except InputError as problem:
+            raise InputError(f"{problem} Or make this map again.") from problem
+        if name not in SIGNED and volume.min() < 0:
+            raise InputError(f"{path}: expected values of 0 or more; make this map again.")
+        return volume
 
     @functools.cached_property
     def residual(self) -> np.ndarray:
@@ -159,7 +176,9 @@ class Result:
     def numbers_at(self, point: str) -> np.ndarray | None:
         """Uint16, the number of its lesion at each voxel, 0 outside; None if no file holds it."""
         name = f"labels_{point}"
-        return np.rint(self.volume(name)).astype(np.uint16) if self.has(name) else None
+        if not self.has(name):
+            return None
+        return np.rint(np.minimum(self.volume(name), MOST_NUMBERS)).astype(np.uint16)
 
     def lesions_at(self, point: str) -> list[dict[str, Any]]:
         """The lesions at a threshold, one dict each, in the order of their numbers, largest first.
@@ -183,13 +202,20 @@ class Result:
         import pandas as pd
 
         path = self.named(name)
-        table = pd.read_csv(path)
-        missing = {"target_fpr", "lesion", "volume_ml", *CENTER} - set(table)
-        if missing:
+        needed = ["target_fpr", "lesion", "volume_ml", *CENTER]
+        try:
+            table = pd.read_csv(path)
+            known = [name for name in COLUMNS if name in table and name != "region"]
+            numbers = table[known].astype(float)
+        except ValueError as error:
+            raise InputError(f"{path}: expected a table of lesions ({error}).") from error
+        if missing := set(needed) - set(table):
             raise InputError(
                 f"{path}: expected a table of lesions with the columns {', '.join(sorted(missing))}"
                 f", got {', '.join(map(str, table))}."
             )
+        if np.isinf(numbers).any(axis=None) or numbers[needed].isna().any(axis=None):
+            raise InputError(f"{path}: expected a number in {', '.join(needed)} of each lesion.")
         return table
 
     def true_shares_at(self, point: str) -> list[float]:
@@ -242,35 +268,82 @@ def from_maps(results: Mapping[str, Result]) -> Scans:
     return Scans(len(results), read)
 
 
+class Missing(NamedTuple):
+    """A scan that is in no figure and on no page, and why; `damaged` if its files are."""
+
+    name: str
+    reason: str
+    damaged: bool = False
+
+
+def read_results(paths: Sequence[Path], **given: Any) -> tuple[list[Result], list[Missing]]:
+    """The `Result`s of JSON files, read with what is `given`, and those that cannot be read.
+
+    Raises:
+        FileNotFoundError, InputError: if none can.
+    """
+    results, missing, first = [], [], None
+    for path in paths:
+        try:
+            if problem := problem_of(path):
+                raise InputError(problem)
+            results.append(Result.read(path, **given))
+        except (InputError, OSError) as problem:
+            first = first or problem
+            missing.append(Missing(path.name, str(problem), damaged=True))
+    if first and not results:
+        raise first
+    return results, missing
+
+
 def find_labeled(
-    folders: Iterable[Path], *, seg: Path | None = None, seg_pattern: str | None = None
-) -> dict[str, Result]:
-    """{name: `Result`} of the restored scans that have a truth; warns of those that have none.
+    folders: Iterable[Path],
+    *,
+    seg: Path | None = None,
+    seg_pattern: str | None = None,
+    progress: Callable[..., Iterable] = lambda results, text: results,
+) -> tuple[dict[str, Result], list[Missing]]:
+    """{name: `Result`} of the restored scans that have a truth, and those that are missing.
+
+    Everything that is measured of a scan is read once: what is damaged is known before the figures.
 
     Args:
         folders: of maps, at any depth.
         seg: segmentation of the one scan.
         seg_pattern: glob of the segmentations from the folder of each scan, with {subject}.
+        progress: as of `measure`.
 
     Raises:
-        FileNotFoundError, InputError: if there are no maps or no truth, or one scan twice.
+        FileNotFoundError, InputError: if there are no maps or no truth, or one scan twice; or if
+            the only scan is damaged.
     """
     paths = [path for folder in folders for path in find_results(folder)]
     if seg and len(paths) > 1:
         raise InputError(f"Expected one scan for seg, found {len(paths)}; give a seg_pattern.")
-    results = [Result.read(path, truth=seg) for path in paths]
+    results, missing = read_results(paths, truth=seg)
+    missing += [lost for folder in folders for lost in failures(folder)]
     scan, times = Counter(result.scan_path for result in results).most_common(1)[0]
     if times > 1:
         raise InputError(f"Expected each scan once, got {times} maps of {scan}.")
     found = {}
-    for name, result in zip(_names_of(results), results, strict=True):
+    for name, result in zip(_names_of(results), progress(results, "reading"), strict=True):
+        labeled = None
         try:
-            found[name] = _with_truth(result, seg_pattern)
-        except InputError as problem:
-            print(f"warning: {name} is left out: {problem}", file=sys.stderr)
+            labeled = _with_truth(result, seg_pattern)
+            _read_once(replace(labeled))
+            found[name] = labeled
+        except (InputError, OSError) as problem:
+            if labeled and len(paths) == 1:
+                raise
+            missing.append(Missing(name, str(problem), damaged=labeled is not None))
     if not found:
-        raise InputError("Expected a segmentation of one scan at least; try a seg_pattern.")
-    return found
+        told = "".join(f"\n  {lost.name}: {lost.reason}" for lost in missing)
+        raise InputError(f"Expected a segmentation of one scan at least; try a seg_pattern.{told}")
+    return found, missing
+
+
+def _read_once(result):
+    return result.labeled(), result.restored
 
 
 def _names_of(results):
@@ -297,7 +370,7 @@ def _with_truth(result, seg_pattern):
 
 
 def find_results(folder: Path) -> list[Path]:
-    """Sorted JSON files of restored scans in a folder, at any depth.
+    """Sorted JSON files of restored scans in a folder, at any depth, and what may hide some.
 
     Raises:
         FileNotFoundError, InputError: without the folder, or if there are none.
@@ -305,7 +378,7 @@ def find_results(folder: Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"No folder of results at {folder}.")
-    found = sorted(path for form in FACTS_PATTERNS for path in folder.glob(f"**/{form}"))
+    found = _below(folder, FACTS_PATTERNS)
     if not found:
         raise InputError(
             f"Expected maps of restore_brats.py in {folder}, found no "
@@ -314,7 +387,14 @@ def find_results(folder: Path) -> list[Path]:
     return found
 
 
-def failures(folder: Path) -> list[tuple[str, str]]:
-    """[(name, reason)] of the scans that failed, from the summary of a cohort; [] without one."""
-    rows = read_summary(folder)
-    return [(row["name"], row["reason"]) for row in rows if row["status"] == FAILED]
+def failures(folder: Path) -> list[Missing]:
+    """The scans that failed, from the summaries of cohorts in a folder, at any depth."""
+    places = [path.parent for path in _below(folder, [SUMMARY]) if path.name == SUMMARY]
+    rows = [row for place in places for row in read_summary(place)]
+    return [Missing(row["name"], row["reason"]) for row in rows if row["status"] == FAILED]
+
+
+def _below(folder, names):
+    """As `find_files` at any depth, also in the derivatives of a data set."""
+    places = ("", *(f"**/{name}/" for name in NO_SUBJECTS))
+    return find_files(folder, [f"{place}**/{name}" for place in places for name in names])

@@ -42,8 +42,16 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
-def report(measured: Measured, *, each_scan: bool = True) -> str:
-    """The tables of scores, masks and, if wanted, scans, and what their columns mean."""
+def report(
+    measured: Measured, *, each_scan: bool = True, missing: Sequence[tuple[str, str, bool]] = ()
+) -> str:
+    """The tables of scores, masks and, if wanted, scans; what their columns mean, what is missing.
+
+    Args:
+        measured: what was measured.
+        each_scan: whether the scans have a table.
+        missing: (name, reason, whether it is damaged) of each scan that is in none.
+    """
     scores = measured.scores.to_dict("records")
     tables = [[_score(row) for row in scores]]
     tables.append(
@@ -57,7 +65,12 @@ def report(measured: Measured, *, each_scan: bool = True) -> str:
     tables.append(_sizes(measured.sizes))
     if each_scan:
         tables.append(_scans(measured.scans, measured.masks))
-    return "\n\n".join([*(markdown(rows) for rows in tables if rows), NOTES])
+    lost = "".join(f"\n* {name}: {reason}" for name, reason, _ in missing)
+    whole = len(missing) + measured.cohort["subjects"]
+    told = (
+        [f"{len(missing)} of {whole} scans are missing in all figures:\n{lost}\n"] if lost else []
+    )
+    return "\n\n".join([*(markdown(rows) for rows in tables if rows), NOTES, *told])
 
 
 def _score(row):

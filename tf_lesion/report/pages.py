@@ -1,15 +1,22 @@
 """HTML of restored scans: a page each, which needs no other file, and a table of a cohort."""
 
 import base64
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tf_lesion.evaluation.results import Result
-from tf_lesion.files import InputError, file_name, readable, refuse_existing, write_text
+from tf_lesion.evaluation.results import Missing, Result
+from tf_lesion.files import (
+    NUMBER,
+    InputError,
+    file_name,
+    read_json,
+    readable,
+    refuse_existing,
+    write_text,
+)
 
 MOST_LESIONS = 15  # rows of the table
 VERSION_NAMES = ("python", "tensorflow", "numpy", "nibabel", "SimpleITK")
@@ -28,6 +35,11 @@ COLUMNS = {  # of the table of subjects: heading, and how its numbers are shown
 # What puts a subject first, after those that failed or are worth a look, if it is known of any:
 # the lowest Dice, or the most of the others.
 ORDERS = {"dice": "lowest Dice", "volume_ml": "most lesion volume", "warnings": "most warnings"}
+POOLED = {
+    **dict.fromkeys(("pooled_auc", "pooled_auc_low", "pooled_auc_high"), NUMBER | None),
+    "roc": {"fpr": [NUMBER | None], "tpr": [NUMBER | None]},
+}
+EVALUATION = {"cohort": {"subjects": int}, "scores": {"residual": POOLED, "*": POOLED}}
 VERDICTS = ("failed", "look", "pass")  # of the check of a scan, in the order of the table
 
 
@@ -48,9 +60,9 @@ def significant(value: float | None) -> str:
     return f"{float(f'{value:.3g}'):.12f}".rstrip("0").rstrip(".")
 
 
-def whole(values: Sequence[float]) -> str:
-    """(1.2, -0.3) -> "1, 0"."""
-    return ", ".join(f"{round(value):d}" for value in values)
+def whole(values: Sequence[float | None]) -> str:
+    """(1.2, -0.3) -> "1, 0"; a dash for what is not known."""
+    return "–" if None in values else ", ".join(f"{round(value):d}" for value in values)
 
 
 def percent(rate: float, digits: int = 0) -> str:
@@ -178,7 +190,7 @@ def _curves(result, truth, evaluation):
     if evaluation:
         pooled = of_score(evaluation, result.made_from)
         subjects = evaluation["cohort"]["subjects"]
-        label = f"{subjects} subjects, pooled (AUC {pooled['pooled_auc']:.3f})"
+        label = f"{subjects} subjects, pooled (AUC {known(pooled['pooled_auc'], 3)})"
         series[label] = pooled["roc"]["fpr"][::-1], pooled["roc"]["tpr"][::-1]
     if series:
         caption = "ROC curve: voxels of the brain, at every threshold."
@@ -199,13 +211,13 @@ def of_score(evaluation: dict[str, Any], score: str) -> dict[str, Any]:
 
 
 def index_page(
-    rows: Sequence[dict[str, Any]], *, failed: Sequence[tuple[str, str]] = (), shown_at: str = ""
+    rows: Sequence[dict[str, Any]], *, failed: Sequence[Missing] = (), shown_at: str = ""
 ) -> str:
     """The HTML of the table of subjects, the worst first; see `VERDICTS` and `ORDERS`.
 
     Args:
         rows: [{name, page, and the numbers of `page`}].
-        failed: [(name, reason)] of scans without results.
+        failed: scans without results.
         shown_at: what the numbers are measured at.
     """
     import pandas as pd
@@ -255,26 +267,32 @@ def write_report(
     out: Path,
     *,
     evaluation: dict[str, Any] | None = None,
-    failed: Sequence[tuple[str, str]] = (),
+    failed: Sequence[Missing] = (),
     cohort: bool = False,
     force: bool = False,
-) -> None:
+) -> list[Missing]:
     """Write the page of one scan to `out`; or the table of a cohort, with the pages beside it.
+
+    Returns:
+        The scans of a cohort that are damaged: they have no page, but the table names them.
 
     Args:
         results: the scans.
         out: HTML file.
         evaluation: as of `read_evaluation`, or None.
-        failed: [(name, reason)] of scans without results.
+        failed: scans without results.
         cohort: write the table.
         force: overwrite.
+
+    Raises:
+        FileNotFoundError, InputError: if the only scan is damaged, or all are.
     """
     from tqdm import tqdm
 
     out = Path(out)
     if not cohort:
         write_text(out, page(results[0], evaluation=evaluation)[0], force=force)
-        return
+        return []
     names = [result.facts["name"].replace("/", "_") for result in results]
     pages = [out.with_name(file_name(f"{name}.html")) for name in names]
     pages = [out.with_stem(f"{out.stem}_scan") if path == out else path for path in pages]
@@ -283,13 +301,22 @@ def write_report(
     for path in (out, *pages):
         refuse_existing(path, force=force)
     out.unlink(missing_ok=True)  # the table is of the pages that were there
-    rows = []
+    rows, damaged = [], []
     for result, path in zip(tqdm(results, "pages", unit="scan"), pages, strict=True):
         result = replace(result)  # a copy forgets the volumes it has read when it goes
-        html, numbers = page(result, evaluation=evaluation, index=readable(out.name))
+        name = result.facts["name"]
+        try:
+            html, numbers = page(result, evaluation=evaluation, index=readable(out.name))
+        except (InputError, OSError) as problem:
+            if not rows and path == pages[-1]:
+                raise
+            damaged.append(Missing(name, str(problem), damaged=True))
+            continue
         write_text(path, html, force=force)
-        rows.append({"name": result.facts["name"], "page": readable(path.name), **numbers})
+        rows.append({"name": name, "page": readable(path.name), **numbers})
+    failed = [*failed, *damaged]
     write_text(out, index_page(rows, failed=failed, shown_at=point_name(results[0])), force=force)
+    return damaged
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
@@ -301,9 +328,8 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "metrics.json"
     if not path.exists():
         raise FileNotFoundError(f"No {path}; make it with tf-lesion evaluate.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["scores"]["residual"]["roc"], content["cohort"]["subjects"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"Expected {path} as tf-lesion evaluate writes it ({error!r}).") from error
+    content = read_json(path, EVALUATION, writer="tf-lesion evaluate")
+    for score in content["scores"].values():
+        if len(score["roc"]["fpr"]) != len(score["roc"]["tpr"]):
+            raise InputError(f"{path}: expected ROC curves of as many fpr as tpr; make it again.")
     return content

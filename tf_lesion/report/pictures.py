@@ -136,7 +136,7 @@ def roc(series: dict[str, tuple]) -> str:
     thinned = {}
     for name, rates in series.items():
         rows = _thinned(np.arange(len(rates[0])))
-        thinned[name] = [np.asarray(rate)[rows] for rate in rates]
+        thinned[name] = [np.asarray(rate, float)[rows] for rate in rates]
     labels = {"xlabel": "false positive rate", "ylabel": "true positive rate"}
     return _svg(curves(thinned, rates=True, markers=False, **labels)[0])
 

@@ -211,18 +211,28 @@ def load_labels(source: ScanSource, scan: Scan) -> np.ndarray:
     return rounded.astype(np.uint8)
 
 
+def load_map(source: ScanSource, scan: Scan) -> np.ndarray:
+    """Read a volume on the grid of `scan` as [X, Y, Z] float32 in RAS.
+
+    Raises:
+        FileNotFoundError, InputError: as for `load_labels`, but any finite values are allowed.
+    """
+    volume = _read(source)
+    if not np.isfinite(volume.data).all():
+        raise InputError(f"{volume.name}: expected finite values, got NaN or infinite ones.")
+    _check_same_grid(volume, scan)
+    return volume.data
+
+
 def load_mask(source: ScanSource, scan: Scan) -> np.ndarray:
     """Read a brain mask on the grid of `scan` as [X, Y, Z] bool in RAS: brain where it is above 0.
 
     So of probabilities and of masks that were interpolated every voxel with some brain is brain.
 
     Raises:
-        FileNotFoundError, InputError: as for `load_labels`, but any finite values are allowed.
+        FileNotFoundError, InputError: as for `load_map`.
     """
-    mask = _read(source, grid_of=scan)
-    if not np.isfinite(mask.data).all():
-        raise InputError(f"{mask.name}: expected a mask of finite values, got NaN or infinite.")
-    return mask.data > 0
+    return load_map(source, scan) > 0
 
 
 def image_like(scan: Scan, array: np.ndarray) -> nib.Nifti1Image:
