@@ -59,6 +59,7 @@ class MethodSettings:
     seed: int | None = None  # of training; the experiment's if left out
     run: Path | None = None  # an existing run or TF1 checkpoint: nothing is trained
     tv_weight: float | None = None  # a given lambda: none is chosen
+    chosen_by: str | None = None  # "labels of ...", if the run or lambda was; marks the rows
     network: dict = field(default_factory=dict)  # fields that differ from the experiment's
     training: dict = field(default_factory=dict)
 
@@ -140,6 +141,7 @@ class Experiment:
         restoration: `RestorationSettings`.
         choice: `LambdaSettings` of the choice of lambda.
         sweep: `LambdaSettings` of Figure 2 (a), measured on patients; None leaves it out.
+        groups: CSV of the scans that intervals draw together; see `measure`.
         thresholds: the healthy slices that they come from.
         figures: `FigureSettings`.
     """
@@ -155,6 +157,7 @@ class Experiment:
     restoration: RestorationSettings = RestorationSettings()
     choice: LambdaSettings = LambdaSettings(tuple(parse_grid(RELEASED_GRID)))
     sweep: LambdaSettings | None = None
+    groups: Path | None = None
     thresholds: Subset = Subset()
     figures: FigureSettings = FigureSettings()
 
@@ -259,6 +262,7 @@ READERS = {  # key: a function of its value and of where it stands
     "out": lambda value, at: Path(value),
     "healthy": _cache_files,
     "patients": _patients,
+    "groups": lambda value, at: value and Path(value),
     "methods": _methods,
     "restoration": partial(_filled, RestorationSettings),
     "lambda": lambda value, at: _lambdas({"grid": RELEASED_GRID, **(value or {})}, at),

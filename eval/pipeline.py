@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from eval.experiment import Experiment, MethodSettings, Sizes
@@ -27,7 +28,7 @@ from tf_lesion.calibration.make import calibrate
 from tf_lesion.calibration.tv_weight import Kept, restored_batches
 from tf_lesion.config import AUTO, Config
 from tf_lesion.evaluation import metrics
-from tf_lesion.evaluation.measure import measure
+from tf_lesion.evaluation.measure import measure, read_groups
 from tf_lesion.evaluation.scans import Cohort, from_cache, largest_lesions
 from tf_lesion.files import InputError, content_identity, write_json, write_text
 from tf_lesion.prior import Prior, load
@@ -83,6 +84,11 @@ class MethodParts:
     def metrics(self) -> dict[str, Any]:
         """What was measured, as `Measured.as_json`; the evaluation must be finished."""
         return self.result(self.evaluation, "metrics.json")
+
+    @property
+    def scans(self) -> pd.DataFrame:
+        """The numbers of each scan and score; the evaluation must be finished."""
+        return pd.read_csv(self.evaluation.folder / "scans.csv")
 
     @functools.cached_property
     def calibrated(self) -> Calibration:
@@ -253,10 +259,16 @@ class MethodParts:
         ]
 
     def _evaluation(self):
+        groups = self.experiment.groups
         files = [patients.identities for patients in self.experiment.patients.values()]
         return self._part(
             "evaluation",
-            {"seed": self.experiment.seed, "files": files, "cases": self.experiment.figures.cases},
+            {
+                "seed": self.experiment.seed,
+                "files": files,
+                "cases": self.experiment.figures.cases,
+                "groups": groups and content_identity(groups),
+            },
             self._evaluate,
             self.patients,
             self.calibration,
@@ -273,6 +285,7 @@ class MethodParts:
         measured = measure(
             from_cache(cohorts, points=points),
             seed=self.experiment.seed,
+            groups=self.experiment.groups and read_groups(self.experiment.groups),
             progress=functools.partial(tqdm, unit="subject"),
         )
         content = {"settings": {"restoration": settings}, **measured.as_json()}

@@ -16,7 +16,7 @@ from tf_lesion.provenance import stamp
 
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 SIGNALED = 128  # plus the signal's number
-OUTPUTS = ("table[12].*", "fig[1-6]*.*")
+OUTPUTS = ("table[12].*", "pairs.csv", "fig[1-6]*.*")
 
 
 def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser:

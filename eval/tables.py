@@ -26,12 +26,15 @@ NUMBERS = (  # columns of `measure`'s scores that the CSV has, in full
     *("pooled_auprc", "mean_auc", "mean_largest_dice", "std_largest_dice"),
     *("pooled_lesion_detection_rate_dsc_auc", "mean_false_positives_dsc_auc"),
 )
+PAIRED = ("auc", "auprc", "largest_dice")  # columns of `Measured.scans`
+MARK = " †"
 NOTES = """\
 DSC: mean ± std over subjects. DSC1, DSC5, DSC10: at the thresholds with at most 1, 5, 10 % false \
 positives in healthy subjects; no lesion label is used. DSC_AUC, FPR, FNR, lesions found and false \
 ones per scan: at the threshold with the largest TPR - FPR, chosen by the labels. Largest Dice: \
 mean over subjects of the best that any threshold gives. AUC with a 95 % bootstrap interval over \
-subjects. The baselines need no model: bright lesions show in the intensity itself.
+subjects, or groups of them. The baselines need no model: bright lesions show in the intensity \
+itself.
 """
 WARNING = """\
 Rows in italics are the paper's numbers, **measured on other data** (Cam-CAN, BRATS 2017): they \
@@ -82,7 +85,44 @@ def table_2(methods: Sequence[Any]) -> list[dict[str, Any]]:
     return rows + [paper_row(f"K = {k}", numbers, clusters=k) for k, numbers in printed]
 
 
+def pairs(experiment: Any, methods: Sequence[Any]) -> list[dict[str, Any]]:
+    """Each other method and baseline against the first method, on the same scans.
+
+    Returns:
+        Rows of `method`, `against`, and for each of `PAIRED` the mean difference over scans that
+        have both, with its 95 % bootstrap interval, `NAME`, `NAME_low` and `NAME_high`.
+    """
+    from tf_lesion.evaluation import metrics
+    from tf_lesion.evaluation.measure import groups_of, read_groups
+
+    def of(parts, score):
+        return parts.scans[parts.scans["score"] == score].reset_index(drop=True)
+
+    first, *others = methods
+    compared = [(_title(parts), of(parts, "residual")) for parts in others]
+    compared += [(title, of(first, name)) for name, title in BASELINES.items()]
+    its_own = of(first, "residual")
+    groups = experiment.groups and read_groups(experiment.groups)
+    alike = groups_of(list(its_own["scan"]), groups)
+    weights = metrics.bootstrap_weights(alike, seed=experiment.seed)
+    rows = []
+    for title, scans in compared:
+        row = {"method": title, "against": _title(first)}
+        for name in PAIRED:
+            difference = scans[name] - its_own[name]
+            low, high = metrics.mean_interval(difference, weights)
+            row |= {name: difference.mean(), f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
+    return rows
+
+
+def _title(parts):
+    """The method's name, marked if labels chose it."""
+    return parts.method.title + (MARK if parts.method.chosen_by else "")
+
+
 def _method_row(title, parts):
+    title += MARK if parts.method.chosen_by else ""
     about = {"lambda": parts.used_lambda, "clusters": parts.clusters}
     return our_row(title, parts.metrics["scores"], "residual", **about)
 
@@ -115,8 +155,17 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
     return found if row["data"] == OURS else {name: f"*{cell}*" for name, cell in found.items()}
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]], title: str, cohort: dict) -> list[Path]:
-    """Write a table as CSV, all numbers in full, and as Markdown with its notes."""
+def _pair_cells(row):
+    from tf_lesion.evaluation.tables import with_interval
+
+    columns = zip(("AUC", "AUPRC", "largest Dice"), PAIRED, strict=True)
+    return {"method": row["method"], **{title: with_interval(row, name) for title, name in columns}}
+
+
+def write_table(
+    path: Path, rows: Sequence[dict[str, Any]], title: str, cohort: dict, more: Sequence[str] = ()
+) -> list[Path]:
+    """Write a table as CSV, all numbers in full, and as Markdown with its notes and `more`."""
     import pandas as pd
 
     from tf_lesion.evaluation.tables import markdown
@@ -128,18 +177,30 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], title: str, cohort: 
         f"{cohort['slices']} slices, {cohort['lesion_voxels']:,} of {cohort['brain_voxels']:,} "
         f"brain voxels are lesion."
     )
-    parts = (f"# {title}", described, markdown([cells(row) for row in rows]), NOTES, WARNING)
+    table = markdown([cells(row) for row in rows])
+    parts = (f"# {title}", described, table, *more, NOTES, WARNING)
     write_text(path.with_suffix(".md"), "\n\n".join(part.strip() for part in parts) + "\n")
     return [path.with_suffix(".csv"), path.with_suffix(".md")]
 
 
 def write_tables(experiment: Any, methods: Sequence[Any]) -> list[Path]:
-    """Write table1 and, with a GMVAE, table2; returns the paths."""
+    """Write table1, pairs.csv and, with a GMVAE, table2; returns the paths."""
+    import pandas as pd
+
+    from tf_lesion.evaluation.tables import markdown
+
     cohort, out = methods[0].metrics["cohort"], experiment.out
-    paths = write_table(out / "table1", table_1(methods), "Table 1: methods", cohort)
+    marked = {parts.method.chosen_by for parts in methods} - {None}
+    marks = [f"{MARK.strip()} chosen by {reason}: no held-out result." for reason in sorted(marked)]
+    compared = pairs(experiment, methods)
+    write_text(out / "pairs.csv", pd.DataFrame(compared).to_csv(index=False))
+    paths = [out / "pairs.csv"]
+    more = [*marks, f"Differences from {_title(methods[0])}, mean over the same scans:"]
+    more.append(markdown([_pair_cells(row) for row in compared]))
+    paths += write_table(out / "table1", table_1(methods), "Table 1: methods", cohort, more)
     if any(parts.clusters is not None for parts in methods):
         title = "Table 2: clusters of the GMVAE"
-        paths += write_table(out / "table2", table_2(methods), title, cohort)
+        paths += write_table(out / "table2", table_2(methods), title, cohort, marks)
     return paths
 
 

@@ -7,8 +7,10 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from conftest import write_cache
@@ -105,10 +107,45 @@ def test_table_1_holds_the_methods_the_baselines_and_the_papers_rows_marked(fini
     assert ours[0]["clusters"] == "2"
     gmvae = next(row for row in theirs if row["method"] == "GMVAE(TV)")
     assert (gmvae["pooled_auc"], gmvae["mean_dice_dsc5"]) == ("0.83", "0.46")
+    assert [row["method"] for row in rows_of(finished[1] / "pairs.csv")] == [
+        "VAE(TV)",
+        "histogram-equalized intensity",
+        "intensity",
+    ]
     text = (finished[1] / "table1.md").read_text()
+    assert "Differences from GMVAE(TV), K = 2, mean over the same scans" in text
     assert "measured on other data" in text
     row = "| *GMVAE(TV) (paper: Cam-CAN, BRATS 2017)* | *1.80* | *0.37 ± 0.18* | *0.83* |"
     assert row in re.sub(" +", " ", text)
+
+
+def _made(title, *, chosen_by=None, **numbers):
+    """What `tables.pairs` asks of a method: its numbers of three scans by score."""
+    scans = [
+        pd.DataFrame(
+            {"scan": ["a", "b", "c"], "score": score, **dict.fromkeys(tables.PAIRED, values)}
+        )
+        for score, values in {"equalized": 0.5, "intensity": 0.4, **numbers}.items()
+    ]
+    method = SimpleNamespace(title=title, chosen_by=chosen_by)
+    return SimpleNamespace(method=method, scans=pd.concat(scans))
+
+
+def test_methods_are_compared_on_the_same_scans(tmp_path):
+    first = _made("GMVAE", residual=[0.1, 0.5, 0.9])
+    better = _made("denoiser", residual=[0.2, 0.6, 1.0], chosen_by="labels of phantoms")
+    experiment = SimpleNamespace(groups=None, seed=0)
+    denoiser, equalized, _ = tables.pairs(experiment, [first, better])
+    assert (denoiser["method"], denoiser["against"]) == ("denoiser †", "GMVAE")
+    # The scans differ, the difference does not: its interval has no width.
+    assert [denoiser[name] for name in ("auc", "auc_low", "auc_high")] == pytest.approx([0.1] * 3)
+    assert equalized["auc"] == pytest.approx(0)
+    assert equalized["auc_low"] < -0.1 < 0.1 < equalized["auc_high"]
+    groups = tmp_path / "groups.csv"
+    groups.write_text("scan,group\na,one\nb,one\nc,one\n")
+    experiment = SimpleNamespace(groups=groups, seed=0)
+    _, equalized, _ = tables.pairs(experiment, [first, better])
+    assert equalized["auc_low"] == equalized["auc_high"]
 
 
 @pytest.mark.slow
@@ -414,7 +451,7 @@ def test_the_example_configurations_are_complete():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"healty": "x"}, "unknown healty; the keys are figures, healthy, lambda"),
+        ({"healty": "x"}, "unknown healty; the keys are figures, groups, healthy, lambda"),
         ({"methods": []}, "expected a list of methods"),
         ({"methods": [{"method": "gan"}]}, "cannot use method 'gan'"),
         ({"methods": [{"clusters": 3}]}, "methods: missing method"),

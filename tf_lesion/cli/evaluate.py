@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tf_lesion.cli.command import check_effect, command
@@ -132,7 +131,7 @@ def _bar(scans, text):
 
 
 def _measure(scans, options):
-    from tf_lesion.evaluation.measure import measure
+    from tf_lesion.evaluation.measure import measure, read_groups
 
     groups = read_groups(options.groups) if options.groups else None
     given = {"protocol": options.protocol, "seed": options.seed, "groups": groups}
@@ -152,21 +151,6 @@ def _counting(options):
     if not 0 <= options.overlap < 1:
         raise InputError(f"Expected --overlap of 0 to less than 1, got {options.overlap}.")
     return Counting(options.connectivity, options.smallest_lesion, options.overlap)
-
-
-def read_groups(path: Path) -> dict[str, str]:
-    """{scan: its group} of a CSV file with these two columns.
-
-    Raises:
-        InputError: if it is no such file.
-    """
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path, dtype=str).dropna()
-        return dict(zip(table["scan"], table["group"], strict=True))
-    except (KeyError, ValueError) as error:  # pandas' errors of form are values that are wrong
-        raise InputError(f"{path}: Expected the columns scan and group in a CSV file.") from error
 
 
 def _draw_scan(path, result, name, rows, options):

@@ -9,8 +9,9 @@ the ends of a 95 % bootstrap interval over scans, or over groups of them that ar
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def measure(
     for number, scan in enumerate(bar(scans, "masks")):
         for name in scan.scores:
             scores[name].second_pass(number, scan, about[number], counting)
-    alike = [_group(row, groups) for row in about]
+    alike = groups_of([row["scan"] for row in about], groups)
     weights = metrics.bootstrap_weights(alike, seed=seed)
     rows = [about[number] | row for score in scores.values() for number, row in score.rows.items()]
     return Measured(
@@ -131,14 +132,34 @@ def measure(
     )
 
 
-def _group(row, groups):
-    """What a scan is drawn together with."""
-    name = row["scan"]
+def groups_of(names: Sequence[str], groups: Mapping[str, str] | None) -> list[Hashable]:
+    """What each scan is drawn together with; `groups` as of `measure`.
+
+    Raises:
+        InputError: if a scan has no group.
+    """
     if groups is None:  # names of several cohorts may repeat
-        return name.partition(SESSION)[0] if SESSION in name else row["number"]
-    if name not in groups:
-        raise InputError(f"Expected a group for every scan, there is none for {name}; add its row.")
-    return groups[name]
+        numbered = enumerate(names)
+        return [name.partition(SESSION)[0] if SESSION in name else n for n, name in numbered]
+    for name in names:
+        if name not in groups:
+            raise InputError(
+                f"Expected a group for every scan, there is none for {name}; add its row."
+            )
+    return [groups[name] for name in names]
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """{scan: its group} of a CSV file with these two columns.
+
+    Raises:
+        InputError: if it is no such file.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str).dropna()
+        return dict(zip(table["scan"], table["group"], strict=True))
+    except (KeyError, ValueError) as error:  # pandas' errors of form are values that are wrong
+        raise InputError(f"{path}: Expected the columns scan and group in a CSV file.") from error
 
 
 def _count_lesions(scan, detected, counting):
