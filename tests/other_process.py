@@ -73,6 +73,8 @@ COMMANDS = {
     "preprocess": "preprocessing.camcan",
     **{n: f"tf_lesion.cli.{n}" for n in ("train", "calibrate", "evaluate", "detect", "report")},
     "restore": "restore_brats",
+    "export": "tf_lesion.cli.export",
+    "ship": "tf_lesion.cli.export",
 }
 
 
@@ -197,4 +199,6 @@ def make_jobs(folder, server):
             "--force",
         ),
         "detect": detecting,
+        "export": job("export", "saved", ["--model", run]),
+        "ship": job("ship", "shipped", ["--model", run, "--as", "run"]),
     }

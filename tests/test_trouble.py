@@ -14,6 +14,7 @@ from tf_lesion.prior import load
 
 pytestmark = pytest.mark.slow  # a server of commands starts first
 NAMES = ("preprocess", "train", "restore", "calibrate", "evaluate", "detect")
+EXPORTS = ("export", "ship")
 BAD_INPUT = 2
 SOME_FAILED = 1
 
@@ -22,7 +23,7 @@ def _outputs(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, *EXPORTS))
 def test_a_full_disk_is_told_in_a_line(server, jobs, tmp_path, name):
     job = jobs[name].at(tmp_path)
     status = server.run(name, job.argv, trouble=["full"])
@@ -32,9 +33,10 @@ def test_a_full_disk_is_told_in_a_line(server, jobs, tmp_path, name):
     left = _outputs(tmp_path)
     assert not [file for file in left if file.startswith(".") or file.endswith((".h5", ".gz"))]
     assert not [file for file in left if file.startswith("ckpt")]
+    assert name not in EXPORTS or not left
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, *EXPORTS))
 def test_a_folder_that_may_not_be_written_to_is_named(server, jobs, tmp_path, name):
     job = jobs[name].at(tmp_path / "locked")
     job.out.parent.mkdir(mode=0o555)
