@@ -23,7 +23,7 @@ def _outputs(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("name", (*NAMES, *EXPORTS))
+@pytest.mark.parametrize("name", [*NAMES, *EXPORTS])
 def test_a_full_disk_is_told_in_a_line(server, jobs, tmp_path, name):
     job = jobs[name].at(tmp_path)
     status = server.run(name, job.argv, trouble=["full"])
@@ -36,7 +36,7 @@ def test_a_full_disk_is_told_in_a_line(server, jobs, tmp_path, name):
     assert name not in EXPORTS or not left
 
 
-@pytest.mark.parametrize("name", (*NAMES, *EXPORTS))
+@pytest.mark.parametrize("name", [*NAMES, *EXPORTS])
 def test_a_folder_that_may_not_be_written_to_is_named(server, jobs, tmp_path, name):
     job = jobs[name].at(tmp_path / "locked")
     job.out.parent.mkdir(mode=0o555)

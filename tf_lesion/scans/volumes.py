@@ -42,10 +42,7 @@ FORMS_APART_MM = 1.0  # of the corners; qform and sform that disagree by more ar
 # in other units, or damaged, and would size what is computed.
 SMALLEST_EXTENT_MM, LARGEST_EXTENT_MM = 5.0, 1000.0
 MOST_COMPRESSED = 1032  # times, by gzip
-LARGE_BYTES, MOST_COMPRESSED_IF_LARGE = (
-    2**28,
-    250,
-)  # of a scan that is not blank; real ones: 2 to 20
+LARGE_BYTES, MOST_COMPRESSED_IF_LARGE = 2**28, 250  # of a scan that is not blank; most: 2 to 20
 ScanSource = str | Path | nib.spatialimages.SpatialImage | Series  # what `load_scan` takes
 _UNREADABLE = (
     nib.filebasedimages.ImageFileError,
