@@ -71,4 +71,4 @@ def test_patients_of_linked_folders_are_measured_and_those_without_a_twin_named(
     monkeypatch.setattr("tf_lesion.prior.load", lambda *_, **__: None)
     assert twins.main(["--input", str(folder), "--out", str(tmp_path / "t.csv")]) == 1
     assert pd.read_csv(tmp_path / "t.csv")["patient"].tolist() == ["a_1"]
-    assert "a_2 is not measured: No such scan" in capsys.readouterr().err
+    assert "a_2 is not measured: No such file" in capsys.readouterr().err

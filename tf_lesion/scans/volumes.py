@@ -214,10 +214,9 @@ def load_map(source: ScanSource, scan: Scan) -> np.ndarray:
     Raises:
         FileNotFoundError, InputError: as for `load_labels`, but any finite values are allowed.
     """
-    volume = _read(source)
+    volume = _read(source, grid_of=scan)
     if not np.isfinite(volume.data).all():
         raise InputError(f"{volume.name}: expected finite values, got NaN or infinite ones.")
-    _check_same_grid(volume, scan)
     return volume.data
 
 
