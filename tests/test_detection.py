@@ -425,6 +425,18 @@ def test_bids_derivatives_have_valid_names_sidecars_and_a_description(model, tmp
     assert {row["status"] for row in rows} == {"skipped"}
 
 
+def test_a_scan_that_is_not_here_and_a_data_set_of_others_are_refused(model, tmp_path, capsys):
+    link = tmp_path / "p_t2.nii.gz"
+    link.symlink_to("nowhere")
+    assert _restore(model, link, tmp_path / "out") == 2
+    assert "its content is not here" in capsys.readouterr().err
+    theirs = tmp_path / "dataset_description.json"
+    theirs.write_text('{"Name": "theirs"}')
+    assert _restore(model, model["scan"], tmp_path, "--bids-out") == 2
+    assert "describes another data set" in capsys.readouterr().err
+    assert theirs.read_text() == '{"Name": "theirs"}'
+
+
 def test_a_scan_with_any_name_becomes_a_bids_subject(tmp_path):
     subject = one_scan(tmp_path / "Brats17_X-1_t2.nii.gz")
     layout = layout_of(subject, tmp_path, bids=True)
