@@ -224,6 +224,9 @@ DAMAGE = {
     "25.0 mm apart": lambda path: _changed(path, 0, AFFINE + 25 * np.eye(4, k=3)),
     "names no map 'residual'": lambda path: _told(path, files={}),
     "it['files'] is []": lambda path: _told(path, files=[]),
+    "['threshold'] is nan": lambda path: _told(
+        path, lesions={"fpr_0.05": {"target_fpr": 0.05, "threshold": np.nan}}
+    ),
     "has no 'target_fpr'": lambda path: _told(path, lesions={"fpr_0.05": {}}),
     "P_1_residual.nii.gz, which": lambda path: path.unlink(),
 }

@@ -71,7 +71,8 @@ def read_json(path: str | Path, form: Any, *, writer: str) -> Any:
     """What a JSON file holds; one that is damaged or not of the `form` is an `InputError`.
 
     A form is a type; [form] of a list; or {name: form} of a dict that has these names and may have
-    others. A name that ends in "?" may be missing, and "*" stands for all there are.
+    others. A name that ends in "?" may be missing, and "*" stands for all there are. Numbers are
+    finite.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -86,7 +87,7 @@ def read_json(path: str | Path, form: Any, *, writer: str) -> Any:
 def _check_form(content, form, place):
     kind = form if isinstance(form, type | types.UnionType) else type(form)
     number = isinstance(content, NUMBER)
-    if not isinstance(content, kind) or (number and abs(content) > LARGEST):
+    if not isinstance(content, kind) or (number and not abs(content) <= LARGEST):
         raise ValueError(f"{place} is {str(content)[:20]}")
     if isinstance(form, list):
         for position, each in enumerate(content):
