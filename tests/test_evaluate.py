@@ -340,7 +340,7 @@ def test_a_file_of_groups_is_read_and_must_know_every_scan(patients, capsys):
     assert "there is none for s1" in capsys.readouterr().err
     groups.write_text("name\ns0\n")
     assert run(patients, "--groups", groups, out="other")[0] == 2
-    assert "Expected the columns scan and group" in capsys.readouterr().err
+    assert "expected the columns scan and group" in capsys.readouterr().err
 
 
 def test_lesion_outside_the_brain_mask_is_not_counted(tmp_path):

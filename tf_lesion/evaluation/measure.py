@@ -159,7 +159,7 @@ def read_groups(path: Path) -> dict[str, str]:
         table = pd.read_csv(path, dtype=str).dropna()
         return dict(zip(table["scan"], table["group"], strict=True))
     except (KeyError, ValueError) as error:  # pandas' errors of form are values that are wrong
-        raise InputError(f"{path}: Expected the columns scan and group in a CSV file.") from error
+        raise InputError(f"{path}: expected the columns scan and group in a CSV file.") from error
 
 
 def _count_lesions(scan, detected, counting):
