@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # these bring SimpleITK and nilearn, which --help can do with
     from tf_lesion.scans.prepare import ScanSettings
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+MOST_NAMED = 10  # subjects whose brain was taken for another kind than most
 DEFAULT_VOXEL_SIZE = 1.0  # mm, that of the paper
 KILLED = "A process was killed, most likely for want of memory; lower --jobs and run again"
 
@@ -65,6 +67,7 @@ class Outcome:
     subject: Subject
     part: Path | None = None
     reason: str = ""
+    brain: str = ""  # what it was taken for: `Brain.kind`
     warnings: tuple[str, ...] = ()
 
 
@@ -192,11 +195,11 @@ def _prepare_one(subject, folder, settings, reference):
         if subject.problem:
             raise InputError(subject.problem)
         part = folder / _part_name(subject, settings, reference)
-        warnings = _warnings_of(part) if part.exists() else None
-        if warnings is None:
+        told = _told_by(part) if part.exists() else None
+        if told is None:
             _write_part(part, subject, settings, reference)
-            warnings = _warnings_of(part)
-        return Outcome(subject, part=part, warnings=warnings)
+            told = _told_by(part)
+        return Outcome(subject, part=part, **told)
     except Exception as error:
         reason = str(error) or type(error).__name__
         if not isinstance(error, InputError | OSError):
@@ -204,12 +207,13 @@ def _prepare_one(subject, folder, settings, reference):
         return Outcome(subject, reason=reason)
 
 
-def _warnings_of(part):
-    """Those of a part; None if it is damaged, which makes it again."""
+def _told_by(part):
+    """Brain and warnings of a part; None if it is damaged, which makes it again."""
     try:
         with _opened(part) as file, intact(part):
             file["image"][-1], file["mask"][-1], file["quantiles"][:]
-            return tuple(json.loads(file.attrs["warnings"]))
+            told = json.loads(file.attrs["told"])
+            return {"brain": told["brain"], "warnings": tuple(told["warnings"])}
     except InputError:
         return None
 
@@ -246,7 +250,9 @@ def _write_part(part, subject, settings, reference):
         file["slice_index"] = rows
         file["scan_from_grid"] = prepared.scan_from_grid
         file["quantiles"] = brain_quantiles(prepared.image, prepared.mask)
-        file.attrs["warnings"] = text(json.dumps([*prepared.scan.warnings, *prepared.warnings]))
+        warnings = [*prepared.scan.warnings, *prepared.warnings]
+        told = {"brain": prepared.brain_kind, "warnings": warnings}
+        file.attrs["told"] = text(json.dumps(told))
 
 
 def _part_name(subject, settings, reference):
@@ -294,13 +300,14 @@ def write_cache(
 
     grid = settings.scan.grid
     skipped = {one.subject.name: one.reason for one in outcomes if not one.part}
+    brains = {one.subject.name: one.brain for one in outcomes if one.part}
     counts = {"Train": [], "Test": []}
     with CacheWriter(
         out,
         slice_shape=grid.slice_shape,
         crop=grid.crop,
         grid_affine=grid.affine,
-        settings={**dataclasses.asdict(settings), **stored, "skipped": skipped},
+        settings={**dataclasses.asdict(settings), **stored, "brains": brains, "skipped": skipped},
         force=force,
     ) as writer:
         if reference is not None:
@@ -318,6 +325,7 @@ def write_cache(
     for dataset, slices in counts.items():
         if slices:
             print(f"{dataset}: {len(slices)} subjects, {sum(slices)} slices")
+    print(f"Brains: {_counted(brains)}")
     print(f"wrote {out}")
     if skipped:
         print(f"{len(skipped)} of {len(outcomes)} subjects were skipped:", file=sys.stderr)
@@ -329,6 +337,16 @@ def write_cache(
             file=sys.stderr,
         )
     return 1 if skipped else 0
+
+
+def _counted(brains):
+    """How many brains of each kind there are, and which, where they are few among others."""
+    kinds = Counter(brains.values()).most_common()
+    parts = [f"{count} {kind}" for kind, count in kinds]
+    for at, (kind, count) in enumerate(kinds[1:], start=1):
+        if count <= MOST_NAMED:
+            parts[at] += f" ({', '.join(name for name in brains if brains[name] == kind)})"
+    return ", ".join(parts)
 
 
 def _append_part(writer, dataset, outcome, reference):

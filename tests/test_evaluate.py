@@ -181,6 +181,16 @@ def test_a_calibration_gives_dsc1_5_10(patients):
     assert (patients[0] / "results" / "panel.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_a_pdf_that_is_there_is_told_before_anything_is_measured(patients, capsys, monkeypatch):
+    out = patients[0] / "other"
+    out.mkdir()
+    (out / "panel.pdf").write_bytes(b"mine")
+    monkeypatch.delattr("tf_lesion.evaluation.measure.measure")
+    assert run(patients, "--pdf", out="other")[0] == 2
+    assert "panel.pdf" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["panel.pdf"]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

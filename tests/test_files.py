@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from conftest import write_cache
 
@@ -17,6 +19,7 @@ from tf_lesion.detection import files as detection_files
 from tf_lesion.detection.layout import FAILED, SUMMARY
 from tf_lesion.files import (
     InputError,
+    content_identity,
     locked,
     put_back,
     remove_abandoned,
@@ -70,6 +73,17 @@ def precious(folder):
     folder.mkdir(parents=True)
     (folder / "thesis.tex").write_text("precious")
     return folder
+
+
+@pytest.mark.parametrize("changed", ["t2.hdr", "t2.img"])
+@pytest.mark.parametrize("named", ["t2.hdr", "t2.img"])
+def test_a_scan_of_two_files_is_another_when_either_is(named, changed, tmp_path):
+    nib.save(nib.Nifti1Pair(np.ones((4, 4, 4)), np.eye(4)), tmp_path / "t2.hdr")
+    before = content_identity(tmp_path / named)
+    with (tmp_path / changed).open("r+b") as file:
+        file.seek(150)  # descrip in the header
+        file.write(b"x")
+    assert content_identity(tmp_path / named) != before
 
 
 def test_force_never_replaces_a_folder_of_another_kind(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import tiny_scans
 from scipy import ndimage
 
-from tf_lesion.scans import brain_mask
+from tf_lesion.scans import brain_mask, intensity
 from tf_lesion.scans.finder.find import find
 from tf_lesion.scans.finder.weights import FILE
 from tf_lesion.scans.prepare import PoorAlignmentError, ScanSettings, prepare_scan
@@ -66,13 +66,60 @@ def test_the_scale_of_intensities_does_not_matter(gain, offset, head, brain):
         np.testing.assert_allclose(found.scan_from_mni, expected.scan_from_mni, atol=0.1)
 
 
-def test_a_standardized_brain_with_a_background_of_zero_is_stripped(brain):
+def test_a_standardized_brain_with_a_background_of_zero_is_prepared_as_the_brain_before(brain):
+    """The background lies in the middle of its intensities; it was below them all."""
     values, affine, mask = brain
+    values = np.where(mask, values - values[mask].min() + 20, 0)
     scored = np.where(mask, (values - values[mask].mean()) / values[mask].std(), 0)
-    scan = load_scan(scan_of(scored, affine))
-    found = brain_mask.brain_of(scan, find(scan.data, scan.affine))
-    assert found.kind == brain_mask.STRIPPED
-    assert dice(found.mask, mask) > 0.98
+    expected, found = (prepare_scan(scan_of(v, affine), settings=RIGID) for v in (values, scored))
+    assert found.brain_kind == brain_mask.STRIPPED
+    np.testing.assert_array_equal(found.scan_mask, expected.scan_mask)
+    np.testing.assert_allclose(found.scan_from_grid, expected.scan_from_grid, atol=1e-3)
+    np.testing.assert_allclose(found.image, expected.image, atol=1e-3)
+
+
+def test_voxels_of_a_brain_that_are_equal_to_its_background_stay_as_they_are():
+    volume = np.zeros((8, 8, 8), np.float32)
+    volume[2:6, 2:6, 2:6] = np.linspace(-3.1, 4, 64).reshape(4, 4, 4)
+    volume = np.rint(10 * volume)
+    volume[3, 3, 3] = 0
+    found = intensity.from_background(volume)
+    np.testing.assert_array_equal(found[2:6, 2:6, 2:6], (volume - volume.min())[2:6, 2:6, 2:6])
+    assert np.all(found[:2] == 0)
+
+
+def test_what_was_background_in_a_head_is_it_after_standardization():
+    """Bone that is 0 as the air is, in intensities that are no whole numbers."""
+    volume = np.zeros((8, 8, 8), np.float32)
+    volume[2:6, 2:6, 2:6] = np.linspace(1, 200, 64).reshape(4, 4, 4).round()
+    volume[3, 3, 3] = 0
+    scored = np.where(volume == 0, 0, (volume - 90) / 40)
+    expected = intensity.from_background(volume)
+    np.testing.assert_allclose(40 * intensity.from_background(scored), expected, atol=1e-4)
+
+
+def test_what_rings_around_a_brain_leaves_a_dark_background_as_it_is():
+    volume = np.zeros((8, 8, 8), np.float32)
+    volume[2:6, 2:6, 2:6] = np.linspace(1, 200, 64).reshape(4, 4, 4)
+    volume[1, 1, 1:3] = -20
+    np.testing.assert_array_equal(intensity.from_background(volume), volume)
+
+
+@pytest.mark.parametrize("air", [0, 200])
+def test_intensities_begin_at_the_background_whatever_is_added(air):
+    """Constant air, and noise in all of it."""
+    values = tiny_scans.brain(VOXEL_MM)[0].round()
+    if air:
+        values += np.random.default_rng(0).integers(1, air, values.shape)
+    expected = intensity.from_background(values.astype(np.float32))
+    for added in (-1024, 32768):
+        np.testing.assert_array_equal(
+            intensity.from_background((values + added).astype(np.float32)), expected
+        )
+
+
+def test_a_volume_of_one_value_stays_one():
+    assert not intensity.from_background(np.full((4, 4, 4), 7, np.float32)).any()
 
 
 @pytest.mark.parametrize("axes", ["LPS", "PIR", "SLA"])

@@ -466,6 +466,15 @@ def test_a_bad_subject_is_named_and_skipped_and_the_status_says_so(tmp_path, cap
     with SliceCache(out, "Train") as train, SliceCache(out, "Test") as cache:
         assert set(train.index.subject_ids) | set(cache.index.subject_ids) == {"sub-1", "sub-3"}
         assert list(train.settings["skipped"]) == ["sub-2"]
+        assert train.settings["brains"] == dict.fromkeys(["sub-1", "sub-3"], "stripped")
+    assert "Brains: 2 stripped\n" in printed.out
+
+
+def test_the_few_brains_that_were_taken_for_another_kind_are_named():
+    brains = {f"sub-{i}": "with skull" if i == 7 else "stripped" for i in range(30)}
+    assert cohort._counted(brains) == "29 stripped, 1 with skull (sub-7)"
+    halves = {f"sub-{i}": "stripped" if i < 15 else "with skull" for i in range(30)}
+    assert cohort._counted(halves) == "15 stripped, 15 with skull"
 
 
 def test_a_mended_subject_is_all_that_is_prepared_again(tmp_path, monkeypatch, capsys):

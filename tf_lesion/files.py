@@ -18,6 +18,7 @@ from typing import Any
 
 # What NumPy raises, by where in the file the damage is.
 UNREADABLE_ARRAY = (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError, MemoryError)
+PAIR = (".hdr", ".img")  # of one scan
 IDENTITY_DIGITS = 12  # of a hash that tells contents apart
 PLACE_DIGITS = 8  # of a hash that tells machines apart
 NUMBER = int | float  # in JSON
@@ -50,9 +51,15 @@ def file_name(text: str) -> str:
 
 
 def content_identity(path: str | Path) -> str:
-    """Short hash of a file's content: what it was is told from what has taken its name."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:IDENTITY_DIGITS]
+    """Short hash of a file's content: what it was is told from what has taken its name.
+
+    That of a header and an image in files of their own is of both.
+    """
+    path, digest = Path(path), hashlib.sha256()
+    for part in [path.with_suffix(s) for s in PAIR] if path.suffix in PAIR else [path]:
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()[:IDENTITY_DIGITS]
 
 
 def read_array(path: str | Path, *, what: str) -> Any:

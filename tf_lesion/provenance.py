@@ -11,7 +11,7 @@ from typing import Any
 from tf_lesion import __version__, devices
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "nibabel", "SimpleITK", "nilearn")
-SUBJECTS = ("test_subjects", "skipped", "reference")  # settings of a cache that name some
+SUBJECTS = ("test_subjects", "brains", "skipped", "reference")  # settings of a cache that name some
 MADE_BY = "made_by"  # attribute of HDF5 files: the stamp as JSON
 
 

@@ -9,6 +9,7 @@ found by their size), table.md and pictures.
 
 import argparse
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
@@ -71,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     needs |= dict.fromkeys(("--seg", "--seg-pattern"), ("--results", bool(options.results)))
     needs["--all-combinations"] = ("--compare", bool(options.compare))
     check_effect(parser(), options, needs)
-    for name in (*FILES, "panel.png"):
-        refuse_existing(options.out / name, force=options.force)
+    for path in (*(options.out / name for name in FILES), *_pictures("panel", options)):
+        refuse_existing(path, force=options.force)
     return _of_maps(options) if options.results else _of_cache(options)
 
 
@@ -112,16 +113,22 @@ def _of_maps(options):
     results, missing = find_labeled(options.results, **given)
     for lost in missing:
         print(f"warning: {lost.name} is left out: {lost.reason}", file=sys.stderr)
-    pictures = {name: options.out / file_name(f"{name}_panel.png") for name in results}
-    for path in pictures.values():
+    pictures = {name: _pictures(f"{name}_panel", options) for name in results}
+    for path in itertools.chain(*pictures.values()):
         refuse_existing(path, force=options.force)
     measured = _measure(from_maps(results), options)
     settings = {"results": [str(path) for path in options.results]}
     with _written(measured, options, settings, missing) as text:
         for name, rows in measured.scans.groupby("scan", sort=False):
-            _draw_scan(pictures[name], replace(results[name]), name, rows, options)
+            _draw_scan(pictures[name][0], replace(results[name]), name, rows, options)
     print(text, end="")
     return int(any(lost.damaged for lost in missing))
+
+
+def _pictures(name, options):
+    """The files of a picture: PNG, and PDF beside it if that is wanted."""
+    picture = options.out / file_name(f"{name}.png")
+    return [picture, *([picture.with_suffix(".pdf")] if options.pdf else [])]
 
 
 def _bar(scans, text):

@@ -115,12 +115,12 @@ def measure(
             score.first_pass(number, values[scan.brain], scan.truth[scan.brain], masks)
     if not sum(row["brain_voxels"] for row in about):
         raise InputError("Expected brain voxels, but the brain mask is empty in every slice.")
+    alike = groups_of([row["scan"] for row in about], groups)
     for score in scores.values():
         score.close_first_pass()
     for number, scan in enumerate(bar(scans, "masks")):
         for name in scan.scores:
             scores[name].second_pass(number, scan, about[number], counting)
-    alike = groups_of([row["scan"] for row in about], groups)
     weights = metrics.bootstrap_weights(alike, seed=seed)
     rows = [about[number] | row for score in scores.values() for number, row in score.rows.items()]
     return Measured(

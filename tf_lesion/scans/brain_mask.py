@@ -17,17 +17,15 @@ from scipy import ndimage
 from tf_lesion.files import InputError
 from tf_lesion.scans import alignment
 from tf_lesion.scans.finder.find import FoundBrain
-from tf_lesion.scans.finder.grid import background_of
+from tf_lesion.scans.intensity import BACKGROUND_SHARE, background_of
 from tf_lesion.scans.volumes import Scan, ScanSource, load_mask, name_of
 
 STRIPPED, SKULL, GIVEN, ATLAS = "stripped", "with skull", "mask given", "mask of the atlas"
 RIM_MM, STRIPPED_SHARE = (4.0, 10.0), 0.75
-BACKGROUND_SHARE = 0.3  # of the faces of a scan, if there is a constant background at all
 NEAR_BACKGROUND = 1e-3  # of the 99.9th percentile of the distance to the background
 EDGE_MM = 1.0  # brains of real scans end this much further out than the network says
 SMALLEST_BRAIN_LITERS = 0.2  # of a mask that is given; less is a fragment
 EDGE_SHARE, EDGE_VOXELS = 0.5, 2
-WITHIN_SHARE = 0.05  # of the brain darker than the background, which then lies in its intensities
 
 
 class Brain(NamedTuple):
@@ -93,16 +91,14 @@ def brain_of(
         return Brain(alignment.atlas_mask_in(pose, shape, scan.affine), ATLAS)
     background, share = background_of(scan.data)
     distance = _distance_from(background, scan.data)
-    within = np.mean(scan.data[distance > 0] < background) > WITHIN_SHARE
-    brightness = scan.data - np.float32(background) if within else distance
     if mode == "nonzero":
-        mask = what_was_left(distance, brightness)
+        mask = what_was_left(distance)
         _check_volume(mask, scan.affine, scan.name)
         return Brain(mask, STRIPPED)
     outside = found.outside_on(scan.data.shape, scan.affine)
     share = _background_share(distance, outside) if share > BACKGROUND_SHARE else 0.0
     if share >= STRIPPED_SHARE:
-        return Brain(what_was_left(distance, brightness), STRIPPED, share)
+        return Brain(what_was_left(distance), STRIPPED, share)
     return Brain(_largest_piece(outside < EDGE_MM), SKULL, share)
 
 
@@ -120,21 +116,17 @@ def _background_share(distance, outside):
     return float((distance[rim] == 0).mean()) if rim.any() else 0.0
 
 
-def what_was_left(distance: np.ndarray, brightness: np.ndarray) -> np.ndarray:
+def what_was_left(distance: np.ndarray) -> np.ndarray:
     """[X, Y, Z] bool, the brain in a stripped scan, without its faint edge.
 
-    Args:
-        distance: [X, Y, Z], of intensities from the background.
-        brightness: [X, Y, Z], what the edge is found in: the same, or with its sign where the
-            background lies within the intensities; then it counts from the darkest voxel.
+    `distance` [X, Y, Z] is that of its intensities from the background.
     """
     piece = _largest_piece(distance > 0)
     if not piece.any():
         return piece
-    darkest = min(brightness[piece].min(), 0)
-    edge = darkest + EDGE_SHARE * (np.median(brightness[piece]) - darkest)
+    edge = EDGE_SHARE * np.median(distance[piece])
     deep = ndimage.binary_erosion(piece, iterations=EDGE_VOXELS, border_value=1)
-    return _largest_piece(deep | (piece & (brightness >= edge)))
+    return _largest_piece(deep | (piece & (distance >= edge)))
 
 
 def _check_volume(mask, affine, name):

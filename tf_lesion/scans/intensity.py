@@ -1,4 +1,4 @@
-"""Intensities: bias correction, min-max normalization, histogram matching inside the brain.
+"""Intensities: background, bias correction, normalization, histogram matching in the brain.
 
 Everywhere `volume` is [X, Y, Z] intensity, `mask` [X, Y, Z] bool, the brain, and `reference` [Q]
 quantiles of the brain of the subject that others are matched to.
@@ -8,16 +8,70 @@ from collections.abc import Sequence
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813, the usual name
+from scipy import ndimage
 from skimage.exposure import match_histograms
 
 from tf_lesion.caches.slices import BRAIN_FLOOR, HIGHEST_PERCENTILE, LOWEST_PERCENTILE
 from tf_lesion.files import InputError
 from tf_lesion.scans import itk
 
+BACKGROUND_SHARE = 0.3  # of the faces of a scan, if there is a constant background at all
+DARK_PERCENTILE = 1.0
+AMID_SHARE = 0.05  # of the rest darker than the background, which then lies amid its intensities
+MOST_SAMPLES = 1_000_000  # voxels that these percentiles are taken of
 QUANTILES = 1001  # of the reference: 0, 0.1, ... 100 %
 TRANSFER_POINTS = 4097  # of a map of intensities
 N4_SPACING_MM = 4.0  # the bias field is smooth, so it is estimated on voxels of about this size
 N4_STEPS = (50, 50, 30)  # at each of three resolutions of the spline
+
+
+def background_of(volume: np.ndarray) -> tuple[float, float]:
+    """(the most frequent value on the faces of a scan, share of the faces that have it)."""
+    faces = [volume.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
+    found, counts = np.unique(np.concatenate(faces), return_counts=True)
+    return float(found[counts.argmax()]), float(counts.max() / counts.sum())
+
+
+def from_background(volume: np.ndarray) -> np.ndarray:
+    """A scan [X, Y, Z] float32 whose intensities begin at 0, its background.
+
+    So what follows gives the same for a * x + b, b as large as it may be beside the contrast, and
+    for a constant background of any value: standardized in the brain, intensities leave it at 0 in
+    their middle. It becomes as dark as the darkest of the rest, but what little is darker than a
+    dark background, such as what rings around a brain, leaves it as it is. Without a constant
+    background the darkest becomes 0.
+    """
+    value, share = background_of(volume)
+    value = np.float32(value)
+    if share < BACKGROUND_SHARE:
+        return volume - _darkest(volume.ravel())
+    air = volume == value
+    if air.all():
+        return volume - value
+    rest = volume[~air]
+    darkest = _darkest(rest)
+    if np.mean(rest < value) < AMID_SHARE:
+        darkest = max(darkest, value)
+    elif np.array_equal(rest, np.rint(rest)):  # voxels of the brain may have that value, too
+        air = _reaching_faces(air)
+    return np.where(air, np.float32(0), volume - darkest)
+
+
+def _darkest(values):
+    """The smallest of values [N], unless it is an outlier.
+
+    It is one if it is further below the 1st percentile than that is below the median.
+    """
+    some = values[:: max(1, values.size // MOST_SAMPLES)]
+    dark, middle = np.percentile(some, (DARK_PERCENTILE, 50), method="lower")
+    return max(values.min(), 2 * dark - middle)
+
+
+def _reaching_faces(mask):
+    """The connected pieces of a mask [X, Y, Z] that reach a face of the volume."""
+    labels, _ = ndimage.label(mask)
+    faces = [labels.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
+    return mask & np.isin(labels, np.unique(np.concatenate(faces)))
 
 
 def correct_bias(volume: np.ndarray, mask: np.ndarray, voxel_sizes: Sequence[float]) -> np.ndarray:

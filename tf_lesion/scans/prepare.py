@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,7 @@ def prepare_scan(
     begin = on_stage or (lambda name: None)
     begin("reading")
     scan = load_scan(path)
+    scan = replace(scan, data=intensity.from_background(scan.data))
     label = load_labels(label_path, scan) if label_path is not None else None
     found = None
     if settings.align == "rigid" or (mask_path is None and settings.mask != "nonzero"):

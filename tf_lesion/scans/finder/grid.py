@@ -6,7 +6,6 @@ FINE_MM = 3.0  # voxels that the finder reads
 CUBE = 16  # voxels: axes are padded to whole multiples, because the network halves them
 DARK_PERCENTILE, BRIGHT_PERCENTILE = 1.0, 99.5  # become 0 and 1
 BRIGHTEST = 1.5
-CONSTANT_SHARE = 0.5  # of the faces of a scan, for a background without noise
 COARSE = 4  # of those in one of the coordinates
 MOST_SAMPLES = 1_000_000  # voxels that percentiles are taken of
 LEAST_INSIDE = 0.02  # share of a plane that is in the scan, to keep it
@@ -31,7 +30,7 @@ def network_input(
     lengths = sizes * data.shape
     if shape is None:
         shape = tuple(int(np.ceil(length / FINE_MM / CUBE)) * CUBE for length in lengths)
-    volume = robust_scale(dark_background(data))
+    volume = robust_scale(data)
     to_voxel = np.eye(4)  # voxel of the grid -> voxel of the scan
     inside = []
     for axis, (length, size, count) in enumerate(zip(lengths, sizes, shape, strict=True)):
@@ -44,28 +43,6 @@ def network_input(
             (max(0, round(count / 2 - half)), min(count, max(round(count / 2 + half), 1)))
         )
     return np.clip(volume, 0, BRIGHTEST), affine @ to_voxel, tuple(inside)
-
-
-def dark_background(data: np.ndarray) -> np.ndarray:
-    """The scan with a constant background, if it has one, as dark as its darkest voxels.
-
-    After some normalizations the background lies in the middle of the brain's intensities.
-    """
-    value, share = background_of(data)
-    if share < CONSTANT_SHARE:
-        return data
-    rest = data != value
-    if not rest.any():
-        return data
-    dark = np.percentile(data[rest][:: max(1, rest.sum() // MOST_SAMPLES)], DARK_PERCENTILE)
-    return data if value <= dark else np.where(rest, data, np.float32(dark))
-
-
-def background_of(data: np.ndarray) -> tuple[float, float]:
-    """(the most frequent value on the faces of a scan, share of the faces that have it)."""
-    faces = [data.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
-    found, counts = np.unique(np.concatenate(faces), return_counts=True)
-    return float(found[counts.argmax()]), float(counts.max() / counts.sum())
 
 
 def robust_scale(data: np.ndarray) -> np.ndarray:
