@@ -6,7 +6,7 @@ import tiny_scans
 from scipy import ndimage
 
 from tf_lesion.files import InputError
-from tf_lesion.scans import alignment, brain_mask, itk
+from tf_lesion.scans import alignment, brain_mask, intensity, itk
 from tf_lesion.scans.finder.find import FoundBrain
 from tf_lesion.scans.volumes import MniGrid, load_scan
 
@@ -179,7 +179,8 @@ def brain():
 
 def found_in(values, affine, distance, tmp_path, **how):
     found = None if distance is None else seen(values, affine, distance)
-    return brain_mask.brain_of(scan_of(values, affine, tmp_path), found, **how)
+    scan = scan_of(intensity.from_background(values.astype(np.float32)), affine, tmp_path)
+    return brain_mask.brain_of(scan, found, **how)
 
 
 def test_a_stripped_brain_keeps_its_voxels_where_the_finder_is_off_by_a_voxel(brain, tmp_path):

@@ -91,18 +91,6 @@ def test_any_linear_scale_of_intensities_gives_one_input(gain, offset):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_a_constant_background_within_the_intensities_counts_as_dark():
-    rng = np.random.default_rng(0)
-    data = np.zeros((30, 40, 20), np.float32)
-    data[8:22, 8:30, 5:15] = rng.normal(10, 1, (14, 22, 10))
-    affine = np.diag([4.0, 4, 4, 1])
-    inside = data != 0
-    scored = np.where(inside, (data - data[inside].mean()) / data[inside].std(), 0)
-    expected, _, _ = grid.network_input(data - np.percentile(data[inside], 1) * inside, affine)
-    found, _, _ = grid.network_input(scored.astype(np.float32), affine)
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-
-
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (0.5, 0.5, 4), (6.5, 1, 1)])
 def test_network_input_keeps_places(sizes):
     """A ramp in mm stays that ramp, in voxels of any size."""

@@ -213,6 +213,19 @@ def test_a_cache_with_nan_is_told_in_a_line_and_leaves_no_run(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["c.h5"]
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_checkpoint_killed_as_its_index_is_written_is_passed_over(trained, tmp_path, named):
+    run = Run(shutil.copytree(trained, tmp_path / "run"))
+    newest, state = Path(run.latest_checkpoint()), run.checkpoints / "checkpoint"
+    later = newest.with_name("ckpt-99.index")
+    later.write_bytes(newest.with_name(f"{newest.name}.index").read_bytes()[:40])
+    if not named:
+        state.unlink()
+    run.remove_unfinished()
+    assert run.latest_checkpoint() == str(newest)
+    assert not later.exists()
+
+
 def test_a_damaged_checkpoint_is_not_resumed(cache_path, trained, tmp_path, capsys):
     run = Run(shutil.copytree(trained, tmp_path / "run"))
     data = Path(f"{run.latest_checkpoint()}.data-00000-of-00001")

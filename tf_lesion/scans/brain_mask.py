@@ -17,12 +17,11 @@ from scipy import ndimage
 from tf_lesion.files import InputError
 from tf_lesion.scans import alignment
 from tf_lesion.scans.finder.find import FoundBrain
-from tf_lesion.scans.intensity import BACKGROUND_SHARE, background_of
+from tf_lesion.scans.intensity import BACKGROUND_SHARE, NEAR_BACKGROUND, background_of
 from tf_lesion.scans.volumes import Scan, ScanSource, load_mask, name_of
 
 STRIPPED, SKULL, GIVEN, ATLAS = "stripped", "with skull", "mask given", "mask of the atlas"
 RIM_MM, STRIPPED_SHARE = (4.0, 10.0), 0.75
-NEAR_BACKGROUND = 1e-3  # of the 99.9th percentile of the distance to the background
 EDGE_MM = 1.0  # brains of real scans end this much further out than the network says
 SMALLEST_BRAIN_LITERS = 0.2  # of a mask that is given; less is a fragment
 EDGE_SHARE, EDGE_VOXELS = 0.5, 2

@@ -173,7 +173,7 @@ def problem_of(path: Path) -> str:
 
 def _problem_of_folder(folder):
     try:
-        if any(folder.iterdir()) or not BIDS_SUBJECT.fullmatch(folder.name):
+        if os.listdir(folder) or not BIDS_SUBJECT.fullmatch(folder.name):
             return ""
     except OSError as error:
         return f"{folder}: cannot be read ({error.strerror}); mend its permissions."

@@ -83,6 +83,18 @@ class Run:
         for pattern in UNFINISHED:
             for path in self.checkpoints.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._remove_unfinished_index()
+
+    def _remove_unfinished_index(self):
+        """That of a checkpoint that nothing names, since the process was killed as it wrote it."""
+        try:
+            state = tf.train.get_checkpoint_state(str(self.checkpoints))
+        except DAMAGED:  # nobody knows what it named
+            return
+        named = {Path(path).name for path in state.all_model_checkpoint_paths} if state else set()
+        for index in self.checkpoints.glob("*.index"):
+            if index.stem not in named and not _readable(str(index.with_suffix(""))):
+                index.unlink()
 
     def latest_checkpoint(self) -> str | None:
         """Prefix of the newest checkpoint, or None."""
@@ -106,6 +118,14 @@ def newest_checkpoint(folder: Path) -> str | None:
         state = tf.train.get_checkpoint_state(str(folder))
     named = PureWindowsPath(state.model_checkpoint_path).name if state else None
     return str(folder / (named if named in prefixes else max(prefixes, key=_step)))
+
+
+def _readable(prefix):
+    try:
+        tf.train.load_checkpoint(prefix)
+    except DAMAGED:
+        return False
+    return True
 
 
 def _step(name):
