@@ -355,6 +355,7 @@ def test_healthy_scans_calibrate_a_model_and_a_scan_of_the_same_scanner_uses_it(
         assert 0 <= point.left_out_smallest <= point.left_out_fpr <= point.left_out_largest <= 1
 
 
+@pytest.mark.slow
 def test_thresholds_of_scans_aligned_otherwise_are_told(scanner, tmp_path):
     model, folder = scanner
     out = tmp_path / "mine.h5"
@@ -394,6 +395,7 @@ def test_fewer_than_five_usable_scans_are_refused(scanner, tmp_path, capsys):
     assert not (tmp_path / "c.h5").exists()
 
 
+@pytest.mark.slow
 def test_a_healthy_scan_that_fails_is_told_and_so_are_the_warnings_of_the_others(
     scanner, tmp_path, capsys
 ):

@@ -276,6 +276,7 @@ np.save(sys.argv[3], found["restored"])
 """
 
 
+@pytest.mark.slow
 def test_it_restores_where_nothing_but_tensorflow_can_be_imported(
     saved_path, loaded, batch, tmp_path
 ):

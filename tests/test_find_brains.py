@@ -57,7 +57,7 @@ def test_a_turned_scan_is_put_in_its_place_with_and_without_its_skull(kind, brai
     assert prepared.brain_kind == ("stripped" if kind == "brain" else "with skull")
 
 
-@pytest.mark.parametrize(("gain", "offset"), [(250, 0), (0.01, -3), (1, 2000)])
+@pytest.mark.parametrize(("gain", "offset"), [(250, 0), (0.01, 2000)])
 def test_the_scale_of_intensities_does_not_matter(gain, offset, head, brain):
     for values, affine in (head, brain[:2]):
         expected = find(values, affine)

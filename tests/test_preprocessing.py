@@ -637,6 +637,7 @@ def _die(_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_an_error_that_says_so():
     with pytest.raises(InputError, match=r"A process was killed, .*lower --jobs"):
         list(cohort.in_processes(_die, [(1,), (2,)], 2))

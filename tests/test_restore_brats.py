@@ -69,6 +69,7 @@ def test_batch_size_does_not_change_the_images(run, cache_path, tmp_path):
         np.testing.assert_array_equal(_read(tmp_path / f"{size}.h5"), reference)
 
 
+@pytest.mark.slow
 def test_an_interrupted_restoration_goes_on_and_ends_with_the_same_images(
     run, cache_path, tmp_path, monkeypatch
 ):

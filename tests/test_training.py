@@ -98,6 +98,7 @@ def test_every_weight_is_trained_saved_and_loaded(trained, tmp_path):
         assert np.abs(before.numpy() - after.numpy()).max() > 0, before.path
 
 
+@pytest.mark.slow
 def test_resuming_after_a_kill_equals_the_uninterrupted_run_bitwise(cache_path, trained, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, "train_gmvae.py", "--cache", str(cache_path), "--out", str(out)]
