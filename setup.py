@@ -32,11 +32,11 @@ LIBRARY = [
     "tensorboard>=2.18",
     "tqdm>=4.66",
 ]
-DICOM = ["pydicom>=3", "dcm2niix>=1.0.20220715"]
+DICOM = ["pydicom>=3", "dcm2niix>=1.0.20250506"]
 SCRIPTS = ["pyyaml>=6.0.1"]  # eval.tables reads its experiments from it
 TEST = [
     *DICOM,
-    "bids-validator-deno>=2",
+    "bids-validator-deno>=2.4",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "ruff>=0.11",
