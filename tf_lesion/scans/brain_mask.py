@@ -17,7 +17,7 @@ from scipy import ndimage
 from tf_lesion.files import InputError
 from tf_lesion.scans import alignment
 from tf_lesion.scans.finder.find import FoundBrain
-from tf_lesion.scans.intensity import BACKGROUND_SHARE, NEAR_BACKGROUND, background_of
+from tf_lesion.scans.intensity import BACKGROUND_SHARE, background_of, distance_from
 from tf_lesion.scans.volumes import Scan, ScanSource, load_mask, name_of
 
 STRIPPED, SKULL, GIVEN, ATLAS = "stripped", "with skull", "mask given", "mask of the atlas"
@@ -72,7 +72,7 @@ def brain_of(
     """The brain of a scan.
 
     Args:
-        scan: `Scan`.
+        scan: `Scan`, of intensities as `intensity.from_background` leaves them.
         found: what the finder says about it; "nonzero" and a mask do without.
         mode: "auto" (the finder's mask, or what skull stripping left), "nonzero" (the scan is
             stripped) or "atlas" (the atlas's mask as the finder puts it).
@@ -89,7 +89,7 @@ def brain_of(
         shape, pose = scan.data.shape, found.scan_from_mni
         return Brain(alignment.atlas_mask_in(pose, shape, scan.affine), ATLAS)
     background, share = background_of(scan.data)
-    distance = _distance_from(background, scan.data)
+    distance = distance_from(background, scan.data)
     if mode == "nonzero":
         mask = what_was_left(distance)
         _check_volume(mask, scan.affine, scan.name)
@@ -99,13 +99,6 @@ def brain_of(
     if share >= STRIPPED_SHARE:
         return Brain(what_was_left(distance), STRIPPED, share)
     return Brain(_largest_piece(outside < EDGE_MM), SKULL, share)
-
-
-def _distance_from(background, data):
-    """[X, Y, Z], distance of intensities from the background; 0 where there is hardly any."""
-    distance = np.abs(data - np.float32(background))
-    distance[distance <= NEAR_BACKGROUND * np.percentile(distance, 99.9)] = 0
-    return distance
 
 
 def _background_share(distance, outside):

@@ -18,7 +18,7 @@ from tf_lesion.scans import itk
 BACKGROUND_SHARE = 0.3  # of the faces of a scan, if there is a constant background at all
 DARK_PERCENTILE, BRIGHT_PERCENTILE = 0.1, 99.9  # the rest are outliers
 NEAR_BACKGROUND = 1e-3  # of the brightest's distance to the background, and still background
-GAP = np.float32(0.03)  # of the median's distance to the darkest; 0 to .05 in six real scans
+GAP = np.float32(0.03)  # of the median's distance to the darkest; -.01 to .05 in eight real scans
 AMID_SHARE = 0.05  # of the rest darker than the background, which then lies amid its intensities
 QUANTILES = 1001  # of the reference: 0, 0.1, ... 100 %
 TRANSFER_POINTS = 4097  # of a map of intensities
@@ -28,9 +28,15 @@ N4_STEPS = (50, 50, 30)  # at each of three resolutions of the spline
 
 def background_of(volume: np.ndarray) -> tuple[float, float]:
     """(the most frequent value on the faces of a scan, share of the faces that have it)."""
-    faces = [volume.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
-    found, counts = np.unique(np.concatenate(faces), return_counts=True)
+    found, counts = np.unique(_faces(volume), return_counts=True)
     return float(found[counts.argmax()]), float(counts.max() / counts.sum())
+
+
+def distance_from(background: float, volume: np.ndarray) -> np.ndarray:
+    """[X, Y, Z], distance of intensities from the background; 0 where there is hardly any."""
+    distance = np.abs(volume - np.float32(background))
+    distance[distance <= NEAR_BACKGROUND * np.percentile(distance, BRIGHT_PERCENTILE)] = 0
+    return distance
 
 
 def from_background(volume: np.ndarray) -> np.ndarray:
@@ -44,8 +50,7 @@ def from_background(volume: np.ndarray) -> np.ndarray:
     if share < BACKGROUND_SHARE:
         return volume - np.percentile(volume, DARK_PERCENTILE, method="lower")
     value = np.float32(value)
-    distance = np.abs(volume - value)
-    rest = volume[distance > NEAR_BACKGROUND * np.percentile(distance, BRIGHT_PERCENTILE)]
+    rest = volume[distance_from(value, volume) > 0]
     if np.count_nonzero(rest < value) <= AMID_SHARE * rest.size:
         return volume - value
     air = volume == value
@@ -59,8 +64,13 @@ def from_background(volume: np.ndarray) -> np.ndarray:
 def _reaching_faces(mask):
     """The connected pieces of a mask [X, Y, Z] that reach a face of the volume."""
     labels, _ = ndimage.label(mask)
-    faces = [labels.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
-    return mask & np.isin(labels, np.unique(np.concatenate(faces)))
+    return mask & np.isin(labels, np.unique(_faces(labels)))
+
+
+def _faces(volume):
+    """[N], the values on the six faces of a volume [X, Y, Z]."""
+    faces = [volume.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
+    return np.concatenate(faces)
 
 
 def correct_bias(volume: np.ndarray, mask: np.ndarray, voxel_sizes: Sequence[float]) -> np.ndarray:
