@@ -1,16 +1,24 @@
 """Restorations of synthetic patients against their healthy twins."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 import tiny_scans
 
+import tf_lesion
 from eval import twins
+from tf_lesion.config import SOLVERS
+from tf_lesion.detection.maps import Detector, RestoredVolume
 from tf_lesion.files import InputError
-from tf_lesion.scans.prepare import ScanSettings
+from tf_lesion.scans.intensity import brain_quantiles, normalize
+from tf_lesion.scans.prepare import ScanSettings, prepare_scan
+
+AS_PAINTED = ScanSettings(tiny_scans.VOXEL_MM, align="none", mask="nonzero")
 
 
 def _brains():
@@ -64,7 +72,7 @@ def test_patients_of_linked_folders_are_measured_and_those_without_a_twin_named(
     (folder / "a_1").symlink_to(tmp_path / "elsewhere")
     detector = SimpleNamespace(
         prior=SimpleNamespace(reference=None),
-        scan_settings=ScanSettings(tiny_scans.VOXEL_MM, align="none", mask="nonzero"),
+        prepare=lambda scan, label: prepare_scan(scan, settings=AS_PAINTED, label_path=label),
         restore_volume=lambda prepared: prepared,
     )
     monkeypatch.setattr("tf_lesion.detection.maps.Detector", lambda *_, **__: detector)
@@ -72,3 +80,68 @@ def test_patients_of_linked_folders_are_measured_and_those_without_a_twin_named(
     assert twins.main(["--input", str(folder), "--out", str(tmp_path / "t.csv")]) == 1
     assert pd.read_csv(tmp_path / "t.csv")["patient"].tolist() == ["a_1"]
     assert "a_2 is not measured: No such file" in capsys.readouterr().err
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A prior whose reference is a healthy brain, and the files of that brain with 200 ml in it."""
+    keras.utils.set_random_seed(0)
+    prior = tf_lesion.load(tiny_scans.run(tmp_path))
+    values, affine = tiny_scans.brain()
+    lesion = tiny_scans.blob(affine, values.shape, (-28, -10, 28), 36) & (values > 0)
+    assert 180 < lesion.sum() * tiny_scans.VOXEL_MM**3 / 1e3 < 220
+    parts = {
+        "t2": np.where(lesion, 0.3 * values + 600, values),
+        "seg": lesion.astype(np.uint8),
+        "twin": values,
+    }
+    paths = {
+        part: tiny_scans.write(tmp_path / f"p_{part}.nii.gz", volume, affine)
+        for part, volume in parts.items()
+    }
+    mask = values > 0
+    reference = brain_quantiles(normalize(values, mask), mask)
+    return dataclasses.replace(prior, reference=reference), paths
+
+
+def _without_lesion(paths):
+    """What is called in the place of `Detector._restored`: the twin."""
+
+    def restored(prepared, slices, advance=None):
+        image = twins.twin_on_grid(prepared, paths["twin"])
+        return RestoredVolume(image, np.zeros_like(image), slices)
+
+    return restored
+
+
+def test_a_lesion_of_200_ml_neither_dims_itself_nor_moves_what_is_healthy(large, monkeypatch):
+    prior, paths = large
+    once = Detector(prior, align="none")
+    denoiser = dataclasses.replace(prior.config.restoration, solver=SOLVERS["denoiser"])
+    again = Detector(prior, denoiser, align="none")
+    assert (once.matches_again, again.matches_again) == (False, True)
+    monkeypatch.setattr(again, "_restored", _without_lesion(paths))
+    shifts, levels = [], []
+    for detector in (once, again):
+        prepared = detector.prepare(paths["t2"], label=paths["seg"])
+        lesion, twin = prepared.label > 0, twins.twin_on_grid(prepared, paths["twin"])
+        settings = {"mask": prepared.mask, "lesion": lesion, "reference": prior.reference}
+        shifts.append(twins.shift(prepared.image, twin, **settings))
+        levels.append(np.median(prepared.image[lesion]))
+        on_scan = prepared.to_brain_box(prepared.image, order=1)
+        same = prepared.normalized[prepared.brain_box]
+        assert np.abs(on_scan - same)[same > 0].mean() < 0.01
+    assert shifts[0] > 0.04
+    assert shifts[1] < 0.005
+    assert levels[1] > levels[0] + 0.05
+
+
+def test_a_scan_without_a_lesion_is_matched_to_the_same(large, monkeypatch):
+    prior, paths = large
+    denoiser = dataclasses.replace(prior.config.restoration, solver=SOLVERS["denoiser"])
+    detector = Detector(prior, denoiser, align="none")
+    monkeypatch.setattr(detector, "_restored", _without_lesion(paths))
+    again = detector.prepare(paths["twin"])
+    once = prepare_scan(paths["twin"], settings=detector.scan_settings, reference=prior.reference)
+    np.testing.assert_allclose(again.image, once.image, atol=2e-3)
+    np.testing.assert_allclose(again.normalized, once.normalized, atol=2e-3)

@@ -173,6 +173,11 @@ class RestorationConfig:
         return self.solver.steps
 
     @property
+    def keeps_healthy(self) -> bool:
+        """Whether healthy tissue stays as it is, so that the restored brain can be measured by."""
+        return self.solver.schedule == "denoiser"
+
+    @property
     def repeats(self) -> int:
         """How many restorations of a slice are averaged."""
         return self.seeds * (1 + self.flip)

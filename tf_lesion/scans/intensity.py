@@ -143,6 +143,15 @@ def match_to_reference(volume: np.ndarray, mask: np.ndarray, reference: np.ndarr
     return _inside(np.clip(matched, low, max(reference.max(), low)), mask)
 
 
+def matching_of(restored: np.ndarray, mask: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Points of the map, as of `transfer`, that matches a restored brain to the reference.
+
+    A lesion takes part in the histogram of its scan, so that matching dims it and moves what is
+    healthy; in the restored brain it is gone, or less.
+    """
+    return transfer(restored, match_to_reference(restored, mask, reference), mask)
+
+
 def transfer(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Points of the monotone map that took the brain of `before` [X, Y, Z] to that of `after`.
 

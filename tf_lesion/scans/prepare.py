@@ -217,6 +217,24 @@ def _prepare(scan, found, brain, label, settings, reference):
     return prepared
 
 
+def matched_again(
+    prepared: PreparedScan, restored: np.ndarray, reference: np.ndarray
+) -> PreparedScan:
+    """The scan with the intensities that match its restored brain to the reference.
+
+    Args:
+        prepared: a scan that was matched as a whole.
+        restored: [X, Y, Z] on its grid, restored from that.
+        reference: [Q] quantiles of the brain to match to.
+    """
+    points = intensity.matching_of(restored, prepared.mask, reference)
+    return replace(
+        prepared,
+        image=intensity.transferred(prepared.image, prepared.mask, points),
+        normalized=intensity.transferred(prepared.normalized, prepared.scan_mask, points),
+    )
+
+
 def _align(scan: Scan, found: FoundBrain | None, brain: Brain, settings: ScanSettings):
     """(`Alignment`, `Confidence`) of a scan."""
     start = _start(scan, found, brain, settings)
