@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_run
+from nibabel.affines import apply_affine
+from scipy.ndimage import gaussian_filter1d
 
 import restore_brats
 from preprocessing import brats, camcan
@@ -18,7 +20,8 @@ from tf_lesion.calibration import Calibration
 from tf_lesion.cli import calibrate, evaluate
 from tf_lesion.config import RestorationConfig
 from tf_lesion.detection.postprocessing import (
-    MIDLINE_MM,
+    MIRROR_LEAST,
+    MIRROR_SMOOTHING_MM,
     RELATIVE_FLOOR,
     HealthyMaps,
     HealthyResidual,
@@ -30,8 +33,10 @@ from tf_lesion.detection.postprocessing import (
 from tf_lesion.files import InputError
 from tf_lesion.prior import load
 from tf_lesion.restoration import Restorer, restore
+from tf_lesion.scans.volumes import MniGrid
 
 VOXEL_MM = 4
+MIDLINE_MM = 98.5  # from the left edge of the grid of 1 mm
 STEPS = "seeds=2,flip,normalize,signed,median=3,erode=1"
 
 
@@ -167,6 +172,35 @@ def test_relative_divides_by_what_the_other_side_and_healthy_brains_show():
     floor = RELATIVE_FLOOR
     assert score[1, 55, 30] == pytest.approx(0.3 / (0.5 * 0.1 + 0.5 * 0.2 + floor), rel=0.02)
     assert score[1, 4, 30] == pytest.approx(0.1 / (0.5 * 0.3 + 0.5 * 0.2 + floor), rel=0.02)
+
+
+@pytest.mark.parametrize("voxel_mm", [1.0, 1.5, 2.0, 3.0])
+def test_relative_looks_at_the_place_that_the_affine_mirrors(voxel_mm):
+    grid = MniGrid(voxel_mm)
+    count = grid.shape[0]
+    opposite = -apply_affine(grid.affine, np.eye(3)[[0]] * np.arange(count)[:, None])[:, 0]
+    index = (opposite - grid.affine[0, 3]) / voxel_mm
+    sides = np.random.default_rng(0).uniform(0.1, 0.3, count)
+    seen = (index > -0.5) & (index < count - 0.5)
+    there = np.interp(index, np.arange(count), sides)
+    change = np.broadcast_to(sides[:, None], (1, count, 40)).copy()
+    usual = np.zeros_like(change)
+    score = anomaly_score(
+        change,
+        usual,
+        np.ones_like(change, bool),
+        settings=Postprocessing(relative=True, signed=True),
+        healthy=HealthyMaps(usual, usual, usual),
+        axes=axes_mm((count, 40, 1), voxel_mm),
+    )
+    sigma = MIRROR_SMOOTHING_MM / voxel_mm
+    total, weight = (
+        gaussian_filter1d(part, sigma, mode="constant")
+        for part in (np.where(seen, there, 0), 1.0 * seen)
+    )
+    middle = slice(int(30 / voxel_mm), count - int(30 / voxel_mm))
+    expected = sides / (0.5 * total / (weight + MIRROR_LEAST) + RELATIVE_FLOOR)
+    np.testing.assert_allclose(score[0, middle, 20], expected[middle], rtol=0.03)
 
 
 def test_relative_takes_the_healthy_maps_where_the_other_side_is_missing():

@@ -23,11 +23,11 @@ from scipy import ndimage
 
 from tf_lesion.config import RestorationConfig
 from tf_lesion.files import InputError
+from tf_lesion.scans.volumes import MNI_ORIGIN_MM
 
 VOXEL_CENTER = 0.5  # voxels from its edge
 BLOCK_MM = 4.0  # of the healthy maps: fine enough for a ventricle, coarse enough for few subjects
 SMOOTHING_MM = 6.0  # standard deviation, over anatomies that differ by about as much
-MIDLINE_MM = 98.5  # of the MNI grid, from its left edge
 MIRROR_SMOOTHING_MM = 4.0  # standard deviation: no brain is quite symmetric
 MIRROR_SHARE = 0.5  # the rest is the healthy share
 MIRROR_LEAST = 0.05  # share of brain around a mirrored place below which the healthy maps weigh in
@@ -189,12 +189,11 @@ def _blur(values, sigma_mm, axes):
 
 def _other_side(change, mask, *, usual, axes):
     """Smoothed change at the mirrored place; where there is no brain, `usual`; [n, H, W]."""
-    x = np.asarray(axes[0])
-    places = np.round((2 * MIDLINE_MM - x - x[0]) / (x[1] - x[0])).astype(int)
-    there = (places >= 0) & (places < len(x))
-    mirrored = np.zeros((2, *change.shape), np.float32)
-    for part, values in zip(mirrored, (change * mask, mask), strict=True):
-        part[:, there] = values[:, places[there]]
+    x, voxel_mm = np.asarray(axes[0]), _pixel_mm(axes)
+    midline = VOXEL_CENTER * voxel_mm - MNI_ORIGIN_MM[0]  # the center of the first voxel stays
+    opposite = (2 * midline - x - x[0]) / voxel_mm  # columns, linear in between
+    share = np.maximum(1 - np.abs(opposite[:, None] - np.arange(len(x))), 0).astype(np.float32)
+    mirrored = (share @ part.astype(np.float32) for part in (change * mask, mask))
     total, weight = (_blur_slices(part, MIRROR_SMOOTHING_MM, axes) for part in mirrored)
     return (total + MIRROR_LEAST * usual) / (weight + MIRROR_LEAST)
 
