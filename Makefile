@@ -2,6 +2,7 @@
 # make test   the tests; make test-slow adds the long ones
 # make docs   docs/ as a site, in site/; a warning or a broken link is an error
 # make pretrained LABEL_MAPS=DIR   the shipped prior again, from label maps of heads
+# make figures SCANS=DIR LABEL_MAPS=DIR   the figures of the README and of the model card
 # make finder LABEL_MAPS=DIR   the shipped brain finder again, from the same
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: pretrained-denoiser demo docs test test-slow lint clean pretrained finder
+.PHONY: pretrained-denoiser demo docs test test-slow lint clean pretrained finder figures
 
 $(VENV)/installed: setup.py constraints.txt tf_lesion/__init__.py
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
@@ -94,6 +95,29 @@ prior-%:
 	$(BIN)/tf-lesion train --cache $(WORK)/healthy.h5 --out $(RUN) --preset denoising --model $* --force
 	$(BIN)/tf-lesion calibrate --model $(RUN) --cache $(WORK)/healthy.h5 --tv-weight $(LAMBDA) $(FAST) --precision bfloat16 --postprocess $(SCORE) --chosen-by "$(CHOSEN_BY)"
 	$(BIN)/tf-lesion export --as run --model $(RUN) --out $(SHIPPED)/$* --align rigid --force
+
+# The figures of README and model card. SCANS holds a folder for each real scan, with NAME_t2.nii.gz
+# and NAME_seg.nii.gz; the synthetic ones are of the three label maps that nothing was trained with.
+FIGURES := figures
+figures: figures-real figures-healthy figures-glioma figures-stroke figures-ms
+
+$(FIGURES)/anatomies:
+	mkdir -p $@
+	ls $(abspath $(LABEL_MAPS))/*.nii.gz | tail -n 3 | xargs ln -sf -t $@
+
+figures-real: $(VENV)/installed
+	$(BIN)/tf-lesion detect $(SCANS) $(FIGURES)/real/maps --force
+	$(BIN)/tf-lesion evaluate --results $(FIGURES)/real/maps --out $(FIGURES)/real/measured --force
+
+figures-healthy: $(VENV)/installed $(FIGURES)/anatomies
+	$(BIN)/python -m preprocessing.phantom --out $(FIGURES)/healthy/scans --label-maps $(FIGURES)/anatomies --healthy 12 --patients 0 --seed 21 --jobs $(CORES) --force
+	$(BIN)/tf-lesion detect $(FIGURES)/healthy/scans/healthy $(FIGURES)/healthy/maps --force
+
+figures-%: $(VENV)/installed $(FIGURES)/anatomies
+	$(BIN)/python -m preprocessing.phantom --out $(FIGURES)/$*/scans --label-maps $(FIGURES)/anatomies --healthy 0 --patients 9 --lesions $* --seed 6 --jobs $(CORES) --force
+	$(BIN)/tf-lesion detect $(FIGURES)/$*/scans/patients $(FIGURES)/$*/maps --force
+	$(BIN)/tf-lesion evaluate --results $(FIGURES)/$*/maps --groups $(FIGURES)/$*/scans/groups.csv --out $(FIGURES)/$*/measured --force
+	$(BIN)/python -m eval.twins --input $(FIGURES)/$*/scans/patients --align rigid --out $(FIGURES)/$*/twins.csv --force
 
 FINDER := finder
 finder: $(VENV)/installed
