@@ -174,7 +174,7 @@ class RestorationConfig:
 
     @property
     def keeps_healthy(self) -> bool:
-        """Whether healthy tissue stays as it is, so that the restored brain can be measured by."""
+        """Whether healthy tissue stays as it is: a restored brain may stand for the healthy one."""
         return self.solver.schedule == "denoiser"
 
     @property
