@@ -113,12 +113,18 @@ def in_processes(
     A process that is killed makes an `InputError`, `killed`.
     """
     import joblib
+    from joblib.externals.loky import get_reusable_executor
 
-    run = joblib.Parallel(max(1, min(jobs, len(tasks))), return_as="generator")
+    jobs = max(1, min(jobs, len(tasks)))
     try:
-        yield from run(joblib.delayed(work)(*task) for task in tasks)
+        yield from joblib.Parallel(jobs, return_as="generator")(
+            joblib.delayed(work)(*task) for task in tasks
+        )
     except BrokenProcessPool as error:
         raise InputError(f"{killed}.") from error
+    finally:
+        if jobs > 1:  # kept, they would do the next work in the folder of this one
+            get_reusable_executor().shutdown()
 
 
 @contextlib.contextmanager

@@ -633,6 +633,13 @@ def test_two_jobs_give_the_same_cache_as_one(healthy, tmp_path):
         assert found.attrs["identity"] == file.attrs["identity"]
 
 
+def test_work_is_done_in_the_folder_of_who_asks_for_it(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert list(cohort.in_processes(os.getcwd, [(), ()], 2)) == [str(tmp_path / name)] * 2
+
+
 def _die(_):
     os.kill(os.getpid(), signal.SIGKILL)
 
