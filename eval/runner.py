@@ -14,7 +14,6 @@ from tf_lesion.cli.options import add, parser_for
 from tf_lesion.files import InputError, locked, refuse_existing, write_json
 from tf_lesion.provenance import stamp
 
-INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 SIGNALED = 128  # plus the signal's number
 OUTPUTS = ("table[12].*", "pairs.csv", "fig[1-6]*.*")
 
@@ -99,7 +98,7 @@ def _claim(experiment, *, force):
 
 
 def stoppable(main: Callable) -> Callable:
-    """Decorate `main(argv)`: Ctrl-C and a stopped training end it with one line, to go on later."""
+    """Decorate `main(argv)`: a training that was stopped ends it with one line."""
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
@@ -108,8 +107,5 @@ def stoppable(main: Callable) -> Callable:
         except StoppedError as error:
             print(error, file=sys.stderr)
             return SIGNALED + error.signal
-        except KeyboardInterrupt:
-            print("Interrupted; the same command goes on.", file=sys.stderr)
-            return INTERRUPTED
 
     return wrapped

@@ -16,6 +16,7 @@ from tf_lesion.caches import restore as caches_restore
 from tf_lesion.caches.restored import RestoredReader, RestoredWriter
 from tf_lesion.caches.slices import SliceCache
 from tf_lesion.cli import restore as restore_command
+from tf_lesion.cli.command import EXIT_INTERRUPTED
 from tf_lesion.files import InputError
 from tf_lesion.training.runs import Run
 from tf_lesion.training.trainer import Trainer
@@ -84,8 +85,7 @@ def test_an_interrupted_restoration_goes_on_and_ends_with_the_same_images(
 
     out = tmp_path / "killed.h5"
     monkeypatch.setattr(caches_restore, "restore", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        _restore(run, cache_path, out, "--batch-size", 2)
+    assert _restore(run, cache_path, out, "--batch-size", 2) == EXIT_INTERRUPTED
     assert not out.exists()
     with h5py.File(tmp_path / "killed.h5.partial") as file:
         assert file["done"][:].tolist() == [1, 1, 1, 1, 0, 0, 0]

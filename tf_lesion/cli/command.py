@@ -11,14 +11,17 @@ from collections.abc import Callable
 from tf_lesion.cli.options import OPTIONS, HelpFormatter
 from tf_lesion.files import InputError
 
-__all__ = ["EXIT_BAD_INPUT", "HelpFormatter", "check_effect", "command"]
+__all__ = ["EXIT_BAD_INPUT", "EXIT_INTERRUPTED", "HelpFormatter", "check_effect", "command"]
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # as shells say it of Ctrl-C
 HDF5_WRITE_FAILED = "write failed"
 
 
 def command(main: Callable) -> Callable:
     """Decorate `main(argv)`: bad input and full disks become one line and exit status 2.
+
+    Ctrl-C becomes a line as well, and exit status 130.
 
     The user's surroundings break nothing: pictures need no screen, whatever MPLBACKEND a notebook
     has left, and what the screen's encoding lacks is written with a backslash.
@@ -34,6 +37,9 @@ def command(main: Callable) -> Callable:
             return main(argv) or 0
         except (InputError, OSError) as error:
             message = str(error)
+        except KeyboardInterrupt:
+            print("\nInterrupted.", file=sys.stderr)
+            return EXIT_INTERRUPTED
         except RuntimeError as error:  # how h5py reports a disk that filled up
             if HDF5_WRITE_FAILED not in str(error):
                 raise
