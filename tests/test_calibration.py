@@ -519,6 +519,7 @@ def test_a_file_that_holds_no_calibration_is_refused(tmp_path, content):
         Calibration.load(path)
 
 
+@pytest.mark.slow
 def test_the_curve_is_that_of_restored_files(calibrated, run, cache_path, tmp_path):
     for row in Calibration.load(calibrated[1]).curve:
         path = tmp_path / f"{row['tv_weight']}.h5"
@@ -591,6 +592,7 @@ def test_what_was_begun_with_other_settings_is_not_gone_on_with(copied, cache_pa
     assert make(copied, cache_path, *options, "--force") == 0
 
 
+@pytest.mark.slow
 def test_a_subset_of_the_slices_is_drawn_by_the_seed(run, cache_path, tmp_path):
     options = ("--tv-weight", "auto", "--grid", GRID, "--grid-slices", 3, "--max-slices", 4)
     assert make(run, cache_path, "--out", tmp_path / "c.h5", *options, "--seed", 1) == 0

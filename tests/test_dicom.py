@@ -370,6 +370,7 @@ def test_results_are_read_and_shown_without_the_dicom(model, exam, tmp_path):
         Result.read(path)
 
 
+@pytest.mark.slow
 def test_restore_brats_takes_dicom_too(model, exam, tmp_path):
     argv = ["--model", model["run"], "--input", exam, "--out", tmp_path / "maps", "--series", 2]
     assert _run(restore_brats, *argv) == 0

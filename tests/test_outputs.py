@@ -95,6 +95,7 @@ def test_the_transfer_takes_any_sampling_of_a_scan_to_the_matched_intensities():
     np.testing.assert_array_equal(fewer, again[::2])
 
 
+@pytest.mark.slow
 def test_uncertainty_is_the_standard_deviation_over_the_restorations(found):
     maps, _ = found
     assert maps.facts["flip"] is True

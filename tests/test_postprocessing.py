@@ -375,6 +375,7 @@ def test_auto_takes_the_steps_that_come_with_the_model(work, ready):
     assert prior.calibrated().seeds == 2
 
 
+@pytest.mark.slow
 def test_patients_are_measured_with_every_step_alone_and_together(work, ready, tmp_path):
     restored = tmp_path / "restored.h5"
     argv = ["--model", str(work["run"]), "--cache", str(work["patients"]), "--out", str(restored)]

@@ -104,6 +104,7 @@ def test_a_partial_file_of_other_settings_is_not_mixed_in(run, cache_path, tmp_p
     assert _restore(run, cache_path, out, "--force") == 0
 
 
+@pytest.mark.slow
 def test_trajectory_and_subset_are_stored(run, cache_path, tmp_path):
     out = tmp_path / "r.h5"
     assert _restore(run, cache_path, out, "--save-every", 5, "--max-slices", 4) == 0

@@ -32,7 +32,7 @@ def _compare(checkpoint, reference):
     )
 
 
-SLOW = ("gmvae_k6_train", "gmvae_k6_restore", "vae_restore")
+SLOW = ("gmvae_k6_train", "gmvae_k6_restore", "vae_forward", "vae_restore")
 
 
 @pytest.mark.parametrize(
