@@ -29,6 +29,7 @@ from tf_lesion.calibration.thresholds import (
 )
 from tf_lesion.calibration.tv_weight import Kept, chosen, measure_change, parse_grid
 from tf_lesion.cli import calibrate, detect
+from tf_lesion.cli.command import EXIT_INTERRUPTED
 from tf_lesion.detection.files import find_scans
 from tf_lesion.detection.maps import Detector
 from tf_lesion.detection.postprocessing import HealthyMaps, HealthyResidual
@@ -548,8 +549,7 @@ def test_a_killed_choice_goes_on_with_the_next_lambda_and_a_killed_restoration_w
     options = ("--tv-weight", "auto", "--grid", GRID, "--batch-size", 3)
     with monkeypatch.context() as patch:
         patch.setattr(tv_weight, "measure_change", killed)
-        with pytest.raises(KeyboardInterrupt):
-            make(copied, cache_path, *options)
+        assert make(copied, cache_path, *options) == EXIT_INTERRUPTED
     partial = copied / "calibration.healthy.lambda.json"
     assert list(json.loads(partial.read_text())["results"]) == ["0.6"]
     real, again, batches = caches_restore.restore, [], []
@@ -567,8 +567,7 @@ def test_a_killed_choice_goes_on_with_the_next_lambda_and_a_killed_restoration_w
     with monkeypatch.context() as patch:
         patch.setattr(tv_weight, "measure_change", counted)
         patch.setattr(caches_restore, "restore", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            make(copied, cache_path, *options)
+        assert make(copied, cache_path, *options) == EXIT_INTERRUPTED
         assert len(again) == 1
         assert not (copied / FILE_NAME).exists()
         with h5py.File(copied / "calibration.healthy.h5.partial") as file:
