@@ -51,13 +51,46 @@ def test_a_quarter_of_wrong_places_hardly_matters(places):
     rng = np.random.default_rng(1)
     seen += rng.normal(0, 1, seen.shape)
     seen[:50] = rng.uniform(-80, 80, (50, 3))
-    found, left = pose.fit_robustly(places, seen, np.ones(200), np.full(200, 3.0))
+    found, left, _ = pose.fit_robustly(places, seen, np.ones(200), np.full(200, 3.0))
     assert (
         np.linalg.norm(pose.apply(found, places) - pose.apply(wanted, places), axis=1).max() < 1.5
     )
     assert np.median(left[50:]) < 3 < np.median(left[:50])
     plain = pose.fit_similarity(places, seen)
     assert np.linalg.norm(pose.apply(plain, places) - pose.apply(wanted, places), axis=1).max() > 5
+
+
+def test_landmarks_are_found_in_a_head_of_other_proportions(places):
+    """Places at the back alone: their own best similarity is not that of the landmarks."""
+    landmarks = canonical.landmarks()
+    proportions = similarity((20, -35, 10), 1.1, (5, -20, 30))
+    proportions[:3, :3] = proportions[:3, :3] @ [[1.1, 0.05, 0], [0, 0.95, 0.05], [0, 0, 0.9]]
+    back = places - [0, 60, 0]
+    expected = pose.fit_similarity(
+        pose.apply(np.linalg.inv(proportions), landmarks), landmarks
+    )  # of the landmarks themselves
+    seen = pose.apply(proportions, back)
+    given = np.ones(len(back)), np.full(len(back), 3.0)
+    found, left = pose.fit_landmarks(back, seen, *given, landmarks)
+    plain, left_by_plain, _ = pose.fit_robustly(back, seen, *given)
+    points = pose.apply(np.linalg.inv(proportions), landmarks)
+
+    def error(matrix):
+        return np.abs(pose.apply(matrix, points) - pose.apply(expected, points)).max()
+
+    assert error(found) < 1.5 < 4 < error(plain)
+    np.testing.assert_array_equal(left, left_by_plain)
+
+
+def test_a_slab_has_the_proportions_of_its_similarity_across(places):
+    slab = places * [1, 1, 0.05]
+    wanted = similarity((3, -2, 10), 1.1, (5, -20, 30))
+    noisy = pose.apply(wanted, slab) + np.random.default_rng(0).normal(0, 3, slab.shape)
+    near, _, weights = pose.fit_robustly(slab, noisy, np.ones(200), np.full(200, 3.0))
+    found = pose.affine_near(near, slab, noisy, weights)
+    across = np.linalg.norm(found[:3, 2] - near[:3, 2])
+    without = np.linalg.lstsq(slab - slab.mean(axis=0), noisy - noisy.mean(axis=0), rcond=None)[0]
+    assert across < 0.05 < np.linalg.norm(without[2] - near[:3, 2])
 
 
 def test_without_scale_keeps_the_center(places):

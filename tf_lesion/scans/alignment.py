@@ -177,14 +177,14 @@ def align(
 
 
 def between(placed: Alignment, found: np.ndarray) -> Alignment:
-    """The alignment halfway between a registration and what the finder saw, [4, 4] with a scale.
+    """The alignment halfway between a registration and what the finder saw, [4, 4] rigid.
 
     One matches gray values with an average brain, the other knows places in many brains. They err
     in part independently, and the mean was nearer than either (`scans/finder/README.md`). The
     scale, on which they agree less, stays that of the registration.
     """
     center = _center_of(_atlas()[1], MniGrid().affine)
-    rigid = halfway(placed.scan_from_grid, without_scale(found, center), center)
+    rigid = halfway(placed.scan_from_grid, found, center)
     scaling = np.linalg.inv(placed.scan_from_grid) @ placed.scan_from_mni
     return placed._replace(scan_from_grid=rigid, scan_from_mni=rigid @ scaling)
 

@@ -19,6 +19,8 @@ BACKGROUND_SHARE = 0.3  # of the faces of a scan, if there is a constant backgro
 DARK_PERCENTILE, BRIGHT_PERCENTILE = 0.1, 99.9  # the rest are outliers
 NEAR_BACKGROUND = 1e-3  # of the brightest's distance to the background, and still background
 GAP = np.float32(0.03)  # of the median's distance to the darkest; -.01 to .05 in eight real scans
+LARGEST_GAP = 0.1  # where the background is further from the darkest, it stays where it is
+FAINT_SHARE = 0.05  # of the rest nearly the background: noise of it, or what rings around a brain
 AMID_SHARE = 0.05  # of the rest darker than the background, which then lies amid its intensities
 QUANTILES = 1001  # of the reference: 0, 0.1, ... 100 %
 TRANSFER_POINTS = 4097  # of a map of intensities
@@ -42,22 +44,28 @@ def distance_from(background: float, volume: np.ndarray) -> np.ndarray:
 def from_background(volume: np.ndarray) -> np.ndarray:
     """A scan [X, Y, Z] float32 whose intensities begin at 0, its background if that is constant.
 
-    So what follows gives the same for a * x + b, b as large as it may be beside the contrast.
-    Standardized in the brain, intensities leave their background of 0 in their middle. How far it
-    was below the darkest of them is lost; it becomes `GAP` darker, as in other scans.
+    So what follows gives the same for a * x + b, b as large as it may be beside the contrast, and
+    for a brain that was standardized (mean 0) with a background of 0, which then lies amid its
+    intensities. How far it was below the darkest of them is lost; it becomes `GAP` darker, as do
+    those of scans that have about that anyway.
     """
     value, share = background_of(volume)
     if share < BACKGROUND_SHARE:
         return volume - np.percentile(volume, DARK_PERCENTILE, method="lower")
     value = np.float32(value)
-    rest = volume[distance_from(value, volume) > 0]
-    if np.count_nonzero(rest < value) <= AMID_SHARE * rest.size:
-        return volume - value
     air = volume == value
     rest = volume[~air]
-    if np.array_equal(rest, np.rint(rest)):  # voxels of the brain may have that value, too
+    amid = np.count_nonzero(rest < value) > AMID_SHARE * rest.size
+    if amid and np.array_equal(rest, np.rint(rest)):  # voxels of the brain may have that value, too
         air = _reaching_faces(air)
+        rest = volume[~air]
+    if not rest.size:
+        return volume - value
     dark, middle = np.percentile(rest, (DARK_PERCENTILE, 50), method="lower")
+    faint = np.count_nonzero(distance_from(value, volume)) < (1 - FAINT_SHARE) * rest.size
+    usual = abs(dark - value) <= LARGEST_GAP * (middle - dark)
+    if not amid and (faint or not usual):
+        return volume - value
     return np.where(air, np.float32(0), np.maximum(volume - dark, 0) + GAP * (middle - dark))
 
 

@@ -18,7 +18,7 @@ from tf_lesion.scans.finder.find import FoundBrain, find
 from tf_lesion.scans.volumes import MniGrid, Scan, ScanSource, load_labels, load_scan
 
 HALF = 0.5  # a voxel is brain when half of it is
-DEEP_MM, FAR_MM = 6.0, 10.0  # in the atlas's brain, or away from it, whatever the finder says
+DEEP_MM, FAR_MM = 8.0, 10.0  # in the atlas's brain, or away from it, whatever the finder says
 USUAL_BRAIN_LITERS = (0.7, 2.1)
 LOST_SHARE = 0.02  # of the brain, outside the crop
 SMALLEST_OVERLAP = 0.65  # Dice of the brain mask with the atlas's; see `_warnings`
@@ -246,7 +246,7 @@ def _align(scan: Scan, found: FoundBrain | None, brain: Brain, settings: ScanSet
         )
     overlap, covered = alignment.agreement(brain.mask, scan.affine, placed.scan_from_mni)
     if settings.align == "rigid" and start is found.scan_from_mni:
-        placed = alignment.between(placed, start)
+        placed = alignment.between(placed, found.scan_from_grid)
     return placed, Confidence(
         overlap=overlap if settings.align == "rigid" else math.nan,  # else nothing was fitted
         disagreement_mm=math.nan if found is None else found.disagreement_mm,

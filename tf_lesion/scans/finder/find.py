@@ -27,7 +27,7 @@ from tf_lesion.scans.finder.grid import (
     halved,
     network_input,
 )
-from tf_lesion.scans.finder.pose import apply, fit_robustly, without_scale
+from tf_lesion.scans.finder.pose import apply, fit_landmarks, without_scale
 
 RIM_MM, SOFTNESS_MM = 5.0, 3.0  # coordinates count to this far outside of the brain; softly
 SMALLEST_WEIGHT = 1e-3
@@ -178,7 +178,7 @@ def _fit(looks):
     )
     if len(places) < FEWEST_PLACES:  # no brain: any pose will do, the disagreement tells
         return np.eye(4), np.inf, np.inf
-    matrix, left = fit_robustly(places, wanted, weight, scale)
+    matrix, left = fit_landmarks(places, wanted, weight, scale, landmarks())
     return np.linalg.inv(matrix), _median(left, weight), _median(scale, weight)
 
 

@@ -5,6 +5,7 @@ from scipy.spatial.transform import Rotation
 
 ROUNDS = 8  # of reweighting
 SMALLEST_SCALE_MM = 1.0
+RIDGE_MM2 = 100.0  # beside some 1600 of a whole brain along an axis: slabs do not tell a shear
 
 
 def fit_similarity(
@@ -50,7 +51,7 @@ def fit_robustly(
         scale_mm: [N], expected distance between a wanted place and where the fit takes its point.
 
     Returns:
-        (matrix [4, 4], distances [N] mm that are left).
+        (matrix [4, 4], distances [N] mm that are left, weights [N] at the end).
     """
     scale_mm = np.maximum(scale_mm, SMALLEST_SCALE_MM)
     robust = weights / scale_mm**2
@@ -58,7 +59,51 @@ def fit_robustly(
         matrix = fit_similarity(points, wanted, robust)
         left = np.linalg.norm(apply(matrix, points) - wanted, axis=1)
         robust = weights / (scale_mm**2 + left**2)
-    return matrix, left
+    return matrix, left, robust
+
+
+def affine_near(
+    near: np.ndarray, points: np.ndarray, wanted: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Weighted least-squares affine map [4, 4] of points to wanted [N, 3], drawn towards `near`.
+
+    Ridge regression of what `near` leaves, so that directions in which the points hardly extend
+    are those of `near`.
+    """
+    share = weights / weights.sum()
+    middle = share @ points
+    p, left = points - middle, wanted - apply(near, points)
+    shift = share @ left
+    spread = (p * share[:, None]).T
+    linear = np.linalg.solve(spread @ p + RIDGE_MM2 * np.eye(3), spread @ (left - shift)).T
+    matrix = near.copy()
+    matrix[:3, :3] += linear
+    matrix[:3, 3] += shift - linear @ middle
+    return matrix
+
+
+def fit_landmarks(
+    points: np.ndarray,
+    wanted: np.ndarray,
+    weights: np.ndarray,
+    scale_mm: np.ndarray,
+    landmarks: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The similarity that best fits landmarks, from where points all over the brain lie.
+
+    An affine map says where the landmarks are: heads differ in their proportions, and the best
+    similarity of all of their places is not that of the landmarks.
+
+    Args:
+        points, wanted, weights, scale_mm: as of `fit_robustly`.
+        landmarks: [M, 3] mm, where `wanted` are.
+
+    Returns:
+        (matrix [4, 4], distances [N] mm that the robust similarity of the points leaves).
+    """
+    similarity, left, robust = fit_robustly(points, wanted, weights, scale_mm)
+    affine = affine_near(similarity, points, wanted, robust)
+    return fit_similarity(apply(np.linalg.inv(affine), landmarks), landmarks), left
 
 
 def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
