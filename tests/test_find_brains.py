@@ -66,18 +66,25 @@ def test_the_scale_of_intensities_does_not_matter(gain, offset, head, brain):
         np.testing.assert_allclose(found.scan_from_mni, expected.scan_from_mni, atol=0.1)
 
 
-def test_a_standardized_brain_with_a_background_of_zero_is_prepared_as_the_brain_before(brain):
-    """The background lies in the middle of its intensities; it was below them by the usual gap."""
+@pytest.mark.parametrize("gap", [0, 0.09])
+def test_a_standardized_brain_with_a_background_of_zero_is_prepared_as_the_brain_before(gap, brain):
+    """The background lies in the middle of its intensities; how far it was below them is lost."""
     values, affine, mask = brain
-    above = values - np.percentile(values[mask], intensity.DARK_PERCENTILE)
-    above = np.maximum(above, 0) + intensity.GAP * np.median(above[mask])
-    values = np.where(mask, above, 0)
+    above = np.maximum(values - np.percentile(values[mask], intensity.DARK_PERCENTILE), 0)
+    values = np.where(mask, above + gap * np.median(above[mask]) + 1e-3 * above.max(), 0)
     scored = np.where(mask, (values - values[mask].mean()) / values[mask].std(), 0)
     expected, found = (prepare_scan(scan_of(v, affine), settings=RIGID) for v in (values, scored))
     assert found.brain_kind == brain_mask.STRIPPED
     np.testing.assert_array_equal(found.scan_mask, expected.scan_mask)
     np.testing.assert_allclose(found.scan_from_grid, expected.scan_from_grid, atol=1e-3)
     np.testing.assert_allclose(found.image, expected.image, atol=1e-3)
+
+
+def test_a_background_far_below_the_darkest_stays_there():
+    """A T1-like brain: nothing in it is nearly as dark as the background."""
+    volume = np.zeros((8, 8, 8), np.float32)
+    volume[2:6, 2:6, 2:6] = np.arange(100, 164).reshape(4, 4, 4)
+    np.testing.assert_array_equal(intensity.from_background(volume + 7), volume)
 
 
 def test_voxels_of_a_brain_that_are_equal_to_its_background_stay_as_they_are():

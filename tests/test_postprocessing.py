@@ -154,6 +154,21 @@ def test_smooth_keeps_a_constant_up_to_the_edge_of_the_brain():
     np.testing.assert_allclose(score, 0.1 * mask, rtol=1e-4)
 
 
+def test_support_adds_the_geometric_mean_with_what_lies_around():
+    rng = np.random.default_rng(0)
+    score = rng.random((5, 24, 20)).astype(np.float32)
+    mask = np.ones(score.shape, bool)
+    mask[:, :6] = False
+    axes = axes_mm((24, 20, 5), 2.0)
+    smooth, found = (
+        anomaly_score(
+            score, 0 * score, mask, settings=Postprocessing.parse(f"signed,{step}"), axes=axes
+        )
+        for step in ("smooth=8", "support=8")
+    )
+    np.testing.assert_allclose(found, mask * (score + np.sqrt(score * smooth)), rtol=1e-5)
+
+
 def test_relative_divides_by_what_the_other_side_and_healthy_brains_show():
     shape = (3, 60, 60)
     mask = np.ones(shape, bool)

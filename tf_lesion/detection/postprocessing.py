@@ -8,6 +8,8 @@
     signed       only what the restoration made darker: lesions that are bright on T2
     median=N     3-D median of N x N x N voxels: takes out specks
     smooth=N     3-D Gaussian of N mm (standard deviation) within the brain
+    support=N    plus the geometric mean of the score and of its 3-D Gaussian of N mm: what lies
+                 amid more of its kind counts more
     erode=N      0 within N voxels of the brain's edge, in the plane of the slice
     scale        divided by the scan's own level: the mean of the lowest 80 % of its brain's scores
 
@@ -50,11 +52,13 @@ class Postprocessing:
     signed: bool = False
     median: int = 1  # voxels, odd
     smooth: int = 0  # millimeters
+    support: int = 0  # millimeters
     erode: int = 0  # voxels
     scale: bool = False
 
     def __post_init__(self):
-        for name, least in (("seeds", 1), ("median", 1), ("smooth", 0), ("erode", 0)):
+        least_of = {"seeds": 1, "median": 1, "smooth": 0, "support": 0, "erode": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise InputError(f"Expected {name} of {least} or more, got {getattr(self, name)}.")
         if self.median % 2 == 0:
@@ -102,7 +106,7 @@ class Postprocessing:
     @property
     def needs_axes(self) -> bool:
         """Whether positions in MNI space are needed."""
-        return self.needs_healthy or self.smooth > 0
+        return self.needs_healthy or self.smooth > 0 or self.support > 0
 
     def restoration(self, restoration: RestorationConfig) -> RestorationConfig:
         """A `RestorationConfig` that averages as these steps say."""
@@ -145,8 +149,9 @@ def anomaly_score(
     if settings.median > 1:
         score = ndimage.median_filter(score, settings.median)
     if settings.smooth:
-        total, weight = (_blur(part, settings.smooth, axes) for part in (score * mask, mask))
-        score = total / np.maximum(weight, np.finfo(np.float32).tiny)
+        score = _blur_within(score, mask, settings.smooth, axes)
+    if settings.support:
+        score = score + np.sqrt(score * _blur_within(score, mask, settings.support, axes))
     inside = mask
     if settings.erode:
         reach = ndimage.generate_binary_structure(3, 1)
@@ -185,6 +190,12 @@ def _blur(values, sigma_mm, axes):
     z = np.asarray(axes[2], np.float32)
     weights = np.exp(-0.5 * ((z[:, None] - z) / sigma_mm) ** 2)
     return np.tensordot(weights, _blur_slices(values, sigma_mm, axes), axes=1)
+
+
+def _blur_within(values, mask, sigma_mm, axes):
+    """3-D Gaussian within the brain."""
+    total, weight = (_blur(part, sigma_mm, axes) for part in (values * mask, mask))
+    return total / np.maximum(weight, np.finfo(np.float32).tiny)
 
 
 def _other_side(change, mask, *, usual, axes):
