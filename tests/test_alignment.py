@@ -57,11 +57,11 @@ def test_a_smaller_brain_is_aligned_without_being_scaled():
     assert turned < 1.5
 
 
-def test_halfway_to_the_finder_keeps_the_scale_of_the_registration():
+def test_towards_the_finder_keeps_the_scale_of_the_registration():
     values, affine = tiny_scans.brain()
     seen = tiny_scans.rigid(degrees=(8, 0, 0), shift=(0, 6, 0))
     placed = aligned(values, affine, tiny_scans.rigid())
-    between = alignment.between(placed, seen)
+    between = alignment.towards(placed, seen)
     scales = [np.linalg.det(each.scan_from_mni[:3, :3]) for each in (placed, between)]
     assert scales[0] == pytest.approx(scales[1])
     rotation = between.scan_from_grid[:3, :3]
@@ -73,7 +73,7 @@ def test_halfway_to_the_finder_keeps_the_scale_of_the_registration():
             (placed.scan_from_grid, seen),
         )
     )
-    assert turned == pytest.approx(whole / 2)
+    assert turned == pytest.approx(alignment.FINDER_SHARE * whole)
 
 
 def test_a_background_within_the_intensities_does_not_matter():

@@ -12,7 +12,7 @@ from nilearn import datasets
 from scipy import ndimage
 
 from tf_lesion.scans import itk
-from tf_lesion.scans.finder.pose import halfway, without_scale
+from tf_lesion.scans.finder.pose import between, without_scale
 from tf_lesion.scans.volumes import MniGrid
 
 WORKING_MM = 2.0  # registration runs on volumes of this voxel size; sub-voxel accurate
@@ -26,6 +26,7 @@ LARGEST_STEP, STEP_RELAXATION = 1.0, 0.85  # 0.6 stops several degrees short
 SMALLEST_STEP = 0.001  # 0.01 leaves .007 mm, and .005 of Dice between masks, to rounding
 SMALLEST_GRADIENT = 1e-8  # nats; so does the default of 1e-4
 MARGIN_MM = 8.0  # rim around the template's brain: its edge is part of what is matched
+FINDER_SHARE = 0.65  # of the finder in the pose, the rest is the registration's
 COMPARED_MM = 2.0  # voxels of masks that are compared
 DARK_PERCENTILE = 1.0  # of the brain: what lies outside of it is made as dark
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world axes are LPS
@@ -176,15 +177,15 @@ def align(
     return Alignment(without_scale(best, center), best, information, float(moved.mean()))
 
 
-def between(placed: Alignment, found: np.ndarray) -> Alignment:
-    """The alignment halfway between a registration and what the finder saw, [4, 4] rigid.
+def towards(placed: Alignment, found: np.ndarray) -> Alignment:
+    """The alignment between a registration and what the finder saw, [4, 4] rigid.
 
     One matches gray values with an average brain, the other knows places in many brains. They err
-    in part independently, and the mean was nearer than either (`scans/finder/README.md`). The
+    in part independently, and a mean was nearer than either (`scans/finder/README.md`). The
     scale, on which they agree less, stays that of the registration.
     """
     center = _center_of(_atlas()[1], MniGrid().affine)
-    rigid = halfway(placed.scan_from_grid, found, center)
+    rigid = between(placed.scan_from_grid, found, center, FINDER_SHARE)
     scaling = np.linalg.inv(placed.scan_from_grid) @ placed.scan_from_mni
     return placed._replace(scan_from_grid=rigid, scan_from_mni=rigid @ scaling)
 

@@ -22,7 +22,7 @@ from tf_lesion.scans.volumes import Scan, ScanSource, load_mask, name_of
 
 STRIPPED, SKULL, GIVEN, ATLAS = "stripped", "with skull", "mask given", "mask of the atlas"
 RIM_MM, STRIPPED_SHARE = (4.0, 10.0), 0.75
-EDGE_MM = 1.0  # brains of real scans end this much further out than the network says
+EDGE_MM = 0.75  # how far out a brain with skull goes on; .5 is best for four stripped real ones
 SMALLEST_BRAIN_LITERS = 0.2  # of a mask that is given; less is a fragment
 EDGE_SHARE, EDGE_VOXELS = 0.5, 2
 

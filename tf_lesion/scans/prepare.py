@@ -246,7 +246,7 @@ def _align(scan: Scan, found: FoundBrain | None, brain: Brain, settings: ScanSet
         )
     overlap, covered = alignment.agreement(brain.mask, scan.affine, placed.scan_from_mni)
     if settings.align == "rigid" and start is found.scan_from_mni:
-        placed = alignment.between(placed, found.scan_from_grid)
+        placed = alignment.towards(placed, found.scan_from_grid)
     return placed, Confidence(
         overlap=overlap if settings.align == "rigid" else math.nan,  # else nothing was fitted
         disagreement_mm=math.nan if found is None else found.disagreement_mm,

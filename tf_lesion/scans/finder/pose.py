@@ -1,10 +1,12 @@
 """From places in MNI space, one for each voxel, to a pose: weighted least squares, robustly."""
 
 import numpy as np
-from scipy.spatial.transform import Rotation
+from scipy.spatial.transform import Rotation, Slerp
 
 ROUNDS = 8  # of reweighting
 SMALLEST_SCALE_MM = 1.0
+NEARBY_MM = 15.0  # standard deviation, of the places that tell where a landmark is
+FEW = 10.0  # such places, below which the affine map tells it
 RIDGE_MM2 = 100.0  # beside some 1600 of a whole brain along an axis: slabs do not tell a shear
 
 
@@ -91,8 +93,8 @@ def fit_landmarks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The similarity that best fits landmarks, from where points all over the brain lie.
 
-    An affine map says where the landmarks are: heads differ in their proportions, and the best
-    similarity of all of their places is not that of the landmarks.
+    Heads differ in their proportions and in more, so the best similarity of all of their places is
+    not that of the landmarks. An affine map says where these are, and what it leaves nearby.
 
     Args:
         points, wanted, weights, scale_mm: as of `fit_robustly`.
@@ -102,8 +104,12 @@ def fit_landmarks(
         (matrix [4, 4], distances [N] mm that the robust similarity of the points leaves).
     """
     similarity, left, robust = fit_robustly(points, wanted, weights, scale_mm)
-    affine = affine_near(similarity, points, wanted, robust)
-    return fit_similarity(apply(np.linalg.inv(affine), landmarks), landmarks), left
+    back = np.linalg.inv(affine_near(similarity, points, wanted, robust))
+    off = points - apply(back, wanted)
+    apart = np.square(landmarks[:, None] - wanted).sum(axis=-1)
+    nearby = robust / np.median(robust) * np.exp(-apart / (2 * NEARBY_MM**2))  # [M, N]
+    seen = apply(back, landmarks) + nearby @ off / (nearby.sum(axis=1, keepdims=True) + FEW)
+    return fit_similarity(seen, landmarks), left
 
 
 def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -120,10 +126,16 @@ def without_scale(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
     return rigid
 
 
-def halfway(first: np.ndarray, second: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """The mean of two rigid maps [4, 4]: of their turns, and of where they take `center` [3]."""
-    mean = np.eye(4)
-    mean[:3, :3] = Rotation.from_matrix([first[:3, :3], second[:3, :3]]).mean().as_matrix()
-    center = np.asarray(center)
-    mean[:3, 3] = (apply(first, center) + apply(second, center)) / 2 - mean[:3, :3] @ center
+def between(
+    first: np.ndarray, second: np.ndarray, center: np.ndarray, share: float = 0.5
+) -> np.ndarray:
+    """The weighted mean of two rigid maps [4, 4]: of their turns, and of where they take `center`.
+
+    `share` is the weight of the second.
+    """
+    mean, center = np.eye(4), np.asarray(center)
+    turns = Rotation.from_matrix([first[:3, :3], second[:3, :3]])
+    mean[:3, :3] = Slerp([0, 1], turns)(share).as_matrix()
+    taken = (1 - share) * apply(first, center) + share * apply(second, center)
+    mean[:3, 3] = taken - mean[:3, :3] @ center
     return mean
