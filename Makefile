@@ -86,7 +86,7 @@ pretrained-denoiser: $(VENV)/installed
 	$(BIN)/python -m preprocessing.camcan --input $(WORK)/known_scans/healthy --test-list $(WORK)/known_scans/test_subjects.txt --align none --match --voxel-size 2 --min-brain 0.02 --out $(WORK)/healthy_2mm.h5 --jobs $(CORES)
 	$(BIN)/python -m preprocessing.phantom --out $(WORK)/unknown_scans --label-maps $(WORK)/unknown --healthy 0 --patients 18 --seed 4 --jobs $(CORES)
 	$(BIN)/tf-lesion train --cache $(WORK)/healthy_2mm.h5 --out $(WORK)/denoiser --model denoiser --preset practical --steps 12000 --batch-size 32 --force
-	$(BIN)/tf-lesion calibrate --model $(WORK)/denoiser --healthy $(WORK)/known_scans/healthy --align rigid --pattern "sub-CC71*/**/*_T2w.nii.gz" --postprocess flip,signed,median=3,smooth=2,scale --chosen-by "labels of synthetic patients" --force
+	$(BIN)/tf-lesion calibrate --model $(WORK)/denoiser --healthy $(WORK)/known_scans/healthy --align rigid --pattern "sub-CC71*/**/*_T2w.nii.gz" --postprocess flip,signed,median=3,smooth=2,support=8,scale --chosen-by "labels of synthetic patients" --force
 	$(BIN)/tf-lesion export --as run --model $(WORK)/denoiser --out $(SHIPPED)/denoiser --align rigid --force
 	$(BIN)/python -m eval.twins --input $(WORK)/unknown_scans/patients --model pretrained-denoiser --out $(WORK)/twins.csv --force
 

@@ -11,6 +11,7 @@ import numpy as np
 LEAST_OVERLAP = 0.85
 LARGEST_DISAGREEMENT_MM = 6.0
 LEAST_INFORMATION = 0.3  # nats
+DOUBTFUL_MM, DOUBTFUL_INFORMATION = 4.0, 0.38  # both at once are refused as well
 LEAST_COVERED = 0.4  # of the brain within the field of view: slabs of less were misplaced
 WHOLE_BRAIN = 0.95  # of the brain within the field of view; less is a part
 
@@ -53,6 +54,13 @@ class Confidence:
             yield (
                 f"too little of the brain in the field of view to align it (about "
                 f"{self.covered:.0%}, at least {LEAST_COVERED:.0%})"
+            )
+        doubtful = self.disagreement_mm > DOUBTFUL_MM
+        if doubtful and LEAST_INFORMATION <= self.mutual_information < DOUBTFUL_INFORMATION:
+            yield (
+                f"neither the parts of the brain ({self.disagreement_mm:.1f} mm apart) nor its gray "
+                f"values ({self.mutual_information:.2f} nats of mutual information) agree well on "
+                f"where it lies (at most {DOUBTFUL_MM:.0f} mm, or at least {DOUBTFUL_INFORMATION})"
             )
         if self.mutual_information < LEAST_INFORMATION:
             yield (
