@@ -1,5 +1,7 @@
 """The shipped finder on whole heads and stripped brains: mask, pose, and what is no head at all."""
 
+import dataclasses
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tiny_scans
 from scipy import ndimage
 
 from tf_lesion.scans import brain_mask, intensity
+from tf_lesion.scans.confidence import Confidence
 from tf_lesion.scans.finder.find import find
 from tf_lesion.scans.finder.weights import FILE
 from tf_lesion.scans.prepare import PoorAlignmentError, ScanSettings, prepare_scan
@@ -166,6 +169,30 @@ def test_what_is_no_upright_head_is_refused(what, brain):
     with pytest.raises(PoorAlignmentError, match="--allow-poor-alignment") as refused:
         prepare_scan(scan_of(values, affine), settings=RIGID)
     assert refused.value.prepared.image.shape == RIGID.grid.shape
+
+
+GOOD = Confidence(
+    overlap=0.9, disagreement_mm=3.0, mutual_information=0.45, moved_mm=2.0, covered=1.0
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, None),
+        ({"disagreement_mm": 5.0}, None),
+        ({"mutual_information": 0.35}, None),
+        ({"disagreement_mm": 5.0, "mutual_information": 0.35}, "neither the parts"),
+        ({"disagreement_mm": 7.0}, "do not agree on where it lies"),
+        ({"mutual_information": 0.2}, "poor alignment"),
+        ({"overlap": 0.8}, "overlaps little"),
+        ({"covered": 0.3}, "too little of the brain"),
+    ],
+)
+def test_a_scan_is_doubted_for_one_reason_at_a_time(changed, reason):
+    doubts = list(dataclasses.replace(GOOD, **changed).doubts())
+    assert len(doubts) == (reason is not None)
+    assert reason is None or reason in doubts[0]
 
 
 def test_a_slab_is_aligned_as_its_slices_allow_and_says_so(head):

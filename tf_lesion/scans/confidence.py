@@ -55,12 +55,15 @@ class Confidence:
                 f"too little of the brain in the field of view to align it (about "
                 f"{self.covered:.0%}, at least {LEAST_COVERED:.0%})"
             )
-        doubtful = self.disagreement_mm > DOUBTFUL_MM
-        if doubtful and LEAST_INFORMATION <= self.mutual_information < DOUBTFUL_INFORMATION:
+        doubtful = (
+            DOUBTFUL_MM < self.disagreement_mm <= LARGEST_DISAGREEMENT_MM
+            and LEAST_INFORMATION <= self.mutual_information < DOUBTFUL_INFORMATION
+        )
+        if doubtful:
             yield (
-                f"neither the parts of the brain ({self.disagreement_mm:.1f} mm apart) nor its gray "
-                f"values ({self.mutual_information:.2f} nats of mutual information) agree well on "
-                f"where it lies (at most {DOUBTFUL_MM:.0f} mm, or at least {DOUBTFUL_INFORMATION})"
+                f"neither the parts of the brain (by {self.disagreement_mm:.1f} mm) nor its gray "
+                f"values (mutual information {self.mutual_information:.2f} nats) agree well on "
+                f"where it lies (at most {DOUBTFUL_MM:.0f} or at least {DOUBTFUL_INFORMATION})"
             )
         if self.mutual_information < LEAST_INFORMATION:
             yield (
