@@ -157,6 +157,7 @@ def run(cache_path, tmp_path_factory):
     return make_run(folder, cache_path, steps=1, restoration_steps=1)
 
 
+@pytest.mark.slow
 def test_a_killed_restoration_does_not_go_on_over_another_cache(run, tmp_path, capsys):
     cache = write_cache(tmp_path / "cache.h5")
     argv = ["--model", str(run), "--cache", str(cache), "--out", str(tmp_path / "restored.h5")]

@@ -72,7 +72,7 @@ def test_a_run_on_a_cache_of_the_released_layout_is_packed(tmp_path, cache_path)
     assert tf_lesion.load(tmp_path / "p").data["preprocessing"] == {"scan": {"align": "rigid"}}
 
 
-@pytest.mark.parametrize("kind", ["run", "savedmodel"])
+@pytest.mark.parametrize("kind", ["run", pytest.param("savedmodel", marks=pytest.mark.slow)])
 def test_an_export_names_no_folder_and_no_subject(run, tmp_path, kind):
     named = shutil.copytree(run, tmp_path / "clinic-7" / "gmvae")
     stored = json.loads((named / "config.json").read_text())

@@ -194,6 +194,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_result(run, cache_path, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_names_without_a_suffix_and_half_a_shard_beside_them_are_merged(run, cache_path, tmp_path):
     out = tmp_path / "restored"
     for number in (1, 2):

@@ -72,6 +72,7 @@ def test_names_of_older_systems_are_read_as_latin_1(tmp_path):
         assert file["Test_info/source"].asstr()[0].endswith("in/élève_t2.nii.gz")
 
 
+@pytest.mark.slow
 def test_scans_with_old_names_are_measured_and_shown(tmp_path):
     maps_of(tmp_path, OLD_NAME, truth=((-20, -10, 30), 14))
     (facts,) = tmp_path.glob("*_restoration.json")

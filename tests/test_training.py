@@ -265,6 +265,7 @@ def test_a_run_that_is_prolonged_keeps_its_schedules(cache_path, trained, tmp_pa
     assert len(set(schedules[0])) > 3
 
 
+@pytest.mark.slow
 def test_slow_steps_are_saved_by_the_clock(cache_path, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 0)
     assert _train(cache_path, tmp_path / "run", "--steps", 3, "--checkpoint-every", 100) == 0

@@ -136,6 +136,7 @@ def test_a_lesion_of_200_ml_neither_dims_itself_nor_moves_what_is_healthy(large,
     assert levels[1] > levels[0] + 0.05
 
 
+@pytest.mark.slow
 def test_a_scan_without_a_lesion_is_matched_to_the_same(large, monkeypatch):
     prior, paths = large
     denoiser = dataclasses.replace(prior.config.restoration, solver=SOLVERS["denoiser"])
