@@ -38,7 +38,7 @@ def twin_on_grid(prepared: Any, twin: str | Path) -> np.ndarray:
     def means(volume):
         return brain_means(volume, prepared.scan_mask, resample)[0][prepared.mask]
 
-    raw = means(prepared.scan.data)
+    raw = means(load_scan(prepared.scan.path).data)  # as in the file, like the twin's
     order = np.argsort(raw)
     image = np.zeros_like(prepared.image)
     image[prepared.mask] = np.interp(

@@ -5,6 +5,7 @@ import itertools
 from types import SimpleNamespace
 
 import keras
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -134,6 +135,19 @@ def test_a_lesion_of_200_ml_neither_dims_itself_nor_moves_what_is_healthy(large,
     assert shifts[0] > 0.04
     assert shifts[1] < 0.005
     assert levels[1] > levels[0] + 0.05
+
+
+def test_a_twin_has_the_intensities_of_its_patient_whatever_was_added(large, tmp_path):
+    prior, paths = large
+    for part in ("t2", "twin"):
+        scan = nib.load(paths[part])
+        moved = tmp_path / f"moved_{part}.nii.gz"
+        nib.save(nib.Nifti1Image(scan.get_fdata(dtype=np.float32) + 700, scan.affine), moved)
+        paths[part] = moved
+    prepared = Detector(prior, align="none").prepare(paths["t2"], label=paths["seg"])
+    healthy = prepared.mask & (prepared.label == 0)
+    difference = twins.twin_on_grid(prepared, paths["twin"]) - prepared.image
+    assert np.abs(difference[healthy]).mean() < 1e-3
 
 
 @pytest.mark.slow
