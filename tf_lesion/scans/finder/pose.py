@@ -126,9 +126,7 @@ def without_scale(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
     return rigid
 
 
-def between(
-    first: np.ndarray, second: np.ndarray, center: np.ndarray, share: float = 0.5
-) -> np.ndarray:
+def between(first: np.ndarray, second: np.ndarray, center: np.ndarray, share: float) -> np.ndarray:
     """The weighted mean of two rigid maps [4, 4]: of their turns, and of where they take `center`.
 
     `share` is the weight of the second.
