@@ -11,7 +11,8 @@ BIN := $(VENV)/bin
 DEMO := demo
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: pretrained-denoiser demo docs test test-slow lint clean pretrained finder figures
+.PHONY: demo docs test test-slow lint clean pretrained pretrained-gmvae pretrained-vae
+.PHONY: pretrained-denoiser finder figures
 
 $(VENV)/installed: setup.py constraints.txt tf_lesion/__init__.py
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
@@ -62,48 +63,57 @@ demo: $(VENV)/installed
 	@echo "Maps of the shipped prior: $(DEMO)/maps; a restored slice: $(DEMO)/restored.png"
 	@echo "Look at it: file://$(CURDIR)/$(DEMO)/maps/report.html"
 
-# Everything the shipped priors came from; LABEL_MAPS is a folder of FreeSurfer label maps.
+FIGURES := figures
+
+# Everything the shipped priors came from; LABEL_MAPS is a folder of 20 FreeSurfer label maps. Of the
+# first 17 come the healthy scans, 3 of them to calibrate on, of the last 3 the patients of Table 1.
 WORK := prior
 SHIPPED := tf_lesion/pretrained
 # A larger lambda changes healthy slices less still, but finds less in synthetic patients.
 LAMBDA := 3
 SCORE := relative,signed,smooth=4
 CHOSEN_BY := labels of synthetic patients, stroke and MS scans
-pretrained: $(VENV)/installed
-	$(BIN)/python -m preprocessing.phantom --out $(WORK)/scans --label-maps $(LABEL_MAPS) --held-out 4 --healthy 80 --test 8 --patients 24 --seed 3 --jobs $(CORES)
-	$(BIN)/python -m preprocessing.camcan --input $(WORK)/scans/healthy --test-list $(WORK)/scans/test_subjects.txt --align none --match --slice-step 2 --min-brain 0.02 --out $(WORK)/healthy.h5 --jobs $(CORES)
-	$(BIN)/python -m preprocessing.brats --input $(WORK)/scans/patients --align none --reference $(WORK)/healthy.h5 --slice-step 4 --out $(WORK)/patients.h5 --jobs $(CORES)
-	$(MAKE) prior-gmvae prior-vae
-	$(BIN)/python -m eval.tables --config eval/experiment_pretrained.yaml
+pretrained: pretrained-gmvae pretrained-vae pretrained-denoiser table1-glioma table1-stroke table1-ms
 
-# The denoiser, at 2 mm: anatomies to train on, to calibrate on, and of the patients are not the same.
-pretrained-denoiser: export TF_ENABLE_ONEDNN_OPTS = 1
-pretrained-denoiser: $(VENV)/installed
-	mkdir -p $(WORK)/known $(WORK)/unknown
+$(WORK)/scans/phantom.json: $(VENV)/installed
+	mkdir -p $(WORK)/known
 	ls $(abspath $(LABEL_MAPS))/*.nii.gz | head -n 17 | xargs ln -sf -t $(WORK)/known
-	ls $(abspath $(LABEL_MAPS))/*.nii.gz | tail -n 3 | xargs ln -sf -t $(WORK)/unknown
-	$(BIN)/python -m preprocessing.phantom --out $(WORK)/known_scans --label-maps $(WORK)/known --held-out 3 --healthy 98 --test 24 --patients 0 --seed 3 --jobs $(CORES)
-	$(BIN)/python -m preprocessing.camcan --input $(WORK)/known_scans/healthy --test-list $(WORK)/known_scans/test_subjects.txt --align none --match --voxel-size 2 --min-brain 0.02 --out $(WORK)/healthy_2mm.h5 --jobs $(CORES)
-	$(BIN)/python -m preprocessing.phantom --out $(WORK)/unknown_scans --label-maps $(WORK)/unknown --healthy 0 --patients 18 --seed 4 --jobs $(CORES)
-	$(BIN)/tf-lesion train --cache $(WORK)/healthy_2mm.h5 --out $(WORK)/denoiser --model denoiser --preset practical --steps 12000 --batch-size 32 --force
-	$(BIN)/tf-lesion calibrate --model $(WORK)/denoiser --healthy $(WORK)/known_scans/healthy --align rigid --pattern "sub-CC71*/**/*_T2w.nii.gz" --postprocess flip,signed,median=3,smooth=2,support=8,scale --chosen-by "labels of synthetic patients" --force
-	$(BIN)/tf-lesion export --as run --model $(WORK)/denoiser --out $(SHIPPED)/denoiser --align rigid --force
-	$(BIN)/python -m eval.twins --input $(WORK)/unknown_scans/patients --model pretrained-denoiser --out $(WORK)/twins.csv --force
+	$(BIN)/python -m preprocessing.phantom --out $(WORK)/scans --label-maps $(WORK)/known --held-out 3 --healthy 98 --test 24 --patients 0 --seed 3 --jobs $(CORES)
 
-prior-%: RUN = $(WORK)/$*
-prior-%:
-	$(BIN)/tf-lesion train --cache $(WORK)/healthy.h5 --out $(RUN) --preset denoising --model $* --force
-	$(BIN)/tf-lesion calibrate --model $(RUN) --cache $(WORK)/healthy.h5 --tv-weight $(LAMBDA) $(FAST) --precision bfloat16 --postprocess $(SCORE) --chosen-by "$(CHOSEN_BY)"
-	$(BIN)/tf-lesion export --as run --model $(RUN) --out $(SHIPPED)/$* --align rigid --force
+PREPARE = $(BIN)/python -m preprocessing.camcan --input $(WORK)/scans/healthy --test-list $(WORK)/scans/test_subjects.txt --align rigid --match --min-brain 0.02 --jobs $(CORES)
+$(WORK)/healthy_1mm.h5: $(WORK)/scans/phantom.json
+	$(PREPARE) --slice-step 2 --out $@
+
+$(WORK)/healthy_2mm.h5: $(WORK)/scans/phantom.json
+	$(PREPARE) --voxel-size 2 --out $@
+
+pretrained-gmvae pretrained-vae: pretrained-%: $(WORK)/healthy_1mm.h5
+	$(BIN)/tf-lesion train --cache $< --out $(WORK)/$* --preset denoising --model $* --force
+	$(BIN)/tf-lesion calibrate --model $(WORK)/$* --cache $< --max-slices 480 --tv-weight $(LAMBDA) $(FAST) --postprocess $(SCORE) --chosen-by "$(CHOSEN_BY)"
+	$(BIN)/tf-lesion export --as run --model $(WORK)/$* --out $(SHIPPED)/$* --align rigid --force
+
+pretrained-denoiser: export TF_ENABLE_ONEDNN_OPTS = 1
+pretrained-denoiser: $(WORK)/healthy_2mm.h5
+	$(BIN)/tf-lesion train --cache $< --out $(WORK)/denoiser --model denoiser --preset practical --steps 12000 --batch-size 32 --force
+	$(BIN)/tf-lesion calibrate --model $(WORK)/denoiser --healthy $(WORK)/scans/healthy --align rigid --pattern "sub-CC71*/**/*_T2w.nii.gz" --postprocess flip,signed,median=3,smooth=2,support=8,scale --chosen-by "labels of synthetic patients" --force
+	$(BIN)/tf-lesion export --as run --model $(WORK)/denoiser --out $(SHIPPED)/denoiser --align rigid --force
+
+# Table 1 of GMVAE and VAE, on the patients of `figures`.
+table1-%: $(FIGURES)/%/scans/phantom.json $(WORK)/healthy_1mm.h5
+	$(BIN)/python -m preprocessing.brats --input $(<D)/patients --align rigid --reference $(WORK)/healthy_1mm.h5 --slice-step 8 --out $(WORK)/$*.h5 --jobs $(CORES)
+	sed 's/KIND/$*/' eval/experiment_pretrained.yaml > $(WORK)/$*.yaml
+	$(BIN)/python -m eval.tables --config $(WORK)/$*.yaml
 
 # The figures of README and model card. SCANS holds a folder for each real scan, with NAME_t2.nii.gz
 # and NAME_seg.nii.gz; the synthetic ones are of the three label maps that nothing was trained with.
-FIGURES := figures
 figures: figures-real figures-healthy figures-glioma figures-stroke figures-ms
 
 $(FIGURES)/anatomies:
 	mkdir -p $@
 	ls $(abspath $(LABEL_MAPS))/*.nii.gz | tail -n 3 | xargs ln -sf -t $@
+
+$(FIGURES)/%/scans/phantom.json: $(VENV)/installed | $(FIGURES)/anatomies
+	$(BIN)/python -m preprocessing.phantom --out $(@D) --label-maps $(FIGURES)/anatomies --healthy 0 --patients 9 --lesions $* --seed 6 --jobs $(CORES) --force
 
 figures-real: $(VENV)/installed
 	$(BIN)/tf-lesion detect $(SCANS) $(FIGURES)/real/maps --force
@@ -113,8 +123,7 @@ figures-healthy: $(VENV)/installed $(FIGURES)/anatomies
 	$(BIN)/python -m preprocessing.phantom --out $(FIGURES)/healthy/scans --label-maps $(FIGURES)/anatomies --healthy 12 --patients 0 --seed 21 --jobs $(CORES) --force
 	$(BIN)/tf-lesion detect $(FIGURES)/healthy/scans/healthy $(FIGURES)/healthy/maps --force
 
-figures-%: $(VENV)/installed $(FIGURES)/anatomies
-	$(BIN)/python -m preprocessing.phantom --out $(FIGURES)/$*/scans --label-maps $(FIGURES)/anatomies --healthy 0 --patients 9 --lesions $* --seed 6 --jobs $(CORES) --force
+figures-glioma figures-stroke figures-ms: figures-%: $(FIGURES)/%/scans/phantom.json
 	$(BIN)/tf-lesion detect $(FIGURES)/$*/scans/patients $(FIGURES)/$*/maps --force
 	$(BIN)/tf-lesion evaluate --results $(FIGURES)/$*/maps --groups $(FIGURES)/$*/scans/groups.csv --out $(FIGURES)/$*/measured --force
 	$(BIN)/python -m eval.twins --input $(FIGURES)/$*/scans/patients --align rigid --out $(FIGURES)/$*/twins.csv --force

@@ -155,6 +155,18 @@ def test_a_lesion_at_the_surface_stays_in_the_mask(intensity, radius, brain, hea
         assert np.sum(found.mask & lesion) > 0.95 * lesion.sum()
 
 
+@pytest.mark.parametrize("share", [0.15, 0.35, 1.5])
+def test_the_edge_of_a_stripped_lesion_is_its_own(share):
+    """A ball whose edge is spread over voxels, as by interpolation; a dark or bright part of it."""
+    place = np.indices((60, 60, 60)) - 29.5
+    ball = np.linalg.norm(place, axis=0) < 25
+    lesion = ball & (np.linalg.norm(place - np.array([20, 0, 0])[:, None, None, None], axis=0) < 14)
+    values = ndimage.gaussian_filter(np.where(lesion, share, ball).astype(np.float64), 0.7)
+    found = brain_mask.what_was_left(np.where(values > 0.005, 1000 * values, 0))
+    assert dice(found, ball) > 0.98
+    assert np.sum(found & lesion) > 0.97 * lesion.sum()
+
+
 @pytest.mark.parametrize("what", ["noise", "ball", "upside down"])
 def test_what_is_no_upright_head_is_refused(what, brain):
     rng = np.random.default_rng(0)
@@ -185,7 +197,9 @@ GOOD = Confidence(
         ({"disagreement_mm": 5.0, "mutual_information": 0.35}, "neither the parts"),
         ({"disagreement_mm": 7.0}, "do not agree on where it lies"),
         ({"mutual_information": 0.2}, "poor alignment"),
-        ({"overlap": 0.8}, "overlaps little"),
+        ({"overlap": 0.82}, None),
+        ({"overlap": 0.78}, "overlaps little"),
+        ({"overlap": 0.82, "disagreement_mm": 5.0}, "overlaps little"),
         ({"covered": 0.3}, "too little of the brain"),
     ],
 )
@@ -193,6 +207,17 @@ def test_a_scan_is_doubted_for_one_reason_at_a_time(changed, reason):
     doubts = list(dataclasses.replace(GOOD, **changed).doubts())
     assert len(doubts) == (reason is not None)
     assert reason is None or reason in doubts[0]
+
+
+def test_a_small_overlap_alone_is_told_of_and_no_reason_to_refuse():
+    def cautions(**changed):
+        return list(dataclasses.replace(GOOD, **changed).cautions())
+
+    assert not cautions()
+    assert not cautions(overlap=float("nan"))
+    (caution,) = cautions(overlap=0.82)
+    assert "(Dice 0.82, usually above 0.85); look at the result" in caution
+    assert not cautions(overlap=0.82, disagreement_mm=5.0)  # refused
 
 
 def test_a_slab_is_aligned_as_its_slices_allow_and_says_so(head):

@@ -4,7 +4,8 @@ The finder (`tf_lesion.scans.finder`) says of every voxel how far it is from the
 brain. Where at least `STRIPPED_SHARE` of the voxels in a rim around that surface, `RIM_MM` outside,
 hold nothing but a constant background, somebody stripped the skull, and the mask is what was left:
 the largest connected piece that differs from the background, holes filled. Its edge lies where the
-scan rises through half of its median (`EDGE_SHARE`), as it does in a scan of any voxel size:
+scan rises through half (`EDGE_SHARE`) of its median, or of what lies just inside where that is
+less, so that a dark lesion at the surface stays. So it does in a scan of any voxel size:
 interpolation spreads a brain by a voxel or two, and splines ring around it. Deeper than
 `EDGE_VOXELS` nothing is cut off, however dark.
 """
@@ -25,6 +26,7 @@ RIM_MM, STRIPPED_SHARE = (4.0, 10.0), 0.75
 EDGE_MM = 0.75  # how far out a brain with skull goes on; .5 is best for four stripped real ones
 SMALLEST_BRAIN_LITERS = 0.2  # of a mask that is given; less is a fragment
 EDGE_SHARE, EDGE_VOXELS = 0.5, 2
+INSIDE_VOXELS = 5  # edge of the cube in which the deeper voxels say what lies just inside
 
 
 class Brain(NamedTuple):
@@ -116,9 +118,16 @@ def what_was_left(distance: np.ndarray) -> np.ndarray:
     piece = _largest_piece(distance > 0)
     if not piece.any():
         return piece
-    edge = EDGE_SHARE * np.median(distance[piece])
+    usual = np.median(distance[piece])
     deep = ndimage.binary_erosion(piece, iterations=EDGE_VOXELS, border_value=1)
-    return _largest_piece(deep | (piece & (distance >= edge)))
+    total, share = (
+        ndimage.uniform_filter(part.astype(np.float64), INSIDE_VOXELS)
+        for part in (np.where(deep, distance, 0), deep)
+    )
+    inside = np.divide(
+        total, share, out=np.full_like(total, usual), where=share > 0.5 / INSIDE_VOXELS**3
+    )
+    return _largest_piece(deep | (piece & (distance >= EDGE_SHARE * np.minimum(inside, usual))))
 
 
 def _check_volume(mask, affine, name):

@@ -8,10 +8,11 @@ import numpy as np
 
 # Limits set on painted heads of anatomies that the finder was not trained on; see
 # `scans/finder/README.md`.
-LEAST_OVERLAP = 0.85
+LEAST_OVERLAP = 0.8
 LARGEST_DISAGREEMENT_MM = 6.0
 LEAST_INFORMATION = 0.3  # nats
-DOUBTFUL_MM, DOUBTFUL_INFORMATION = 4.0, 0.38  # both at once are refused as well
+# Of these beyond, one alone passes, `DOUBTFUL_MM` with another does not.
+DOUBTFUL_MM, DOUBTFUL_INFORMATION, DOUBTFUL_OVERLAP = 4.0, 0.38, 0.85
 LEAST_COVERED = 0.4  # of the brain within the field of view: slabs of less were misplaced
 WHOLE_BRAIN = 0.95  # of the brain within the field of view; less is a part
 
@@ -40,11 +41,10 @@ class Confidence:
 
     def doubts(self) -> Iterator[str]:
         """Why the scan should not be used, if it should not."""
-        if self.overlap < LEAST_OVERLAP:
-            yield (
-                f"the brain mask overlaps little with that of the atlas (Dice {self.overlap:.2f}, "
-                f"at least {LEAST_OVERLAP})"
-            )
+        apart = self.disagreement_mm > DOUBTFUL_MM
+        least = DOUBTFUL_OVERLAP if apart else LEAST_OVERLAP
+        if self.overlap < least:
+            yield f"{self._overlaps_little()}, at least {least})"
         if self.disagreement_mm > LARGEST_DISAGREEMENT_MM:
             yield (
                 f"the parts of the brain do not agree on where it lies (by "
@@ -56,7 +56,8 @@ class Confidence:
                 f"{self.covered:.0%}, at least {LEAST_COVERED:.0%})"
             )
         doubtful = (
-            DOUBTFUL_MM < self.disagreement_mm <= LARGEST_DISAGREEMENT_MM
+            apart
+            and self.disagreement_mm <= LARGEST_DISAGREEMENT_MM
             and LEAST_INFORMATION <= self.mutual_information < DOUBTFUL_INFORMATION
         )
         if doubtful:
@@ -70,6 +71,16 @@ class Confidence:
                 f"poor alignment to MNI (mutual information {self.mutual_information:.2f} nats, "
                 f"at least {LEAST_INFORMATION})"
             )
+
+    def cautions(self) -> Iterator[str]:
+        """What is no reason to refuse the scan, but to look at it."""
+        if self.disagreement_mm <= DOUBTFUL_MM and LEAST_OVERLAP <= self.overlap < DOUBTFUL_OVERLAP:
+            yield (
+                f"{self._overlaps_little()}, usually above {DOUBTFUL_OVERLAP}); look at the result."
+            )
+
+    def _overlaps_little(self):
+        return f"the brain mask overlaps little with that of the atlas (Dice {self.overlap:.2f}"
 
     def facts(self) -> dict[str, float | None]:
         """JSON-serializable; None for what was not measured."""

@@ -306,6 +306,7 @@ def _warnings(prepared):
     apart from each other and from phantoms', and 0.19 to 0.51 from those of the same scans with
     dark and bright exchanged.
     """
+    yield from prepared.confidence.cautions()
     covered = prepared.confidence.covered
     if covered < WHOLE_BRAIN:
         yield (
