@@ -90,8 +90,8 @@ def test_an_option_that_does_not_exist_would_be_seen(capsys):
 def test_every_make_target_in_the_docs_exists():
     text = "\n".join(page.read_text() for page in PAGES)
     named = re.findall(r"(?:^ {4}|^|`)make (?:PYTHON=\S+ )?([a-z][a-z-]*)", text, re.MULTILINE)
-    targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {"demo", "docs", "test"} <= set(named) <= set(targets)
+    targets = re.findall(r"^([a-z][a-z -]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"demo", "docs", "test"} <= set(named) <= set(" ".join(targets).split())
 
 
 def test_every_link_leads_somewhere():
