@@ -97,7 +97,7 @@ pretrained-gmvae pretrained-vae: pretrained-%: $(WORK)/healthy_1mm.h5
 pretrained-denoiser: export TF_ENABLE_ONEDNN_OPTS = 1
 pretrained-denoiser: $(WORK)/healthy_2mm.h5
 	$(BIN)/tf-lesion train --cache $< --out $(WORK)/denoiser --model denoiser --preset practical --steps 12000 --batch-size 32 --force
-	$(BIN)/tf-lesion calibrate --model $(WORK)/denoiser --healthy $(WORK)/scans/healthy --align rigid --pattern "sub-CC71*/**/*_T2w.nii.gz" --postprocess flip,signed,median=3,smooth=2,support=8,scale --chosen-by "labels of synthetic patients" --force
+	$(BIN)/tf-lesion calibrate --model $(WORK)/denoiser --healthy $(WORK)/scans/healthy --align rigid --pattern "sub-CC71*/**/*_T2w.nii.gz" --postprocess flip,signed,median=3,smooth=2,support=8,contralateral,scale --chosen-by "labels of synthetic patients" --force
 	$(BIN)/tf-lesion export --as run --model $(WORK)/denoiser --out $(SHIPPED)/denoiser --align rigid --force
 
 # Table 1 of GMVAE and VAE, on the patients of `figures`.

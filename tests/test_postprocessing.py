@@ -20,6 +20,7 @@ from tf_lesion.calibration import Calibration
 from tf_lesion.cli import calibrate, evaluate
 from tf_lesion.config import RestorationConfig
 from tf_lesion.detection.postprocessing import (
+    LEAST_BRIGHTNESS,
     MIRROR_LEAST,
     MIRROR_SMOOTHING_MM,
     RELATIVE_FLOOR,
@@ -187,6 +188,29 @@ def test_relative_divides_by_what_the_other_side_and_healthy_brains_show():
     floor = RELATIVE_FLOOR
     assert score[1, 55, 30] == pytest.approx(0.3 / (0.5 * 0.1 + 0.5 * 0.2 + floor), rel=0.02)
     assert score[1, 4, 30] == pytest.approx(0.1 / (0.5 * 0.3 + 0.5 * 0.2 + floor), rel=0.02)
+
+
+def test_contralateral_counts_more_what_is_brighter_than_its_mirror_image():
+    """Both sides bright, the right one alone, and tissue as dark as most of the brain."""
+    mask = np.ones((3, 60, 60), bool)
+    x = np.arange(60) + MIDLINE_MM - 30 + 0.5  # the midline lies in the middle
+    observed = np.full(mask.shape, 0.2, np.float32)
+    observed[:, :, 45:] = 0.7
+    observed[:, 30:, :20] = 0.5
+    observed[1, 10, 30] = 5  # a speck
+    found = anomaly_score(
+        observed,
+        observed - 0.1,
+        mask,
+        settings=Postprocessing(contralateral=True),
+        axes=(x, np.arange(60.0), np.arange(3.0)),
+    )
+    alike, alone, dark = (found[1, 50, column] for column in (55, 3, 30))
+    floor, least = RELATIVE_FLOOR, LEAST_BRIGHTNESS
+    assert alike == pytest.approx(0.1 * np.cbrt(0.5 / (0.5 + floor) + least), rel=0.02)
+    assert alone == pytest.approx(0.1 * np.cbrt(0.3 / floor + least), rel=0.02)
+    assert dark == pytest.approx(0.1 * np.cbrt(least), rel=1e-4)
+    assert found[1, 10, 30] == pytest.approx(dark, rel=1e-4)
 
 
 @pytest.mark.parametrize("voxel_mm", [1.0, 1.5, 2.0, 3.0])

@@ -10,6 +10,8 @@
     smooth=N     3-D Gaussian of N mm (standard deviation) within the brain
     support=N    plus the geometric mean of the score and of its 3-D Gaussian of N mm: what lies
                  amid more of its kind counts more
+    contralateral  times the cube root of how far the scan is above the brain's median, relative to
+                 the other side: what is brighter than its mirror image counts more
     erode=N      0 within N voxels of the brain's edge, in the plane of the slice
     scale        divided by the scan's own level: the mean of the lowest 80 % of its brain's scores
 
@@ -27,11 +29,13 @@ from tf_lesion.config import RestorationConfig
 from tf_lesion.files import InputError
 from tf_lesion.scans.volumes import MNI_ORIGIN_MM
 
+SPECK_VOXELS = 3  # edge of the median that the brightness of `contralateral` is taken after
 VOXEL_CENTER = 0.5  # voxels from its edge
 BLOCK_MM = 4.0  # of the healthy maps: fine enough for a ventricle, coarse enough for few subjects
 SMOOTHING_MM = 6.0  # standard deviation, over anatomies that differ by about as much
 MIRROR_SMOOTHING_MM = 4.0  # standard deviation: no brain is quite symmetric
 MIRROR_SHARE = 0.5  # the rest is the healthy share
+LEAST_BRIGHTNESS = 0.01  # of `contralateral`: what is as dark as most of the brain is not lost
 MIRROR_LEAST = 0.05  # share of brain around a mirrored place below which the healthy maps weigh in
 RELATIVE_FLOOR = 0.03  # normalized intensity, added to what is expected
 LEVEL_SHARE = 0.8  # of the brain, the part of the lowest scores
@@ -53,6 +57,7 @@ class Postprocessing:
     median: int = 1  # voxels, odd
     smooth: int = 0  # millimeters
     support: int = 0  # millimeters
+    contralateral: bool = False
     erode: int = 0  # voxels
     scale: bool = False
 
@@ -106,7 +111,7 @@ class Postprocessing:
     @property
     def needs_axes(self) -> bool:
         """Whether positions in MNI space are needed."""
-        return self.needs_healthy or self.smooth > 0 or self.support > 0
+        return self.needs_healthy or self.smooth > 0 or self.support > 0 or self.contralateral
 
     def restoration(self, restoration: RestorationConfig) -> RestorationConfig:
         """A `RestorationConfig` that averages as these steps say."""
@@ -152,6 +157,8 @@ def anomaly_score(
         score = _blur_within(score, mask, settings.smooth, axes)
     if settings.support:
         score = score + np.sqrt(score * _blur_within(score, mask, settings.support, axes))
+    if settings.contralateral:
+        score = score * np.cbrt(_brighter_than_opposite(observed, mask, axes))
     inside = mask
     if settings.erode:
         reach = ndimage.generate_binary_structure(3, 1)
@@ -207,6 +214,17 @@ def _other_side(change, mask, *, usual, axes):
     mirrored = (share @ part.astype(np.float32) for part in (change * mask, mask))
     total, weight = (_blur_slices(part, MIRROR_SMOOTHING_MM, axes) for part in mirrored)
     return (total + MIRROR_LEAST * usual) / (weight + MIRROR_LEAST)
+
+
+def _brighter_than_opposite(observed, mask, axes):
+    """How far above the brain's median, in units of what is so at the mirrored place; [n, H, W]."""
+    usual = np.median(observed[mask > 0]) if np.any(mask) else 0.0
+    opposite = _other_side(observed, mask, usual=usual, axes=axes)
+    above, there = (
+        np.maximum(values - usual, 0)
+        for values in (ndimage.median_filter(observed * mask, SPECK_VOXELS), opposite)
+    )
+    return above / (there + RELATIVE_FLOOR) + LEAST_BRIGHTNESS
 
 
 def axes_mm(
