@@ -3,6 +3,7 @@
 # make docs   docs/ as a site, in site/; a warning or a broken link is an error
 # make pretrained LABEL_MAPS=DIR   the shipped prior again, from label maps of heads
 # make figures SCANS=DIR LABEL_MAPS=DIR   the figures of the README and of the model card
+# make figures-heads LABEL_MAPS=DIR   those of the card of the brain finder
 # make finder LABEL_MAPS=DIR   the shipped brain finder again, from the same
 
 PYTHON ?= python3
@@ -12,7 +13,8 @@ DEMO := demo
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
 .PHONY: demo docs test test-slow lint clean pretrained pretrained-gmvae pretrained-vae
-.PHONY: pretrained-denoiser finder figures
+.PHONY: pretrained-denoiser finder figures figures-real figures-healthy figures-heads
+.PHONY: figures-glioma figures-stroke figures-ms
 
 $(VENV)/installed: setup.py constraints.txt tf_lesion/__init__.py
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
@@ -129,6 +131,13 @@ figures-glioma figures-stroke figures-ms: figures-%: $(FIGURES)/%/scans/phantom.
 	$(BIN)/tf-lesion detect $(FIGURES)/$*/scans/patients $(FIGURES)/$*/maps --force
 	$(BIN)/tf-lesion evaluate --results $(FIGURES)/$*/maps --groups $(FIGURES)/$*/scans/groups.csv --out $(FIGURES)/$*/measured --force
 	$(BIN)/python -m eval.twins --input $(FIGURES)/$*/scans/patients --align rigid --out $(FIGURES)/$*/twins.csv --force
+
+# Of the card of the brain finder: heads of the four label maps that it was not trained with.
+figures-heads: $(VENV)/installed
+	mkdir -p $(FIGURES)/untrained
+	ls $(abspath $(LABEL_MAPS))/*.nii.gz | tail -n 4 | xargs ln -sf -t $(FIGURES)/untrained
+	$(BIN)/python -m preprocessing.phantom --out $(FIGURES)/heads --label-maps $(FIGURES)/untrained --healthy 0 --patients 0 --heads 200 --seed 12 --jobs $(CORES) --force
+	$(BIN)/python -m eval.heads --input $(FIGURES)/heads --out $(FIGURES)/heads.csv --jobs $(CORES) --force
 
 FINDER := finder
 finder: $(VENV)/installed

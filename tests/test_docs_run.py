@@ -19,9 +19,11 @@ from conftest import GOLDEN, phantom_slices, write_cache
 from pydicom.uid import generate_uid
 from test_docs import COMMANDS, PAGES, ROOT, module_of
 
+from preprocessing.phantom.tissues import FREESURFER
 from tf_lesion import presets, tf1
 from tf_lesion.baselines import METHODS
 from tf_lesion.scans.alignment import to_grid
+from tf_lesion.scans.finder.canonical import LANDMARKS
 from tf_lesion.scans.volumes import MniGrid
 
 SUBJECTS = 53  # of Cam-CAN: one to train on, as 52 are to test on
@@ -148,6 +150,9 @@ def label_maps(folder):
         labels = np.where(left, *[np.choose(names, (GRAY[s], WHITE[s], FLUID)) for s in (0, 1)])
         for side, label in zip((-1, 1), VENTRICLE, strict=True):
             labels[tiny_scans.blob(grid.affine, brain.shape, (12 * side, -10, 18), 9)] = label
+        for name, (x, y, z) in list(LANDMARKS.items())[2:]:  # but for cortex and white matter
+            for side, label in zip((-1, 1), FREESURFER[name][:2], strict=True):
+                labels[tiny_scans.blob(grid.affine, brain.shape, (x * side, y, z), 4)] = label
         image = nib.Nifti1Image((labels * brain).astype(np.int16), grid.affine)
         nib.save(image, folder / "label_maps" / f"anatomy_{number}.nii.gz")
 

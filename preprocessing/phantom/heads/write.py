@@ -29,10 +29,12 @@ def true_pose(head: Head) -> np.ndarray:
     return without_scale(fit, head.landmarks.mean(axis=0))
 
 
-def landmark_errors(head: Head, scan_from_mni: np.ndarray) -> np.ndarray:
-    """[20] mm: how far apart the true pose and another put each landmark."""
-    found = apply(np.linalg.inv(scan_from_mni), head.landmarks)
-    return np.linalg.norm(found - apply(true_pose(head), head.landmarks), axis=1)
+def landmark_errors(
+    landmarks: np.ndarray, mni_from_scan: np.ndarray, scan_from_mni: np.ndarray
+) -> np.ndarray:
+    """[20] mm: how far apart the true pose and another put each landmark [20, 3] of the scan."""
+    found = apply(np.linalg.inv(scan_from_mni), landmarks)
+    return np.linalg.norm(found - apply(mni_from_scan, landmarks), axis=1)
 
 
 def true_mask(head: Head) -> np.ndarray:
