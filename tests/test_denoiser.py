@@ -153,6 +153,17 @@ def test_the_denoised_slice_is_the_content_where_the_matte_is_1_and_the_slice_wh
     assert parts["matte"].shape == images.shape
 
 
+def test_a_restoration_replaces_less_in_doubt_and_more_where_the_matte_is_sure(model, monkeypatch):
+    images = _slices(1)
+    columns = images.shape[2] // 4
+    logit = np.repeat([-3.0, 0.0, 1.5, 2.5], [columns] * 3 + [images.shape[2] - 3 * columns])
+    parts = {"content": images + 1, "matte_logit": tf.constant(logit[:, None], images.dtype)}
+    monkeypatch.setattr(model, "parts", lambda _: parts)
+    change = np.unique(np.round(model.reconstruct(images, {}) - images, 4))
+    odds = np.exp([-4.5, -1.5, 0, 3 * 1.0])
+    np.testing.assert_allclose(change, odds / (1 + odds), atol=1e-4)
+
+
 def test_a_perfect_answer_leaves_the_matte_s_cross_entropy_alone(model, monkeypatch):
     images, shown = _slices(2), _slices(2) * 0.5
     logit = tf.where(tf.abs(shown - images) > 0.03, 20.0, -20.0)
